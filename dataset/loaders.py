@@ -1,0 +1,67 @@
+"""Configuration -> data loaders."""
+import numpy as np
+from torch.utils.data import DataLoader
+
+from dataset import labels, segmentation
+from dataset.segmentation import Sample
+from utils.config import Config
+from utils.errors import DataError
+
+
+def source_loader(cfg: Config, samples: list[Sample], pin_memory: bool = False) -> "ReadingLoader":
+    """Labelled crops of the source for the `num_steps` batches of stage 0."""
+    table = segmentation.label_table(cfg.source_data, cfg.num_classes)
+    return _crop_loader(cfg, samples, table, cfg.input_src, cfg.crop_src, 0, cfg.num_steps, pin_memory)
+
+
+def round_loader(cfg: Config, samples: list[Sample], round_index: int, steps: int,
+                 pin_memory: bool = False) -> "ReadingLoader":
+    """Crops of the target with a round's pseudo labels; `samples` carry the pseudo-label files as their labels."""
+    table = labels.lookup_table({c: c for c in range(cfg.num_classes)})
+    return _crop_loader(cfg, samples, table, cfg.input_tgt, cfg.crop_tgt, round_index, steps, pin_memory)
+
+
+def round_steps(cfg: Config, num_samples: int) -> int:
+    """Steps of one round: `epochs` passes over the target, at least one step, at most num_steps."""
+    return min(cfg.num_steps, max(1, cfg.epochs * num_samples // cfg.batch_size))
+
+
+def whole_image_loader(cfg: Config, section_name: str, samples: list[Sample], with_labels: bool,
+                       pin_memory: bool = False) -> "ReadingLoader":
+    """Every image of `samples` once, in order, one at a time, never padded or repeated."""
+    section = cfg.section(section_name)
+    table = segmentation.label_table(section, cfg.num_classes) if with_labels else None
+    dataset = segmentation.WholeImages(samples, section.input_size, table)
+    return ReadingLoader(DataLoader(dataset, batch_size=None, num_workers=cfg.worker, pin_memory=pin_memory))
+
+
+def crop_keys(seed: int, round_index: int, num_samples: int, count: int) -> list[tuple[int, int, int]]:
+    """(round, epoch, index) of `count` crops: epoch after epoch, each a permutation of the samples."""
+    keys = []
+    for epoch in range(-(-count // num_samples)):
+        order = np.random.default_rng([seed, round_index, epoch]).permutation(num_samples)
+        keys += [(round_index, epoch, int(index)) for index in order]
+    return keys[:count]
+
+
+class ReadingLoader:
+    """A DataLoader whose workers' DataErrors arrive as they were raised, without the worker's traceback around them."""
+
+    def __init__(self, loader: DataLoader):
+        self.loader = loader
+
+    def __len__(self):
+        return len(self.loader)
+
+    def __iter__(self):
+        try:
+            yield from self.loader
+        except DataError as error:
+            raise DataError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.DataError: ")) from None
+
+
+def _crop_loader(cfg, samples, table, shorter_edge, crop, round_index, steps, pin_memory):
+    dataset = segmentation.TrainingCrops(samples, table, shorter_edge, crop, cfg.scales, cfg.mirror, cfg.seed)
+    keys = crop_keys(cfg.seed, round_index, len(samples), steps * cfg.batch_size)
+    return ReadingLoader(DataLoader(dataset, cfg.batch_size, sampler=keys, num_workers=cfg.worker,
+                                    pin_memory=pin_memory))

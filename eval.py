@@ -1,0 +1,33 @@
+"""Score checkpoints on the target's validation split: IoU of each class and mIoU, for every protocol that fits.
+
+    python eval.py --config config/ldbe_config.yml snapshot/gta5_cityscapes/ld.pth [CKPT ...] [key=value ...]
+"""
+import json
+import sys
+from pathlib import Path
+
+from utils.cli import guarded, parser
+
+
+def main(given):
+    from trainer import evaluate, report  # late, so that --help answers at once
+    from utils.config import load_config
+    overrides = [word for word in given.words if "=" in word and not Path(word).exists()]
+    checkpoints = [word for word in given.words if word not in overrides]
+    cfg = load_config(given.config, overrides)
+    scored = report.score_checkpoints(cfg, checkpoints)
+    print(evaluate.score_table(scored, report.target_classes(cfg)))
+    if given.json:
+        Path(given.json).write_text(json.dumps(scored, indent=1) + "\n", encoding="utf-8")
+    if given.figure:
+        report.figure(cfg, checkpoints, given.images).save(given.figure)
+
+
+if __name__ == "__main__":
+    arguments = parser(__doc__, "config/ldbe_config.yml")
+    arguments.add_argument("words", nargs="+", metavar="CKPT", help="checkpoints, and key=value overrides among them")
+    arguments.add_argument("--json", metavar="FILE", help="write the scores to FILE")
+    arguments.add_argument("--figure", metavar="FILE", help="write a grid: image, each checkpoint's labels, ground truth")
+    arguments.add_argument("--images", type=int, default=4, metavar="N", help="images in the grid (default: %(default)s)")
+    parsed = arguments.parse_args()
+    sys.exit(guarded(lambda: main(parsed)))

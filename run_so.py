@@ -1,0 +1,18 @@
+"""Stage 0: train on the labelled source domain.
+
+    python run_so.py [--config config/so_config.yml] [key=value ...]
+
+Writes snapshot/<note>/source_only.pth.
+"""
+import sys
+
+from utils.cli import run_stage
+
+
+def run(cfg):
+    from trainer.source_only_trainer import SourceOnlyTrainer  # late, so that --help and wrong keys answer at once
+    SourceOnlyTrainer(cfg).run()
+
+
+if __name__ == "__main__":
+    sys.exit(run_stage(__doc__, "config/so_config.yml", run, method="source_only"))

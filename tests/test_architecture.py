@@ -1,0 +1,29 @@
+"""Imports run strictly downward: scripts -> trainer -> {dataset, model} -> utils."""
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("trainer", "dataset", "model", "utils")
+MAY_IMPORT = {"trainer": {"trainer", "dataset", "model", "utils"}, "dataset": {"dataset", "utils"},
+              "model": {"model", "utils"}, "utils": {"utils"}}
+PURE = {"trainer/losses.py": {"torch"}, "trainer/classmix.py": {"torch"}, "trainer/pseudo_label.py": {"torch", "math"}}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            yield node.module.split(".")[0]
+
+
+@pytest.mark.parametrize("path", [p for room in ROOMS for p in sorted((ROOT / room).glob("*.py"))],
+                         ids=lambda p: f"{p.parent.name}/{p.name}")
+def test_rooms_import_only_lower_rooms(path):
+    found = set(imports(path))
+    assert found & {*ROOMS, "bench", "tests", "run", "run_so", "eval"} <= MAY_IMPORT[path.parent.name]
+    allowed = PURE.get(f"{path.parent.name}/{path.name}")
+    assert allowed is None or found <= allowed

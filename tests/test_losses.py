@@ -1,0 +1,153 @@
+"""The losses against plain float64 loops over pixels, and their gradients against finite differences."""
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from trainer import losses
+
+
+def random_case(seed, classes=7, shape=(2, 4, 5), ignored=0.4):
+    g = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(shape[0], classes, *shape[1:], generator=g, dtype=torch.float64)
+    label = torch.randint(classes, shape, generator=g)
+    label[torch.rand(shape, generator=g) < ignored] = 255
+    return logits, label
+
+
+def softmax(z):
+    e = [math.exp(v - max(z)) for v in z]
+    return [v / sum(e) for v in e]
+
+
+def slow_ld_losses(logits, label, rank, entropy_on):
+    positive, entropy, negative = [], [], []
+    for b in range(label.shape[0]):
+        for y in range(label.shape[1]):
+            for x in range(label.shape[2]):
+                p = softmax(logits[b, :, y, x].tolist())
+                true = label[b, y, x].item()
+                if true != 255:
+                    positive.append(-math.log(p[true]))
+                if entropy_on == "all" or true == 255:
+                    entropy.append(-sum(v * math.log(v) for v in p if v > 0))
+                k = sorted(range(len(p)), key=lambda c: -p[c])[rank - 1]
+                negative.append(-math.log(min(max(1 - p[k], 1e-5), 1)))
+    def mean(values):
+        return sum(values) / len(values) if values else 0.0
+    return {"positive": mean(positive), "entropy": mean(entropy), "negative": mean(negative)}
+
+
+@pytest.mark.parametrize("entropy_on", ["all", "unselected"])
+@pytest.mark.parametrize("seed", range(5))
+def test_ld_losses_equal_the_loop(seed, entropy_on):
+    logits, label = random_case(seed)
+    for rank in range(1, 8):
+        got = losses.ld_losses(logits, label, rank, entropy_on)
+        expected = slow_ld_losses(logits, label, rank, entropy_on)
+        for name, value in expected.items():
+            assert got[name].item() == pytest.approx(value, rel=1e-12), (name, rank)
+
+
+@pytest.mark.parametrize("ignored, absent", [(1.1, "positive"), (0.0, "entropy")])
+def test_a_term_without_pixels_is_zero_and_trains_nothing(ignored, absent):
+    logits, label = random_case(0, ignored=ignored)
+    logits.requires_grad_()
+    term = losses.ld_losses(logits, label, 3, "unselected")[absent]
+    term.backward()
+    assert term.item() == 0 and logits.grad.abs().max() == 0
+
+
+def test_certain_pixels_stay_finite():
+    logits = torch.zeros(1, 4, 2, 2)
+    logits[:, 0] = 1e4
+    logits.requires_grad_()
+    label = torch.zeros(1, 2, 2, dtype=torch.long)
+    terms = losses.ld_losses(logits, label, 1)
+    sum(terms.values()).backward()
+    assert terms["negative"].item() == pytest.approx(-math.log(1e-5), rel=1e-5)  # 1 - p clamped
+    assert terms["entropy"].item() == 0 and terms["positive"].item() == 0
+    assert torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("name", ["positive", "entropy", "negative"])
+def test_ld_gradients_against_the_closed_form(name):
+    # d positive/dz = (p - onehot)/selected; d entropy/dz_c = -p_c (log p_c + H)/pixels;
+    # d negative/dz_c = p_k (delta_ck - p_c) / (1 - p_k) / pixels
+    logits, label = random_case(3)
+    rank = 4
+    z = logits.clone().requires_grad_()
+    losses.ld_losses(z, label, rank)[name].backward()
+    p = logits.softmax(1)
+    pixels, selected = label.numel(), (label != 255)
+    if name == "positive":
+        onehot = torch.zeros_like(p).scatter(1, label.where(selected, 0).unsqueeze(1), 1)
+        expected = (p - onehot) * selected.unsqueeze(1) / selected.sum()
+    elif name == "entropy":
+        expected = -p * (p.log() - (p * p.log()).sum(1, keepdim=True)) / pixels
+    else:
+        k = logits.argsort(1, descending=True)[:, rank - 1 : rank]
+        p_k = p.gather(1, k)
+        expected = p_k * (torch.zeros_like(p).scatter(1, k, 1) - p) / (1 - p_k) / pixels
+    assert torch.allclose(z.grad, expected, rtol=1e-10, atol=1e-14)
+
+
+def test_gradients_against_finite_differences():
+    logits, label = random_case(4, shape=(2, 2, 3))
+    conf = torch.rand(label.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(4))
+    z = logits.clone().requires_grad_()
+    for name in ("positive", "entropy", "negative"):
+        for entropy_on in ("all", "unselected"):
+            assert torch.autograd.gradcheck(lambda x: losses.ld_losses(x, label, 4, entropy_on)[name], z)
+    whole = label.where(label != 255, 0)
+    assert torch.autograd.gradcheck(lambda x: losses.mixed_cross_entropy(x, whole, conf, 0.5), z)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_logits_give_float32_losses(dtype):
+    logits, label = random_case(5)
+    half = logits.to(dtype)
+    for name, loss in losses.ld_losses(half, label, 3).items():
+        assert loss.dtype == torch.float32
+        assert loss.item() == pytest.approx(losses.ld_losses(half.double(), label, 3)[name].item(), rel=1e-5)
+
+
+def test_the_complementary_class_has_its_rank():
+    g = torch.Generator().manual_seed(0)
+    logits = torch.randn(3, 19, 8, 9, generator=g)
+    for rank in range(1, 20):
+        chosen = losses.complementary_class(logits, rank)
+        higher = (logits > logits.gather(1, chosen.unsqueeze(1))).sum(1)
+        assert (higher == rank - 1).all()
+
+
+def test_the_rank_is_drawn_from_the_middle():
+    rng = np.random.default_rng(0)
+    drawn = {losses.negative_rank(19, 3, rng) for _ in range(500)}
+    assert drawn == set(range(6, 13))  # 9 - 3 .. 9 + 3
+    assert {losses.negative_rank(16, 0, rng) for _ in range(20)} == {8}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_mixed_cross_entropy_equals_the_loop(seed):
+    logits, label = random_case(seed, ignored=0.0)
+    logits[0, :, 0, 0] = 0
+    logits[0, label[0, 0, 0], 0, 0] = 1e4  # cross entropy exactly 0: left out of the mean
+    conf = torch.rand(label.shape, generator=torch.Generator().manual_seed(seed))
+    total, positive = 0.0, 0
+    for b in range(2):
+        weight = sum(c >= 0.6 for c in conf[b].flatten().tolist()) / conf[b].numel()
+        for y in range(4):
+            for x in range(5):
+                loss = -math.log(softmax(logits[b, :, y, x].tolist())[label[b, y, x]])
+                total += weight * loss
+                positive += loss > 0
+    got = losses.mixed_cross_entropy(logits, label, conf, 0.6)
+    assert positive == label.numel() - 1
+    assert got.item() == pytest.approx(total / positive, rel=1e-12)
+
+
+def test_mixed_cross_entropy_without_confident_pixels_is_zero():
+    logits, label = random_case(1, ignored=0.0)
+    assert losses.mixed_cross_entropy(logits, label, torch.zeros(label.shape), 0.97).item() == 0

@@ -1,0 +1,60 @@
+"""Model and loader -> confusion matrix -> every protocol's IoU, as numbers and as a table."""
+from typing import Iterator
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset.labels import ClassSet
+from dataset.transforms import network_input
+from utils.metrics import class_iou, confusion_matrix
+
+
+def predictions(model: torch.nn.Module, loader, device: torch.device) -> Iterator[tuple[dict, Tensor]]:
+    """Yield (item, int64 [H, W] predicted train ids at the file's own size) of each whole image, in evaluation mode."""
+    model.eval()
+    for item in loader:
+        with torch.inference_mode():
+            image = network_input(item["image"].to(device, non_blocking=True))
+            yield item, model(image, size=tuple(item["size"]))[0].max(0).indices
+
+
+def evaluate(model: torch.nn.Module, loader, num_classes: int, device: torch.device, progress: bool = False) -> Tensor:
+    """Confusion matrix int64 [C, C] (CPU; rows = truth) over all labelled images of the loader, running BN statistics."""
+    total = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
+    for item, prediction in predictions(model, tqdm(loader, "evaluate", disable=not progress, leave=False), device):
+        total += confusion_matrix(item["label"].to(device, non_blocking=True), prediction, num_classes)
+    return total.cpu()
+
+
+def protocol_scores(confusion: Tensor, class_set: ClassSet) -> dict[str, dict]:
+    """{protocol: {"miou": float | None, "iou": {class name: float | None}}}, in percent (see `class_iou`)."""
+    scores = {}
+    for protocol, classes in class_set.protocols.items():
+        per_class, mean = class_iou(confusion, classes)
+        scores[protocol] = {"miou": mean, "iou": dict(zip((class_set.names[c] for c in classes), per_class))}
+    return scores
+
+
+def score_table(columns: dict[str, dict[str, dict]], class_set: ClassSet) -> str:
+    """Text table: a row per class, mIoU at the foot; a column per checkpoint and protocol.
+
+    columns: heading -> `protocol_scores`. "-": the class is not in the protocol, or occurs in neither labels nor
+    predictions.
+    """
+    protocols = list(class_set.protocols)
+    first = max(len(name) for name in (*class_set.names, "IoU, %"))
+    block = max([7 * len(protocols)] + [len(heading) + 2 for heading in columns])
+    def row(title, cells):
+        return title.ljust(first) + "".join("".join(c.rjust(block // len(protocols)) for c in cell).rjust(block)
+                                            for cell in cells)
+    def number(value):
+        return "-" if value is None else f"{value:.1f}"
+    heads = [protocol.removesuffix(" classes") + " cl." for protocol in protocols]
+    lines = [" " * first + "".join(heading.rjust(block) for heading in columns), row("IoU, %", [heads] * len(columns))]
+    rule = "-" * len(lines[0])
+    lines.append(rule)
+    lines += [row(name, [[number(scores[p]["iou"].get(name)) for p in protocols] for scores in columns.values()])
+              for name in class_set.names]
+    lines += [rule, row("mIoU", [[number(scores[p]["miou"]) for p in protocols] for scores in columns.values()])]
+    return "\n".join(lines)

@@ -1,0 +1,73 @@
+"""Comparing checkpoints: scores side by side, and the figure of the paper (image, each network, ground truth)."""
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dataset import loaders, segmentation
+from dataset.labels import ClassSet
+from trainer import evaluate
+from trainer.base_trainer import build_model, pick_device
+from utils.config import Config
+from utils.errors import ConfigError, DataError
+from utils.visualize import colourise, grid
+
+CAPTIONS = {"source_only": "source-only", "ld": "LD", "be": "LDBE"}
+
+
+def target_classes(cfg: Config) -> ClassSet:
+    return segmentation.class_set(cfg.target_data, cfg.num_classes)
+
+
+def headings(checkpoints: list[str]) -> list[str]:
+    """A name for each checkpoint: the stage's, else the file's, with the folder before it where two would agree.
+
+    Raises ConfigError if no checkpoint or one checkpoint twice is given.
+    """
+    names = [CAPTIONS.get(Path(c).stem, Path(c).stem) for c in checkpoints]
+    names = [f"{Path(c).parent.name}/{n}" if names.count(n) > 1 else n for c, n in zip(checkpoints, names)]
+    names = [c if names.count(n) > 1 else n for c, n in zip(checkpoints, names)]
+    if not names or len(set(names)) < len(names):
+        raise ConfigError(f"checkpoints: expected one or more different files, found {checkpoints}.")
+    return names
+
+
+def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
+    """heading -> `evaluate.protocol_scores` on the target's validation split, for each checkpoint in order."""
+    device = pick_device(cfg.device)
+    names, samples = headings(checkpoints), _validation_samples(cfg)
+    segmentation.require_labels(cfg.target, samples)
+    for checkpoint in checkpoints:  # a wrong name among them should not cost the evaluation of the others
+        build_model(cfg, device, checkpoint)
+    scores = {}
+    for name, checkpoint in zip(names, checkpoints):
+        model, _ = build_model(cfg, device, checkpoint)
+        loader = loaders.whole_image_loader(cfg, cfg.target, samples, True, device.type == "cuda")
+        confusion = evaluate.evaluate(model, loader, cfg.num_classes, device, cfg.screen)
+        scores[name] = evaluate.protocol_scores(confusion, target_classes(cfg))
+    return scores
+
+
+def figure(cfg: Config, checkpoints: list[str], count: int) -> Image.Image:
+    """Rows: image, each checkpoint's prediction, ground truth; columns: `count` images spread over the split."""
+    device, palette = pick_device(cfg.device), target_classes(cfg).palette
+    samples = _validation_samples(cfg)
+    chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)]
+    table = segmentation.label_table(cfg.target_data, cfg.num_classes)
+    pairs = [segmentation.read_pair(s, table) for s in chosen]
+    rows = [("image", [image for image, _ in pairs])]
+    for name, checkpoint in zip(headings(checkpoints), checkpoints):
+        model, _ = build_model(cfg, device, checkpoint)
+        loader = loaders.whole_image_loader(cfg, cfg.target, chosen, False)
+        rows.append((name, [colourise(prediction.cpu().numpy().astype(np.uint8), palette)
+                            for _, prediction in evaluate.predictions(model, loader, device)]))
+    rows.append(("ground truth", [colourise(label, palette) for _, label in pairs]))
+    return grid(rows, cfg.target_data.input_size if cfg.target_data.input_size[0] <= 512 else
+                (512, 512 * cfg.target_data.input_size[1] // cfg.target_data.input_size[0]))
+
+
+def _validation_samples(cfg):
+    samples = segmentation.find_samples(cfg.target, cfg.target_data, "val")
+    if not samples:
+        raise DataError(f"{cfg.target}: no images in the split 'val'.")
+    return samples

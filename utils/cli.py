@@ -1,0 +1,50 @@
+"""What the command-line scripts share: `--config`, `key=value` words, `--help` out of the declared keys, errors."""
+import argparse
+import sys
+
+from utils.config import config_help, load_config
+from utils.errors import UserError
+
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+
+def parser(description: str, default_config: str) -> argparse.ArgumentParser:
+    """Argument parser with `--config`, whose help ends with every configuration key, its type, default and meaning."""
+    result = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"{config_help()}\n\nexit codes: 0 done, {EXIT_USER_ERROR} wrong input (one line says what), "
+               f"{EXIT_INTERRUPTED} stopped by Ctrl-C")
+    result.add_argument("--config", default=default_config, metavar="FILE", help="YAML file (default: %(default)s)")
+    return result
+
+
+def run_stage(description: str, default_config: str, run, **fixed) -> int:
+    """The whole of a stage script: read the configuration, call `run(cfg)`, turn user errors into one line.
+
+    fixed: keys that the script itself decides. Returns the exit code.
+    """
+    arguments = parser(description, default_config)
+    arguments.add_argument("overrides", nargs="*", metavar="key=value",
+                           help="set a key, e.g. batch_size=2 or cityscapes.data_dir=/data/cityscapes")
+    given = arguments.parse_args()
+
+    def main():
+        cfg = load_config(given.config, given.overrides, **fixed)
+        if cfg.ignored_keys:
+            print(f"note: no effect on LDBE, ignored: {', '.join(cfg.ignored_keys)}", file=sys.stderr)
+        run(cfg)
+    return guarded(main)
+
+
+def guarded(main) -> int:
+    """Call `main()`; return an exit code, with one line on stderr in place of a traceback for what a user can mend."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("stopped: what had been saved before is kept", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0

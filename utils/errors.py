@@ -1,0 +1,17 @@
+"""The errors that a user can cause; the scripts print them as one line and exit with code 2."""
+
+
+class UserError(Exception):
+    """Something the user can put right: the message names the file or key, what was expected and what to do."""
+
+
+class ConfigError(UserError):
+    """A configuration file, a key or a command-line override is wrong."""
+
+
+class DataError(UserError):
+    """An image, a label or a list file is missing, damaged or does not fit its partner."""
+
+
+class CheckpointError(UserError):
+    """A checkpoint cannot be read or does not fit the network."""
