@@ -23,11 +23,15 @@ def main(given):
         report.figure(cfg, checkpoints, given.images).save(given.figure)
 
 
-if __name__ == "__main__":
+def run() -> int:
     arguments = parser(__doc__, "config/ldbe_config.yml")
     arguments.add_argument("words", nargs="+", metavar="CKPT", help="checkpoints, and key=value overrides among them")
     arguments.add_argument("--json", metavar="FILE", help="write the scores to FILE")
     arguments.add_argument("--figure", metavar="FILE", help="write a grid: image, each checkpoint's labels, ground truth")
     arguments.add_argument("--images", type=int, default=4, metavar="N", help="images in the grid (default: %(default)s)")
-    parsed = arguments.parse_args()
-    sys.exit(guarded(lambda: main(parsed)))
+    given = arguments.parse_intermixed_args()
+    return guarded(lambda: main(given))
+
+
+if __name__ == "__main__":
+    sys.exit(run())

@@ -20,10 +20,10 @@ def imports(path):
             yield node.module.split(".")[0]
 
 
-@pytest.mark.parametrize("path", [p for room in ROOMS for p in sorted((ROOT / room).glob("*.py"))],
-                         ids=lambda p: f"{p.parent.name}/{p.name}")
+@pytest.mark.parametrize("path", [p for room in ROOMS for p in sorted((ROOT / room).rglob("*.py"))],
+                         ids=lambda p: p.relative_to(ROOT).as_posix())
 def test_rooms_import_only_lower_rooms(path):
     found = set(imports(path))
-    assert found & {*ROOMS, "bench", "tests", "run", "run_so", "eval"} <= MAY_IMPORT[path.parent.name]
-    allowed = PURE.get(f"{path.parent.name}/{path.name}")
+    assert found & {*ROOMS, "bench", "tests", "run", "run_so", "eval"} <= MAY_IMPORT[path.relative_to(ROOT).parts[0]]
+    allowed = PURE.get(path.relative_to(ROOT).as_posix())
     assert allowed is None or found <= allowed

@@ -8,6 +8,10 @@ import pytest
 from PIL import Image
 
 from dataset import toy
+from dataset.toy.__main__ import main
+from dataset.toy.camera import look_of, render
+from dataset.toy.files import MARKER
+from dataset.toy.looks import LOOK
 from dataset.labels import CITYSCAPES_IDS, SYNTHIA_IDS, lookup_table
 from utils.errors import ConfigError, DataError
 
@@ -65,7 +69,7 @@ def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):
 def test_image_does_not_depend_on_the_other_images(tmp_path, world):
     toy.write_toy_world(tmp_path, **SMALL)
     large, small = files_of(world), files_of(tmp_path)
-    assert {k for k in small if small[k] != large[k]} == {toy.MARKER}
+    assert {k for k in small if small[k] != large[k]} == {MARKER}
 
 
 @pytest.mark.parametrize("folders", [GTA5, CITYSCAPES])
@@ -101,16 +105,16 @@ def test_names_follow_the_published_sets(world):
     for image_path, label_path in pairs(world, *CITYSCAPES):
         assert image_path.name.startswith(image_path.parent.name + "_")
         assert label_path.name == image_path.name.replace("_leftImg8bit", "_gtFine_labelIds")
-        assert label_path.parent.relative_to(world / CITYSCAPES[1]) == image_path.parent.relative_to(world / CITYSCAPES[0])
+        assert label_path.parent.parts[-2:] == image_path.parent.parts[-2:]  # split, city
 
 
 def test_the_domains_differ_and_strength_removes_the_shift():
     def brightness(dataset, strength):
-        return np.mean([toy.render(0, dataset, "train", i, SIZE, strength)[0].mean() for i in range(12)])
+        return np.mean([render(0, dataset, "train", i, SIZE, strength)[0].mean() for i in range(12)])
     shift = brightness("gta5", 1.0) - brightness("cityscapes", 1.0)
     assert shift > 12
     assert abs(brightness("gta5", 0.0) - brightness("cityscapes", 0.0)) < shift / 2
-    assert toy.look_of("camera", 0.0) == toy.LOOK["game"] == toy.look_of("game", 1.0)
+    assert look_of("camera", 0.0) == LOOK["game"] == toy.look_of("game", 1.0)
 
 
 def test_a_complete_world_is_kept_and_a_smaller_one_leaves_nothing_stale(tmp_path):
@@ -128,12 +132,12 @@ def test_a_complete_world_is_kept_and_a_smaller_one_leaves_nothing_stale(tmp_pat
     assert (root / "gta5/notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name, text", [("photo.png", "x"), (toy.MARKER, "{}"), (toy.MARKER, "[1]")])
+@pytest.mark.parametrize("name, text", [("photo.png", "x"), (MARKER, "{}"), (toy.MARKER, "[1]")])
 def test_a_foreign_folder_is_refused_untouched(tmp_path, capsys, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match="not empty"):
         toy.write_toy_world(tmp_path, **SMALL)
-    assert toy.main(["--root", str(tmp_path)]) == 2
+    assert main(["--root", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert [p.name for p in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == text
 

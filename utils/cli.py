@@ -27,7 +27,7 @@ def run_stage(description: str, default_config: str, run, **fixed) -> int:
     arguments = parser(description, default_config)
     arguments.add_argument("overrides", nargs="*", metavar="key=value",
                            help="set a key, e.g. batch_size=2 or cityscapes.data_dir=/data/cityscapes")
-    given = arguments.parse_args()
+    given = arguments.parse_intermixed_args()
 
     def main():
         cfg = load_config(given.config, given.overrides, **fixed)

@@ -1,0 +1,192 @@
+"""The stage scripts end to end, in-process, on a tiny toy world."""
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+import eval as eval_script
+import run as run_script
+import run_so as run_so_script
+from dataset.toy import write_toy_world
+from utils.cli import run_stage
+
+TINY = {
+    "note": "tiny", "layers": [1, 1, 1, 1], "width": 8, "fixbn": False, "batch_size": 2, "worker": 0, "screen": False,
+    "input_src": 64, "input_tgt": 64, "crop_src": 48, "crop_tgt": 48, "learning_rate": 0.005, "backbone_lr_mult": 1.0,
+    "num_steps": 6, "epochs": 1, "round": 2, "cb_prop": 0.2, "val_freq": 4, "print_freq": 2, "init_weight": "None",
+    "device": "cpu",
+    "gta5": {"data_dir": "world/gta5", "input_size": [128, 64]},
+    "synthia": {"data_dir": "world/synthia", "input_size": [128, 64]},
+    "cityscapes": {"data_dir": "world/cityscapes", "input_size": [128, 64]},
+}
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch, toy_world):
+    """A folder of its own with a tiny toy world and configuration, as the working directory."""
+    shutil.copytree(toy_world, tmp_path / "world")
+    (tmp_path / "tiny.yml").write_text(yaml.safe_dump(TINY))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def toy_world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("toy") / "world"
+    write_toy_world(root, seed=5, size=(128, 64), source=6, synthia=4, train=5, val=3)
+    return root
+
+
+def call(monkeypatch, script, *words):
+    """Run a stage script as the command line would; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["script", "--config", "tiny.yml", *words])
+    fixed = {"method": "source_only"} if script is run_so_script else {}
+    return run_stage(script.__doc__, "tiny.yml", script.run, **fixed)
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)
+
+
+def all_stages(monkeypatch, *words):
+    assert call(monkeypatch, run_so_script, *words) == 0
+    assert call(monkeypatch, run_script, "method=ld", "init_weight=snapshot/tiny/source_only.pth", *words) == 0
+    assert call(monkeypatch, run_script, "method=be", "init_weight=snapshot/tiny/ld.pth", *words) == 0
+
+
+def test_three_stages_need_no_source_after_0_and_no_target_labels(world, monkeypatch, capsys):
+    assert call(monkeypatch, run_so_script) == 0
+    shutil.rmtree("world/gta5")
+    assert call(monkeypatch, run_script, "method=ld", "init_weight=snapshot/tiny/source_only.pth") == 0
+    assert "validation skipped" not in capsys.readouterr().out
+    shutil.rmtree("world/cityscapes/gtFine")
+    assert call(monkeypatch, run_script, "method=be", "init_weight=snapshot/tiny/ld.pth") == 0
+    assert "validation skipped: cityscapes has no labels" in capsys.readouterr().out
+
+    stages = {s: weights(f"snapshot/tiny/{s}.pth") for s in ("source_only", "ld", "be")}
+    for before, after in (("source_only", "ld"), ("ld", "be")):
+        assert stages[before].keys() == stages[after].keys()
+        assert not stages[before]["layer5.conv2d_list.0.weight"].equal(stages[after]["layer5.conv2d_list.0.weight"])
+    assert all(torch.isfinite(t).all() for s in stages.values() for t in s.values() if t.is_floating_point())
+    for stage, method in (("source_only", "source_only"), ("ld", "ld"), ("be", "be")):
+        assert yaml.safe_load(Path(f"snapshot/tiny/{stage}.yml").read_text())["method"] == method
+
+
+def test_records_of_a_run(world, monkeypatch):
+    all_stages(monkeypatch)
+    for stage in ("source_only", "ld", "be"):
+        events = [json.loads(line) for line in Path(f"log/tiny/{stage}.jsonl").read_text().splitlines()]
+        kinds = {e["event"] for e in events}
+        assert {"train", "val"} <= kinds and list(Path(f"log/tiny/{stage}").glob("events.out.tfevents.*"))
+        train = [e for e in events if e["event"] == "train"][0]
+        assert train["loss"]["total"] == pytest.approx(sum(v for k, v in train["loss"].items() if k != "total"))
+        assert train["lr"]["head"] == pytest.approx(10 * train["lr"]["backbone"])
+        assert {"19 classes", "16 classes", "13 classes"} <= [e for e in events if e["event"] == "val"][-1].keys()
+        if stage != "source_only":
+            rounds = [e for e in events if e["event"] == "pseudo_label"]
+            assert [e["round"] for e in rounds] == [0, 1]
+            assert [e["portion"] for e in rounds] == pytest.approx([0.2, 0.25])
+            for e in rounds:
+                assert 0 < e["coverage"]["all"] <= 1 and 0 <= e["accuracy"]["all"] <= 1
+                assert e["threshold"].keys() == set(e["coverage"]) - {"all"}
+                # the share of the class rule is reached at the least, the image rule adds to it
+                assert e["coverage"]["all"] >= e["portion"] - 0.02
+    pngs = sorted(p.relative_to("plabel").as_posix() for p in Path("plabel").rglob("*.png"))
+    assert len(pngs) == 2 * 2 * 5 and pngs[0].startswith("tiny/be/round0/")
+
+
+def test_same_seed_same_checkpoints_bit_by_bit(world, monkeypatch):
+    found = {}
+    for run in ("a", "b", "c"):
+        for folder in ("snapshot", "plabel", "log", "miou_result"):
+            shutil.rmtree(folder, ignore_errors=True)
+        # The number of workers and how often is printed and validated must not matter.
+        all_stages(monkeypatch, *{"a": [], "b": ["worker=2", "print_freq=1", "val_freq=3"], "c": ["seed=9"]}[run])
+        found[run] = {s: weights(f"snapshot/tiny/{s}.pth") for s in ("source_only", "ld", "be")}
+    for stage in found["a"]:
+        a, b, c = (found[run][stage] for run in "abc")
+        assert all(a[k].equal(b[k]) for k in a), stage
+        assert not all(a[k].equal(c[k]) for k in a), stage
+
+
+def evaluate(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["eval.py", "--config", "tiny.yml", *words])
+    return eval_script.run()
+
+
+def test_eval_prints_and_writes_every_protocol(world, monkeypatch, capsys):
+    all_stages(monkeypatch)
+    files = [f"snapshot/tiny/{s}.pth" for s in ("source_only", "ld", "be")]
+    capsys.readouterr()
+    assert evaluate(monkeypatch, *files, "worker=1", "--json", "out.json", "--figure", "grid.png") == 0
+    printed = capsys.readouterr().out
+    scores = json.loads(Path("out.json").read_text())
+    assert list(scores) == ["source-only", "LD", "LDBE"]
+    for stage, name in zip(("source_only", "ld", "be"), scores):
+        assert scores[name] == json.loads(Path(f"miou_result/tiny/{stage}.json").read_text())
+        assert list(scores[name]) == ["19 classes", "16 classes", "13 classes"]
+        assert f"{scores[name]['13 classes']['miou']:.1f}" in printed.splitlines()[-1]
+    assert Path("grid.png").stat().st_size > 1000
+
+
+def test_sixteen_classes_from_synthia(world, monkeypatch):
+    words = ("source=synthia", "num_classes=16")
+    all_stages(monkeypatch, *words)
+    scores = json.loads(Path("miou_result/tiny/be.json").read_text())
+    assert list(scores) == ["16 classes", "13 classes"]
+    assert weights("snapshot/tiny/be.pth")["layer5.conv2d_list.0.bias"].shape == (16,)
+
+
+@pytest.mark.parametrize("key", ["bn_stats=running", "entropy_on=unselected", "select_image=False", "fixbn=True",
+                                 "ema_alpha=0.5", "conf_thresh=0.1", "neg_rank_width=0", "portion_step=0.3",
+                                 "round_lr_decay=4", "scales=[1.0]"])
+def test_every_method_key_reaches_the_result(world, monkeypatch, key):
+    monkeypatch.chdir(world)
+    assert call(monkeypatch, run_so_script) == 0
+    def adapted(*words):
+        for method, start in (("ld", "source_only"), ("be", "ld")):
+            assert call(monkeypatch, run_script, f"method={method}", f"init_weight=snapshot/tiny/{start}.pth", *words) == 0
+        return weights("snapshot/tiny/be.pth")
+    plain, changed = adapted(), adapted(key)
+    assert any(not plain[k].equal(changed[k]) for k in plain)
+
+
+def test_running_statistics_are_untouched_by_labelling(world, monkeypatch):
+    """train=False: no step is taken; with bn_stats only labelling could move the statistics, and it does not run."""
+    assert call(monkeypatch, run_so_script) == 0
+    before = weights("snapshot/tiny/source_only.pth")
+    assert call(monkeypatch, run_script, "method=ld", "init_weight=snapshot/tiny/source_only.pth", "train=False") == 0
+    assert not Path("snapshot/tiny/ld.pth").exists()
+    assert Path("miou_result/tiny/ld.json").read_text() == Path("miou_result/tiny/source_only.json").read_text()
+    assert all(before[k].equal(v) for k, v in weights("snapshot/tiny/source_only.pth").items())
+
+
+@pytest.mark.parametrize("script, words, said", [
+    (run_script, ["method=ld"], "init_weight"),
+    (run_script, ["method=ld", "init_weight=nowhere.pth"], "nowhere.pth"),
+    (run_script, ["method=source_only"], "method"),
+    (run_script, ["method=ld", "init_weight=tiny.yml"], "tiny.yml"),
+    (run_so_script, ["gta5.data_dir=nowhere"], "gta5.data_dir"),
+    (run_so_script, ["cityscapes.data_dir=nowhere"], "cityscapes.data_dir"),
+    (run_so_script, ["gta5.data_list=nowhere.txt"], "gta5.data_list"),
+    (run_so_script, ["learning_rat=1"], "learning_rate"),
+    (run_so_script, ["batch_size=two"], "batch_size"),
+    (run_so_script, ["device=cuda:77"], "device"),
+])
+def test_what_a_user_gets_wrong_is_one_line_and_nothing_is_written(world, monkeypatch, capsys, script, words, said):
+    before = sorted(p.as_posix() for p in world.rglob("*"))
+    assert call(monkeypatch, script, *words) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: ") and said in error and "\n" not in error and "Traceback" not in error
+    assert sorted(p.as_posix() for p in world.rglob("*")) == before
+
+
+def test_eval_refuses_the_same_file_twice_and_missing_ones(world, monkeypatch, capsys):
+    assert call(monkeypatch, run_so_script) == 0
+    assert evaluate(monkeypatch, "snapshot/tiny/source_only.pth", "snapshot/tiny/source_only.pth") == 2
+    assert evaluate(monkeypatch, "snapshot/tiny/source_only.pth", "gone.pth") == 2
+    assert "gone.pth" in capsys.readouterr().err
