@@ -131,7 +131,7 @@ def read_label(path: Path, table: np.ndarray) -> np.ndarray:
             elif image.format == "PNG":
                 ids = _first_channel(path)
             else:
-                raise ValueError(f"mode {image.mode}; labels are one-channel PNG or 16-bit RGB PNG files")
+                raise ValueError(f"mode {image.mode}, expected one channel, or 16-bit RGB in a PNG")
         return table[ids]
     except FileNotFoundError:
         raise DataError(f"{path}: label not found.") from None
@@ -248,14 +248,9 @@ def _add(found: dict[str, str], relative: str, suffix: str | None) -> None:
 
 
 def _first_channel(path: Path) -> np.ndarray:
-    """First channel [H, W] of a 16-bit RGB(A) PNG. Pillow keeps only the high bytes of such a file, torchvision all."""
-    from torchvision.io import ImageReadMode, read_file
-    data = read_file(str(path))
-    if data[24] != 16:  # bit depth in the PNG header
-        raise ValueError("8-bit colour PNG; labels are one-channel PNG or 16-bit RGB PNG files")
-    # The operator behind torchvision.io.decode_png, which up to torchvision 0.19 has no other way to ask for 16 bits.
-    decode = torch.ops.image.decode_png
-    arguments = (data, ImageReadMode.UNCHANGED.value)
-    takes_16_bit_flag = len(decode.default._schema.arguments) == 4
-    pixels = decode(*arguments, True, False) if takes_16_bit_flag else decode(*arguments)
-    return pixels[0].numpy().astype(np.uint16)
+    """First channel [H, W] of a 16-bit RGB PNG. Pillow keeps only the high bytes of such a file."""
+    import cv2  # late: only SYNTHIA needs it
+    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if pixels is None or pixels.dtype != np.uint16:
+        raise ValueError("expected one channel, or 16-bit RGB")
+    return pixels[:, :, 2]  # OpenCV's order is blue, green, red

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import toy
+from dataset.toy import write_toy_world
 from dataset.toy.__main__ import main
 from dataset.toy.camera import look_of, render
 from dataset.toy.files import MARKER
@@ -47,7 +47,7 @@ def read_rgb16(path):
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("toy") / "world"
-    toy.write_toy_world(root, size=SIZE, source=24, synthia=24, train=18, val=6)
+    write_toy_world(root, size=SIZE, source=24, synthia=24, train=18, val=6)
     return root
 
 
@@ -60,14 +60,14 @@ def pairs(root, image_dir, label_dir, pattern="*.png"):
 def test_same_seed_same_bytes_other_seed_other_bytes(tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         np.random.seed(seed * 7)  # whatever else happened
-        toy.write_toy_world(tmp_path / name, seed=seed, **SMALL)
+        write_toy_world(tmp_path / name, seed=seed, **SMALL)
     a, b, c = (files_of(tmp_path / n) for n in "abc")
     assert a == b
     assert a.keys() == c.keys() and all(a[k] != c[k] for k in a)
 
 
 def test_image_does_not_depend_on_the_other_images(tmp_path, world):
-    toy.write_toy_world(tmp_path, **SMALL)
+    write_toy_world(tmp_path, **SMALL)
     large, small = files_of(world), files_of(tmp_path)
     assert {k for k in small if small[k] != large[k]} == {MARKER}
 
@@ -114,29 +114,29 @@ def test_the_domains_differ_and_strength_removes_the_shift():
     shift = brightness("gta5", 1.0) - brightness("cityscapes", 1.0)
     assert shift > 12
     assert abs(brightness("gta5", 0.0) - brightness("cityscapes", 0.0)) < shift / 2
-    assert look_of("camera", 0.0) == LOOK["game"] == toy.look_of("game", 1.0)
+    assert look_of("camera", 0.0) == LOOK["game"] == look_of("game", 1.0)
 
 
 def test_a_complete_world_is_kept_and_a_smaller_one_leaves_nothing_stale(tmp_path):
     root = tmp_path / "world"
-    assert "wrote" in toy.write_toy_world(root, **SMALL)
+    assert "wrote" in write_toy_world(root, **SMALL)
     stamps = {p: p.stat().st_mtime_ns for p in root.rglob("*.png")}
-    assert "already there" in toy.write_toy_world(root, **SMALL)
+    assert "already there" in write_toy_world(root, **SMALL)
     assert stamps == {p: p.stat().st_mtime_ns for p in root.rglob("*.png")}
     before = files_of(root)
     (root / "gta5/images/00002.png").unlink()
-    assert "wrote" in toy.write_toy_world(root, **SMALL) and files_of(root) == before
+    assert "wrote" in write_toy_world(root, **SMALL) and files_of(root) == before
     (root / "gta5/notes.txt").write_text("mine")
-    toy.write_toy_world(root, **{**SMALL, "source": 1, "synthia": 0})
+    write_toy_world(root, **{**SMALL, "source": 1, "synthia": 0})
     assert len(list(root.rglob("*.png"))) == 2 * 5
     assert (root / "gta5/notes.txt").read_text() == "mine"
 
 
-@pytest.mark.parametrize("name, text", [("photo.png", "x"), (MARKER, "{}"), (toy.MARKER, "[1]")])
+@pytest.mark.parametrize("name, text", [("photo.png", "x"), (MARKER, "{}"), (MARKER, "[1]")])
 def test_a_foreign_folder_is_refused_untouched(tmp_path, capsys, name, text):
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match="not empty"):
-        toy.write_toy_world(tmp_path, **SMALL)
+        write_toy_world(tmp_path, **SMALL)
     assert main(["--root", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("error: ")
     assert [p.name for p in tmp_path.iterdir()] == [name] and (tmp_path / name).read_text() == text
@@ -145,5 +145,5 @@ def test_a_foreign_folder_is_refused_untouched(tmp_path, capsys, name, text):
 @pytest.mark.parametrize("wrong", [{"seed": -1}, {"size": (16, 16)}, {"source": -1}, {"strength": 2.0}])
 def test_impossible_parameters_are_refused(tmp_path, wrong):
     with pytest.raises(ConfigError):
-        toy.write_toy_world(tmp_path / "new", **{**SMALL, **wrong})
+        write_toy_world(tmp_path / "new", **{**SMALL, **wrong})
     assert not (tmp_path / "new").exists()

@@ -1,0 +1,103 @@
+"""DeepLabV2 (Chen et al., TPAMI 2018) on a ResNet with output stride 8, under the parameter names that the field's
+checkpoints use: conv1 bn1 layer1..layer4 layer5.conv2d_list.0..3."""
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+EXPANSION = 4
+DILATIONS = (6, 12, 18, 24)  # of the four parallel convolutions of the head
+
+
+class Bottleneck(nn.Module):
+    """1x1, 3x3, 1x1 convolutions with a shortcut; the stride sits on the first 1x1, as in Caffe's ResNet."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, dilation: int, project: bool):
+        super().__init__()
+        out_channels = channels * EXPANSION
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, stride=stride, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(out_channels)
+        self.relu = nn.ReLU(inplace=True)
+        self.downsample = nn.Sequential(
+            nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False),
+            nn.BatchNorm2d(out_channels)) if project else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = self.relu(self.bn1(self.conv1(x)))
+        x = self.relu(self.bn2(self.conv2(x)))
+        return self.relu(self.bn3(self.conv3(x)) + shortcut)
+
+
+class Head(nn.Module):
+    """Sum of four parallel dilated 3x3 convolutions with bias."""
+
+    def __init__(self, in_channels: int, num_classes: int):
+        super().__init__()
+        self.conv2d_list = nn.ModuleList(
+            nn.Conv2d(in_channels, num_classes, 3, padding=d, dilation=d) for d in DILATIONS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(conv(x) for conv in self.conv2d_list)
+
+
+class DeepLabV2(nn.Module):
+    """The segmentation network.
+
+    layers: bottlenecks in each of the four stages, (3, 4, 23, 3) for ResNet-101. width: channels of the stem, 64 there;
+    the stages have width, 2, 4 and 8 times width, times 4 behind each block. Convolution weights start at N(0, 0.01).
+    """
+
+    def __init__(self, num_classes: int, layers: tuple[int, ...] = (3, 4, 23, 3), width: int = 64):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU(inplace=True)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True)
+        self.layer1 = _stage(width, width, layers[0])
+        self.layer2 = _stage(width * 4, width * 2, layers[1], stride=2)
+        self.layer3 = _stage(width * 8, width * 4, layers[2], dilation=2)
+        self.layer4 = _stage(width * 16, width * 8, layers[3], dilation=4)
+        self.layer5 = Head(width * 32, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.normal_(module.weight, 0, 0.01)
+
+    def score_map(self, x: Tensor) -> Tensor:
+        """Logits float [B, C, h, w] at output stride 8; x as in `forward`."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.layer5(x)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Logits float [B, C, *size], upsampled bilinearly with aligned corners.
+
+        x: float [B, 3, H, W], BGR in 0..255 minus the mean. size: (height, width) of the result, default that of x.
+        """
+        return F.interpolate(self.score_map(x), size or x.shape[-2:], mode="bilinear", align_corners=True)
+
+
+def freeze_bn_affine(model: nn.Module) -> None:
+    """Exclude weight and bias of every batch norm from training; running statistics go on moving in train mode."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.requires_grad_(False)
+
+
+def parameter_groups(model: DeepLabV2, backbone_lr_mult: float, head_lr_mult: float) -> list[dict]:
+    """Two disjoint groups for the optimiser, `backbone` and `head`, which hold every trainable tensor once; the
+    learning rate of a group is to be the schedule's times its `lr_mult`."""
+    head = {id(p) for p in model.layer5.parameters()}
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    return [{"name": "backbone", "lr_mult": backbone_lr_mult, "params": [p for p in trainable if id(p) not in head]},
+            {"name": "head", "lr_mult": head_lr_mult, "params": [p for p in trainable if id(p) in head]}]
+
+
+def _stage(in_channels: int, channels: int, blocks: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    """The first block of every stage has a projection shortcut: there the channels or the stride change."""
+    first = Bottleneck(in_channels, channels, stride, dilation, project=True)
+    rest = [Bottleneck(channels * EXPANSION, channels, 1, dilation, project=False) for _ in range(blocks - 1)]
+    return nn.Sequential(first, *rest)

@@ -1,0 +1,35 @@
+"""The teacher of boundary enhancement: an exponential moving average of the student."""
+import copy
+
+import torch
+from torch import nn
+
+
+def ema_decay(updates: int, ema_alpha: float) -> float:
+    """Share of the old teacher that update number `updates` (from 0) keeps: `min(1 - 1/(t+1), ema_alpha)`; the first
+    update copies the student, early ones average all students so far."""
+    return min(1 - 1 / (updates + 1), ema_alpha)
+
+
+class Teacher:
+    """A copy of the student that follows it: theta' <- a theta' + (1 - a) theta with a = `ema_decay`.
+
+    Parameters are averaged. Batch-norm buffers are copied: with batch statistics nobody reads them, and with running
+    ones the teacher normalises as the student does.
+    """
+
+    def __init__(self, student: nn.Module, ema_alpha: float):
+        self.model = copy.deepcopy(student).requires_grad_(False)
+        self.ema_alpha = ema_alpha
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, student: nn.Module) -> None:
+        """Move towards the student's weights as they are now."""
+        decay = ema_decay(self.updates, self.ema_alpha)
+        mine, theirs = list(self.model.parameters()), [p.detach() for p in student.parameters()]
+        torch._foreach_mul_(mine, decay)
+        torch._foreach_add_(mine, theirs, alpha=1 - decay)
+        for own, other in zip(self.model.buffers(), student.buffers()):
+            own.copy_(other)
+        self.updates += 1

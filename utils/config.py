@@ -1,0 +1,271 @@
+"""Every configuration key with its type, default, range and meaning, declared once; reading YAML files and
+`key=value` words into it. A loaded configuration is read-only."""
+import dataclasses
+import math
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Mapping
+
+import yaml
+
+from utils import config_values as values
+from utils.config_values import key, nearest
+from utils.errors import ConfigError
+
+STREETS = ("gta5", "synthia", "cityscapes")
+# Keys of the released configurations that have no effect on LDBE.
+NO_EFFECT = ("num_center", "lamb", "src_count", "src_pix_prop", "src_pix_select", "pool_prop", "src_fix", "tgt_fix",
+             "src_select", "tgt_select", "start", "neptune", "rec", "scale_min", "scale_max")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """One data-set section: a top-level key of the YAML file whose value is a mapping."""
+
+    type: str = key(None, str, "which layout the files have", choices=(*STREETS, "folder"))
+    data_dir: str = key(None, str, "folder of the data set")
+    data_list: str | None = key(None, str, "text file naming the training images, one a line; None: all in the folder",
+                                optional=True)
+    data_list_val: str | None = key(None, str, "the same for the validation images", optional=True)
+    input_size: tuple = key(None, [int], "(width, height) at which whole images are labelled and evaluated, pixels",
+                            low=1, length=2)
+    images: str | None = key(None, str, "folder only: where images are, below data_dir; may hold {split} and {name}",
+                             optional=True)
+    labels: str | None = key(None, str, "folder only: where their labels are; None: there are none", optional=True)
+    classes: tuple | None = key(None, [str], "folder only: names of the classes, in the order of the train ids",
+                                optional=True)
+    label_ids: Mapping | None = key(None, {int: int}, "folder only: id in the label file -> train id, all others are "
+                                    "ignored; None: the id is the train id", optional=True)
+    palette: tuple | None = key(None, [[int]], "folder only: colour of each class, (red, green, blue) in 0..255",
+                                optional=True, low=0, high=255)
+
+
+SECTION_DEFAULTS = {
+    "gta5": {"type": "gta5", "data_dir": "data/gta5", "input_size": (1280, 720)},
+    "synthia": {"type": "synthia", "data_dir": "data/synthia", "input_size": (1280, 760)},
+    "cityscapes": {"type": "cityscapes", "data_dir": "data/cityscapes", "input_size": (1024, 512)},
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """All keys; defaults are the released LDBE values where there are any."""
+
+    note: str = key("train", str, "name of the run: a folder below snapshot, log, plabel and result", group="Run")
+    method: str = key("ld", str, "stage: ld (label denoising) or be (boundary enhancement); run_so.py sets source_only",
+                      choices=("source_only", "ld", "be"))
+    model: str = key("deeplab", str, "network: DeepLabV2 on a ResNet", choices=("deeplab",))
+    train: bool = key(True, bool, "False: only validate init_weight")
+    device: str = key("auto", str, "auto (a GPU if there is one), cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:\d+)?")
+    seed: int = key(1234, int, "seed of all that is drawn at random", low=0, high=2**31 - 1)
+    fix_seed: bool = key(True, bool, "False: a fresh seed is drawn; the saved configuration names it")
+    multigpu: bool = key(False, bool, "several GPUs; only False in this version")
+    resume: bool = key(False, bool, "go on with a stopped run; only False in this version")
+    round_start: int = key(0, int, "first round to run, from 0; portion and rate are that round's", low=0)
+
+    num_classes: int = key(19, int, "C; street data sets: 19, 16 or 13", low=2, high=255, group="Network")
+    layers: tuple = key((3, 4, 23, 3), [int], "bottlenecks in the four stages; 3, 4, 23, 3 is ResNet-101", low=1, length=4)
+    width: int = key(64, int, "channels of the stem; all others grow with it", low=1)
+    init_weight: str | None = key(None, str, "checkpoint to start from, or imagenet; None: random start", optional=True)
+    restore_from: str | None = key(None, str, "only None: use init_weight", optional=True)
+    fixbn: bool = key(True, bool, "freeze weight and bias of every batch norm; its statistics move on")
+    bn_stats: str = key("batch", str, "statistics with which the target is labelled (thresholds, pseudo labels, teacher): "
+                        "of the batch, or running; training uses the batch's, evaluation the running ones",
+                        choices=("batch", "running"))
+
+    learning_rate: float = key(1e-4, float, "rate of the first round, before backbone_lr_mult and head_lr_mult",
+                               low=0, above=True, group="Optimisation")
+    num_steps: int = key(5000, int, "stage 0: steps; stages 1, 2: T of the poly schedule, anew each round, at which a "
+                         "round stops at the latest", low=1)
+    epochs: int = key(1, int, "passes over the target images in a round", low=1)
+    weight_decay: float = key(5e-4, float, "of SGD", low=0)
+    momentum: float = key(0.9, float, "of SGD", low=0, high=1, below=True)
+    power: float = key(0.9, float, "exponent of the poly schedule, lr (1 - t/T)^power", low=0)
+    round: int = key(2, int, "R, rounds of pseudo-labelling and training", low=1)
+    batch_size: int = key(3, int, "B, crops in a batch", low=1)
+    backbone_lr_mult: float = key(3.0, float, "factor on the rate of the backbone; 3: the released code lists most of its "
+                                  "tensors three times", low=0)
+    head_lr_mult: float = key(10.0, float, "factor on the rate of the head", low=0)
+    round_lr_decay: float = key(math.sqrt(2), float, "the rate is divided by this after each round", low=0, above=True)
+
+    cb_prop: float = key(0.1, float, "alpha of round 0: share of each class's pixels that is selected", low=0, high=1,
+                         above=True, group="Method")
+    portion_step: float = key(0.05, float, "added to alpha after each round", low=0, high=1)
+    select_image: bool = key(True, bool, "select each image's own top alpha pixels too (released code; not in the paper)")
+    entropy_on: str = key("all", str, "pixels of the entropy loss: all (released code) or unselected (paper)",
+                          choices=("all", "unselected"))
+    neg_rank_width: int = key(3, int, "w: rank of the complementary class is floor(C/2) + U{-w..w}", low=0)
+    ema_alpha: float = key(0.99, float, "a, largest share of the old teacher that an update keeps", low=0, high=1)
+    conf_thresh: float = key(0.97, float, "confidence whose share of pixels weights an image in BE", low=0, high=1)
+    plabel_accuracy: bool = key(True, bool, "report the pseudo labels' accuracy where the target's training split has "
+                                "labels; training never sees them")
+
+    source: str = key("gta5", str, "section of the source data set", group="Data")
+    target: str = key("cityscapes", str, "section of the target data set")
+    worker: int = key(4, int, "processes that read images; the result does not depend on it", low=0)
+    input_src: int = key(720, int, "shorter edge of a source image at scale 1, pixels", low=1)
+    input_tgt: int = key(720, int, "the same for target images", low=1)
+    crop_src: int = key(600, int, "side of a source crop, pixels", low=1)
+    crop_tgt: int = key(600, int, "side of a target crop, pixels", low=1)
+    scales: tuple = key((0.5, 0.75, 1.0, 1.25, 1.5), [float], "random factors on the shorter edge", low=0, above=True)
+    mirror: bool = key(True, bool, "flip half of the crops")
+
+    print_freq: int = key(100, int, "steps between lines in the log", low=1, group="Logging")
+    save_freq: int = key(30000, int, "steps between saves of the stage's checkpoint; it is saved at the end anyway", low=1)
+    val: bool = key(True, bool, "validate, where the target's validation split has labels")
+    val_freq: int = key(1000, int, "steps between validations; there is one after each round anyway", low=1)
+    tensorboard: bool = key(True, bool, "write TensorBoard scalars")
+    screen: bool = key(True, bool, "show progress bars")
+    snapshot: str = key("./snapshot", str, "folder of the checkpoints")
+    result: str = key("./miou_result", str, "folder of the last validation's figures")
+    log: str = key("./log", str, "folder of the JSON lines and TensorBoard scalars")
+    plabel: str = key("./plabel", str, "folder of the pseudo labels")
+
+    sections: Mapping[str, DataConfig] = dataclasses.field(default_factory=dict)
+    ignored_keys: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+
+    def section(self, name: str) -> DataConfig:
+        """The data-set section of that name."""
+        return self.sections[name]
+
+    @property
+    def source_data(self) -> DataConfig:
+        return self.sections[self.source]
+
+    @property
+    def target_data(self) -> DataConfig:
+        return self.sections[self.target]
+
+
+def _keys(cls) -> dict[str, values.Key]:
+    return {f.name: f.metadata["key"] for f in dataclasses.fields(cls) if "key" in f.metadata}
+
+
+KEYS, SECTION_KEYS = _keys(Config), _keys(DataConfig)
+
+
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = (), **fixed) -> Config:
+    """Read a YAML file, set the `key=value` words (nested keys with dots) in order, then `fixed`, and check it all.
+
+    Raises ConfigError that names the file or word, the key, what was found and what was expected.
+    """
+    tree = {"top": {}, "sections": {name: dict(d) for name, d in SECTION_DEFAULTS.items()}, "ignored": []}
+    for name, value in values.read_yaml(path).items():
+        _enter(tree, str(path), name, value)
+    for word in overrides:
+        _override(tree, word)
+    sections = MappingProxyType({name: _section(name, content) for name, content in tree["sections"].items()})
+    cfg = Config(**{**tree["top"], **fixed}, sections=sections, ignored_keys=tuple(dict.fromkeys(tree["ignored"])))
+    if not cfg.fix_seed:
+        cfg = dataclasses.replace(cfg, seed=secrets.randbelow(2**31), fix_seed=True)
+    _check(cfg)
+    return cfg
+
+
+def to_yaml(cfg: Config) -> str:
+    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
+    tree = {name: values.plain(getattr(cfg, name)) for name in KEYS}
+    tree |= {name: {k: values.plain(getattr(section, k)) for k in SECTION_KEYS if getattr(section, k) is not None}
+             for name, section in cfg.sections.items()}
+    return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+
+
+def config_help() -> str:
+    """Every key with type, default and meaning, by group."""
+    lines = []
+    for name, declared in KEYS.items():
+        if declared.group:
+            lines.append(f"\n{declared.group}:")
+        lines.append(declared.help_line(name))
+    lines.append("\nA data-set section (gta5, synthia, cityscapes, or a name of your own with `type: folder`), set as "
+                 "section.key=value:")
+    lines += [declared.help_line(name) for name, declared in SECTION_KEYS.items()]
+    lines.append(f"\nAccepted without effect: {', '.join(NO_EFFECT)}.")
+    return "\n".join(lines).strip("\n")
+
+
+def _enter(tree, where, name, value):
+    """Take one top-level entry of a file: a key, a section, or one without effect."""
+    if name in KEYS:
+        tree["top"][name] = KEYS[name].read(value, f"{where}: {name}")
+    elif name in NO_EFFECT:
+        tree["ignored"].append(name)
+    elif isinstance(value, Mapping) and (name in tree["sections"] or "type" in value):
+        section = tree["sections"].setdefault(name, {})
+        for inner, content in value.items():
+            section[inner] = _section_key(inner, name, where).read(content, f"{where}: {name}.{inner}")
+    else:
+        also = "; a data set of your own needs its `type`" if isinstance(value, Mapping) else ""
+        raise ConfigError(f"{where}: unknown key {str(name)!r}{nearest(name, (*KEYS, *tree['sections'], *NO_EFFECT))}{also}.")
+
+
+def _override(tree, word):
+    name, equals, text = word.partition("=")
+    if not equals:
+        raise ConfigError(f"{word!r}: expected key=value, such as batch_size=2.")
+    section, dot, inner = name.partition(".")
+    if name in NO_EFFECT:
+        tree["ignored"].append(name)
+    elif dot and section in tree["sections"]:
+        tree["sections"][section][inner] = _section_key(inner, section, word).read_text(text, name)
+    elif name in KEYS:
+        tree["top"][name] = KEYS[name].read_text(text, name)
+    else:
+        known = (*KEYS, *tree["sections"], *(f"{s}.{k}" for s in tree["sections"] for k in SECTION_KEYS))
+        raise ConfigError(f"{word!r}: unknown key {name!r}{nearest(name, known)}.")
+
+
+def _section_key(inner, section, where):
+    if inner not in SECTION_KEYS:
+        raise ConfigError(f"{where}: unknown key {section}.{inner}{nearest(inner, SECTION_KEYS)}.")
+    return SECTION_KEYS[inner]
+
+
+def _section(name, content):
+    needed = ("type", "data_dir", "input_size") + (("images", "classes") if content["type"] == "folder" else ())
+    for inner in needed:
+        if content.get(inner) is None:
+            raise ConfigError(f"{name}.{inner}: missing; a section of type {content['type']} needs {', '.join(needed)}.")
+    return DataConfig(**content)
+
+
+def _check(cfg):
+    """Conditions between keys."""
+    def require(condition, message):
+        if not condition:
+            raise ConfigError(message)
+    require(cfg.note not in ("", ".", "..") and not set(cfg.note) & set("/\\"),
+            f"note: {cfg.note!r} is no plain folder name.")
+    for name in ("multigpu", "resume"):
+        require(not getattr(cfg, name), f"{name}: True is not available in this version; set it to False.")
+    require(cfg.restore_from is None, f"restore_from: {cfg.restore_from!r} is not used; give the file as init_weight.")
+    require(cfg.method != "be" or cfg.batch_size >= 2, "batch_size: 1 is too small for method be, which mixes each image "
+            "of a batch with the next; use 2 or more.")
+    middle, width = cfg.num_classes // 2, cfg.neg_rank_width
+    require(cfg.method != "ld" or (middle - width >= 1 and middle + width <= cfg.num_classes),
+            f"neg_rank_width: {width} leaves the ranks 1..{cfg.num_classes} of num_classes {cfg.num_classes} around "
+            f"{middle}; use at most {min(middle - 1, cfg.num_classes - middle)}.")
+    for side in ("source", "target"):
+        name = getattr(cfg, side)
+        require(name in cfg.sections, f"{side}: no data-set section {name!r}{nearest(name, cfg.sections)}; "
+                f"there are {', '.join(cfg.sections)}.")
+        _check_section(cfg, name, require)
+    folders = [s for s in (cfg.source_data, cfg.target_data) if s.type == "folder"]
+    require(len(folders) < 2 or folders[0].classes == folders[1].classes,
+            f"{cfg.target}.classes: differ from {cfg.source}.classes; both data sets must have the same classes.")
+
+
+def _check_section(cfg, name, require):
+    section, count = cfg.section(name), cfg.num_classes
+    if section.type != "folder":
+        require(count in (19, 16, 13), f"num_classes: {count} does not fit {name}, whose class sets are 19, 16 and 13.")
+        return
+    require(len(section.classes) == count, f"{name}.classes: {len(section.classes)} names for num_classes {count}.")
+    for label_id, train_id in (section.label_ids or {}).items():
+        require(0 <= label_id < 65536 and 0 <= train_id < count, f"{name}.label_ids: {label_id}: {train_id} is outside "
+                f"0..65535: 0..{count - 1}.")
+    if section.palette is not None:
+        require(len(section.palette) == count and all(len(c) == 3 for c in section.palette),
+                f"{name}.palette: expected {count} colours of 3 numbers.")

@@ -1,0 +1,187 @@
+"""How one configuration value is declared, read and checked."""
+import difflib
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Mapping
+
+import yaml
+
+from utils.errors import ConfigError
+
+_NONE_WORDS = ("", "none", "null", "~")
+_TRUE_WORDS, _FALSE_WORDS = ("true", "yes", "on"), ("false", "no", "off")
+
+
+@dataclass(frozen=True)
+class Key:
+    """A declared key. kind: bool, int, float, str, [kind] for a list, {kind: kind} for a mapping."""
+
+    kind: object
+    default: object
+    meaning: str
+    choices: tuple | None = None
+    optional: bool = False
+    low: float | None = None
+    high: float | None = None
+    above: bool = False  # strictly above `low`
+    below: bool = False  # strictly below `high`
+    length: int | None = None
+    pattern: str | None = None
+    group: str | None = None  # heading in --help that starts with this key
+
+    def read(self, value, where: str):
+        """A value from YAML, checked and made read-only. Raises ConfigError that starts with `where`."""
+        if self.optional and (value is None or isinstance(value, str) and value.strip().lower() in _NONE_WORDS):
+            return None
+        result = self._convert(self.kind, value, where)
+        if self.length is not None and len(result) != self.length:
+            raise ConfigError(f"{where}: expected {self.length} values, found {value!r}.")
+        return result
+
+    def read_text(self, text: str, where: str):
+        """A value from the command line: text stays as it is typed, anything else is read as YAML."""
+        if self.kind is str:
+            return self.read(text, where)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            value = text
+        if isinstance(self.kind, list) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            value = [yaml.safe_load(part) for part in text.split(",")]
+        return self.read(value, where)
+
+    def help_line(self, name: str) -> str:
+        default = "required" if self.default is None and not self.optional else f"default {plain(self.default)}"
+        choices = f" ({' | '.join(self.choices)})" if self.choices else ""
+        return f"  {name}: {kind_name(self.kind)}{choices}, {default}\n      {self.meaning}"
+
+    def _convert(self, kind, value, where):
+        if isinstance(kind, list):
+            if not isinstance(value, (list, tuple)) or not value:
+                self._refuse(value, where)
+            return tuple(self._convert(kind[0], item, where) for item in value)
+        if isinstance(kind, dict):
+            if not isinstance(value, Mapping) or not value:
+                self._refuse(value, where)
+            (key_kind, value_kind), = kind.items()
+            return MappingProxyType({self._convert(key_kind, k, where): self._convert(value_kind, v, where)
+                                     for k, v in value.items()})
+        result = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}[kind](value)
+        if result is None or not self._allowed(result):
+            self._refuse(value, where)
+        return result
+
+    def _allowed(self, value):
+        if self.choices and value not in self.choices or self.pattern and not re.fullmatch(self.pattern, value):
+            return False
+        if isinstance(value, (bool, str)):
+            return True
+        return not (self.low is not None and (value < self.low or self.above and value == self.low)
+                    or self.high is not None and (value > self.high or self.below and value == self.high))
+
+    def _refuse(self, value, where):
+        raise ConfigError(f"{where}: expected {self._expected()}, found {value!r}"
+                          f"{nearest(value, self.choices) if self.choices else ''}.")
+
+    def _expected(self):
+        if self.choices:
+            return " or ".join(self.choices)
+        limits = [f"{'above' if self.above else 'at least'} {self.low}"] if self.low is not None else []
+        limits += [f"{'below' if self.below else 'at most'} {self.high}"] if self.high is not None else []
+        shape = f"of {self.length} values " if self.length else ""
+        pattern = f" matching {self.pattern}" if self.pattern else ""
+        return f"{kind_name(self.kind)} {shape}{' and '.join(limits)}".strip() + pattern + (" or None" if self.optional else "")
+
+
+def key(default, kind, meaning: str, **rules):
+    """Dataclass field of a configuration key; `default` None without `optional` marks a required one."""
+    return field(default=default, metadata={"key": Key(kind, default, meaning, **rules)})
+
+
+def kind_name(kind) -> str:
+    if isinstance(kind, list):
+        return f"list of {kind_name(kind[0])}"
+    if isinstance(kind, dict):
+        return "mapping of " + " to ".join(kind_name(k) for pair in kind.items() for k in pair)
+    return {bool: "True/False", int: "whole number", float: "number", str: "text"}[kind]
+
+
+def nearest(name, known) -> str:
+    """`; did you mean 'x'?` where a known name is near, else nothing."""
+    found = difflib.get_close_matches(str(name), list(known), 1)
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def plain(value):
+    """Tuples and read-only mappings -> lists and dicts, for YAML and for display."""
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return dict(value) if isinstance(value, Mapping) else value
+
+
+def read_yaml(path: str | Path) -> dict:
+    """The mapping in a YAML file, by a safe loader that also refuses a key given twice; an empty file is empty."""
+    try:
+        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such file: give a configuration with --config.") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error}).") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: expected `key: value` lines, found {type(content).__name__}.")
+    return content
+
+
+class _Loader(yaml.SafeLoader):
+    def construct_mapping(self, node, deep=False):
+        written = [k.value for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
+        twice = [k for k in written if written.count(k) > 1] if node not in self.merged else []
+        if twice:
+            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+    def flatten_mapping(self, node):
+        # Merging writes the merged keys into the node, where they may stand beside an overriding key of the same name.
+        if any(k.tag == "tag:yaml.org,2002:merge" for k, _ in node.value):
+            self.merged.append(node)
+        super().flatten_mapping(node)
+
+    def __init__(self, stream):
+        super().__init__(stream)
+        self.merged = []
+
+
+def _to_bool(value):
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower() if isinstance(value, str) else ""
+    return True if word in _TRUE_WORDS else False if word in _FALSE_WORDS else None
+
+
+def _to_int(value):
+    number = _to_float(value)
+    return int(number) if number is not None and number == int(number) else None
+
+
+def _to_float(value):
+    """YAML 1.1 reads 1e-4 as text; NaN and infinity are refused."""
+    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _to_str(value):
+    if isinstance(value, str):
+        return value if value.strip().lower() not in _NONE_WORDS else None
+    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
