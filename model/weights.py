@@ -52,9 +52,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(f"{path}: not a file of plain tensors, nothing in it was run: save the network's "
-                              f"state_dict() alone ({str(error).splitlines()[0][:120]}).") from None
+                              f"state_dict() alone ({_first_line(error)}).") from None
     except Exception as error:  # torch raises many kinds for damaged files
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({str(error).splitlines()[0][:120]}).") from None
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}).") from None
     while isinstance(content, dict) and (inner := [content[k] for k in WRAPPERS if isinstance(content.get(k), dict)]):
         content = inner[0]
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
@@ -188,3 +188,7 @@ def _some(names):
 
 def _finite(tensor):
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+def _first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0][:120]

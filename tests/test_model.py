@@ -1,0 +1,160 @@
+"""DeepLabV2: names, shapes, output stride, parameter groups, frozen batch norm; the EMA teacher."""
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from model.deeplabv2 import DeepLabV2, freeze_bn_affine, parameter_groups
+from model.ema import Teacher, ema_decay
+
+
+def tiny(num_classes=5, seed=0):
+    torch.manual_seed(seed)
+    return DeepLabV2(num_classes, (1, 2, 1, 1), 4)
+
+
+@pytest.fixture(scope="module")
+def resnet101():
+    with torch.device("meta"):
+        return DeepLabV2(19)
+
+
+def expected_names():
+    """The field's names, written out by the network's description."""
+    bn = [f"{{}}.{s}" for s in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
+    names = ["conv1.weight", *(n.format("bn1") for n in bn)]
+    for layer, blocks in zip(range(1, 5), (3, 4, 23, 3)):
+        for block in range(blocks):
+            at = f"layer{layer}.{block}"
+            for i in (1, 2, 3):
+                names += [f"{at}.conv{i}.weight", *(n.format(f"{at}.bn{i}") for n in bn)]
+            if block == 0:
+                names += [f"{at}.downsample.0.weight", *(n.format(f"{at}.downsample.1") for n in bn)]
+    return names + [f"layer5.conv2d_list.{i}.{s}" for i in range(4) for s in ("weight", "bias")]
+
+
+def test_resnet101_names_and_count(resnet101):
+    state = resnet101.state_dict()
+    assert sorted(state) == sorted(expected_names()) and len(state) == 632
+    # 104 convolutions of the backbone, 4 of the head
+    assert sum(isinstance(m, nn.Conv2d) for m in resnet101.modules()) == 104 + 4
+    assert state["layer5.conv2d_list.3.weight"].shape == (19, 2048, 3, 3)
+
+
+def test_resnet101_backbone_has_torchvisions_shapes(resnet101):
+    from torchvision.models import resnet101 as reference
+    with torch.device("meta"):
+        theirs = {k: v.shape for k, v in reference().state_dict().items() if not k.startswith("fc.")}
+    ours = {k: v.shape for k, v in resnet101.state_dict().items() if not k.startswith("layer5.")}
+    assert ours == theirs
+
+
+def test_strides_and_dilations_sit_where_caffe_has_them(resnet101):
+    for layer, stride, dilation in (("layer1", 1, 1), ("layer2", 2, 1), ("layer3", 1, 2), ("layer4", 1, 4)):
+        for index, block in enumerate(getattr(resnet101, layer)):
+            assert block.conv1.stride == (stride if index == 0 else 1,) * 2
+            assert block.conv2.stride == (1, 1) and block.conv2.dilation == block.conv2.padding == (dilation,) * 2
+            assert (block.downsample is not None) == (index == 0)
+    assert [c.dilation[0] for c in resnet101.layer5.conv2d_list] == [6, 12, 18, 24]
+
+
+@pytest.mark.parametrize("size", [(64, 128), (65, 97), (33, 33), (41, 90), (8, 8)])
+def test_output_stride_is_8_at_odd_sizes(size):
+    model = tiny().eval()
+    def after(n):
+        n = (n + 2 * 3 - 7) // 2 + 1            # 7x7, stride 2
+        n = math.ceil((n + 2 * 1 - 3) / 2) + 1  # 3x3 pool, stride 2, ceil_mode
+        return (n - 1) // 2 + 1                 # 1x1, stride 2
+    with torch.no_grad():
+        x = torch.randn(1, 3, *size)
+        assert model.score_map(x).shape == (1, 5, after(size[0]), after(size[1]))
+        assert abs(after(size[0]) - size[0] / 8) <= 1.5
+        assert model(x).shape == (1, 5, *size)
+        assert model(x, size=(37, 21)).shape == (1, 5, 37, 21)
+        expected = F.interpolate(model.score_map(x), size, mode="bilinear", align_corners=True)
+        assert model(x).equal(expected)
+
+
+def test_convolutions_start_small():
+    model = DeepLabV2(19, (1, 1, 1, 1), 16)
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and module.weight.numel() > 3000:
+            assert module.weight.std().item() == pytest.approx(0.01, rel=0.1), name
+            assert abs(module.weight.mean().item()) < 0.001, name
+
+
+@pytest.mark.parametrize("fixbn", [False, True])
+def test_parameter_groups_cover_every_trainable_tensor_once(fixbn):
+    model = tiny()
+    if fixbn:
+        freeze_bn_affine(model)
+    backbone, head = parameter_groups(model, 3.0, 10.0)
+    assert (backbone["lr_mult"], head["lr_mult"]) == (3.0, 10.0)
+    listed = [id(p) for group in (backbone, head) for p in group["params"]]
+    trainable = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
+    assert sorted(listed) == sorted(trainable)
+    assert {trainable[id(p)].split(".")[0] for p in head["params"]} == {"layer5"}
+    assert not any(trainable[id(p)].startswith("layer5") for p in backbone["params"])
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
+    bn = [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    assert sorted(frozen) == sorted(f"{n}.{s}" for n in bn for s in ("weight", "bias") if fixbn)
+
+
+def test_a_step_leaves_frozen_batch_norm_and_moves_its_statistics():
+    model = tiny()
+    freeze_bn_affine(model)
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    optimizer = torch.optim.SGD(parameter_groups(model, 1.0, 10.0), 0.1, 0.9, weight_decay=0.1)
+    model.train()
+    model(torch.randn(2, 3, 40, 40)).square().mean().backward()
+    optimizer.step()
+    after = model.state_dict()
+    for name in before:
+        is_bn_affine = any(part in name for part in ("bn1.", "bn2.", "bn3.", "downsample.1.")) and name.split(".")[-1] in (
+            "weight", "bias")
+        assert before[name].equal(after[name]) == is_bn_affine, name
+
+
+# ---- teacher ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("alpha", [0.99, 0.5, 0.0])
+def test_teacher_equals_the_plain_recursion(alpha):
+    student = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2)).double()
+    teacher = Teacher(student, alpha)
+    expected = {n: p.detach().clone() for n, p in student.named_parameters()}
+    g = torch.Generator().manual_seed(0)
+    for t in range(200):
+        with torch.no_grad():
+            for p in student.parameters():
+                p.add_(torch.randn(p.shape, generator=g, dtype=p.dtype))
+            student[1].running_mean.fill_(t)
+        a = min(1 - 1 / (t + 1), alpha)
+        expected = {n: a * expected[n] + (1 - a) * p.detach() for n, p in student.named_parameters()}
+        teacher.update(student)
+        if t == 0:
+            assert all(p.equal(q) for p, q in zip(teacher.model.parameters(), student.parameters()))
+        for n, p in teacher.model.named_parameters():
+            assert torch.allclose(p, expected[n], rtol=1e-12, atol=1e-12)
+        assert teacher.model[1].running_mean.eq(t).all()
+    assert teacher.updates == 200
+
+
+def test_warm_up_of_the_teacher():
+    assert [ema_decay(t, 0.99) for t in (0, 1, 3, 98, 99, 100, 10**6)] == pytest.approx(
+        [0, 0.5, 0.75, 98 / 99, 0.99, 0.99, 0.99])
+
+
+def test_the_teacher_is_a_copy_that_does_not_train():
+    student = tiny()
+    teacher = Teacher(student, 0.99)
+    assert not any(p.requires_grad for p in teacher.model.parameters())
+    assert all(p.requires_grad for p in student.parameters())
+    with torch.no_grad():
+        student.conv1.weight.add_(1)
+    assert not teacher.model.conv1.weight.equal(student.conv1.weight)
+    teacher.update(student)
+    with torch.no_grad():
+        student.conv1.weight.add_(1)
+    assert not teacher.model.conv1.weight.equal(student.conv1.weight)  # no tensor is shared
