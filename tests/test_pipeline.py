@@ -190,3 +190,10 @@ def test_eval_refuses_the_same_file_twice_and_missing_ones(world, monkeypatch, c
     assert evaluate(monkeypatch, "snapshot/tiny/source_only.pth", "snapshot/tiny/source_only.pth") == 2
     assert evaluate(monkeypatch, "snapshot/tiny/source_only.pth", "gone.pth") == 2
     assert "gone.pth" in capsys.readouterr().err
+
+
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_three_stages_on_a_gpu(world, monkeypatch):
+    all_stages(monkeypatch, "device=cuda")
+    assert evaluate(monkeypatch, "snapshot/tiny/be.pth", "device=cuda") == 0

@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
     for name, number, text in (("source", 400, "gta5 images"), ("synthia", 40, "synthia images"),
                                ("train", 300, "cityscapes training images"), ("val", 100, "cityscapes val images")):
         parser.add_argument(f"--{name}", type=int, default=number, metavar="N", help=f"{text} (default {number})")
-    parser.add_argument("--strength", type=float, default=STRENGTH, help="of the appearance shift, 0..1.5 (default 1)")
+    parser.add_argument("--strength", type=float, default=STRENGTH, help="of the appearance shift, 0..1.5 (default %(default)s)")
     options = vars(parser.parse_args(arguments))
     options["size"] = tuple(options["size"])
     try:

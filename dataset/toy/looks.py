@@ -47,8 +47,8 @@ class Layout:
     static: float  # bins and boxes, ignored
 
 
-# STRENGTH scales every appearance effect: 0 gives both domains the game look, 1 is the world as tuned.
-STRENGTH = 1.0
+# STRENGTH scales every appearance effect: 0 gives both domains the game look, 1 the camera look below.
+STRENGTH = 0.6
 LOOK = {
     "game": Look(exposure=1.05, gamma=0.95, contrast=1.1, red=1.05, green=1.0, blue=0.94, saturation=1.25, haze=0.08,
                  focus=0.35, noise=0.004, vignette=0.0, jpeg_loss=0.0, window_pitch=2.5, leaf_size=0.42,
