@@ -1,6 +1,5 @@
 """DeepLabV2 (Chen et al., TPAMI 2018) on a ResNet with output stride 8, under the parameter names that the field's
 checkpoints use: conv1 bn1 layer1..layer4 layer5.conv2d_list.0..3."""
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 

@@ -1,11 +1,9 @@
 """The data sets in their real file formats, and what happens to damaged ones."""
 import struct
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from dataset import labels, loaders, segmentation

@@ -71,8 +71,8 @@ class Config:
     init_weight: str | None = key(None, str, "checkpoint to start from, or imagenet; None: random start", optional=True)
     restore_from: str | None = key(None, str, "only None: use init_weight", optional=True)
     fixbn: bool = key(True, bool, "freeze weight and bias of every batch norm; its statistics move on")
-    bn_stats: str = key("batch", str, "statistics with which the target is labelled (thresholds, pseudo labels, teacher): "
-                        "of the batch, or running; training uses the batch's, evaluation the running ones",
+    bn_stats: str = key("batch", str, "batch-norm statistics that label the target: the batch's (released code) or the "
+                        "running ones; the teacher's too. Training uses the batch's, evaluation the running ones",
                         choices=("batch", "running"))
 
     learning_rate: float = key(1e-4, float, "rate of the first round, before backbone_lr_mult and head_lr_mult",
@@ -104,9 +104,9 @@ class Config:
 
     source: str = key("gta5", str, "section of the source data set", group="Data")
     target: str = key("cityscapes", str, "section of the target data set")
-    worker: int = key(4, int, "processes that read images; the result does not depend on it", low=0)
+    worker: int = key(4, int, "processes that read images, at most one per core; the result does not depend on it", low=0)
     input_src: int = key(720, int, "shorter edge of a source image at scale 1, pixels", low=1)
-    input_tgt: int = key(720, int, "the same for target images", low=1)
+    input_tgt: int = key(720, int, "shorter edge of a target image at scale 1, pixels", low=1)
     crop_src: int = key(600, int, "side of a source crop, pixels", low=1)
     crop_tgt: int = key(600, int, "side of a target crop, pixels", low=1)
     scales: tuple = key((0.5, 0.75, 1.0, 1.25, 1.5), [float], "random factors on the shorter edge", low=0, above=True)

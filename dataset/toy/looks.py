@@ -48,7 +48,7 @@ class Layout:
 
 
 # STRENGTH scales every appearance effect: 0 gives both domains the game look, 1 the camera look below.
-STRENGTH = 0.6
+STRENGTH = 0.8
 LOOK = {
     "game": Look(exposure=1.05, gamma=0.95, contrast=1.1, red=1.05, green=1.0, blue=0.94, saturation=1.25, haze=0.08,
                  focus=0.35, noise=0.004, vignette=0.0, jpeg_loss=0.0, window_pitch=2.5, leaf_size=0.42,

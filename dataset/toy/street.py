@@ -108,7 +108,7 @@ def smooth_noise(rng: np.random.Generator, size: tuple[int, int], rows: int, col
 
 def draw_sky(st: Street):
     """A gradient with soft clouds over the whole image; the ground and the houses cover the rest."""
-    (width, height), rng = st.size, st.rng
+    height, rng = st.size[1], st.rng
     rows = np.clip(np.arange(height) / st.horizon, 0, 1)[:, None, None]
     top, low = np.array(st.tone((95, 145, 215), 15, 8)), np.array(st.tone((190, 210, 232), 10, 5))
     cloud = np.clip(smooth_noise(rng, st.size, 14, 30) + 0.6 * smooth_noise(rng, st.size, 6, 12) + rng.normal(0, .5),
@@ -232,7 +232,7 @@ def draw_tree(st: Street, x: float, z: float):
 
 def draw_wall(st: Street, x: float, z0: float, z1: float):
     """Courses of blocks under a coping, 1.8 to 2.6 m high."""
-    rng, height, tone = st.rng, st.rng.uniform(1.8, 2.6), st.tone((150, 132, 122), 22, 10)
+    height, tone = st.rng.uniform(1.8, 2.6), st.tone((150, 132, 122), 22, 10)
     st.use("wall", (z0 + z1) / 2)
     st.side(x, z0, z1, 0, height, tone)
     for row, y in enumerate(np.arange(0.0, height - 0.2, 0.42)):

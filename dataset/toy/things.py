@@ -67,7 +67,7 @@ def draw_person(st: Street, x: float, z: float):
 
 def draw_bicycle(st: Street, x: float, z: float, rider: bool = False):
     """Two spoked wheels and a thin frame, seen from the side; the rider is drawn over it."""
-    rng, way = st.rng, int(st.rng.choice((-1, 1)))
+    way = int(st.rng.choice((-1, 1)))
     colour, tyre = st.tone(st.paint(), 5), st.tone(35, 8)
     st.shadow(x, 0.9, z)
     st.use("bicycle", z)
@@ -91,7 +91,7 @@ def draw_bicycle(st: Street, x: float, z: float, rider: bool = False):
 
 def draw_motorcycle(st: Street, x: float, z: float, rider: bool = False):
     """Two thick wheels, engine, tank, seat and lamp, seen from the side."""
-    rng, way = st.rng, int(st.rng.choice((-1, 1)))
+    way = int(st.rng.choice((-1, 1)))
     colour, dark, metal = st.paint(), st.tone(38, 8), st.tone(145, 16)
     st.shadow(x, 1.0, z)
     st.use("motorcycle", z)
@@ -233,8 +233,8 @@ THINGS = {
     "motor rider": (partial(draw_motorcycle, rider=True), 6.5, 10, 1.0, "road"),
     "car": (draw_car, 7, 16, 0.9, "lane"),
     "motorcycle": (draw_motorcycle, 7, 11, 1.0, "any"),
-    "bicycle": (draw_bicycle, 7, 11, 0.9, "any"),
-    "person": (draw_person, 6.5, 12, 0.4, "any"),
+    "bicycle": (draw_bicycle, 6.5, 10, 0.9, "any"),
+    "person": (draw_person, 5.2, 9, 0.4, "any"),
     "pole": (draw_pole, 7, 12, 0.5, "walk"),
     "tree": (draw_tree, 9, 24, 1.2, "walk"),
     "static": (draw_static, 8, 14, 0.4, "walk"),
