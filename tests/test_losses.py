@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from trainer import losses
+from utils import tiles
 
 
 def random_case(seed, classes=7, shape=(2, 4, 5), ignored=0.4):
@@ -113,13 +114,36 @@ def test_half_precision_logits_give_float32_losses(dtype):
         assert loss.item() == pytest.approx(losses.ld_losses(half.double(), label, 3)[name].item(), rel=1e-5)
 
 
-def test_the_complementary_class_has_its_rank():
-    g = torch.Generator().manual_seed(0)
-    logits = torch.randn(3, 19, 8, 9, generator=g)
-    for rank in range(1, 20):
-        chosen = losses.complementary_class(logits, rank)
-        higher = (logits > logits.gather(1, chosen.unsqueeze(1))).sum(1)
-        assert (higher == rank - 1).all()
+@pytest.mark.parametrize("classes", [1, 2, 5, 16, 19, 33])
+def test_the_selection_network_finds_every_rank(classes):
+    z = torch.randn(2, classes, 500, generator=torch.Generator().manual_seed(classes))
+    z[:, :, 250:] = z[:, :, 250:].round()  # ties
+    for rank in range(1, classes + 1):
+        assert torch.equal(losses.kth_largest(z, rank), z.sort(1, descending=True).values[:, rank - 1])
+
+
+def test_classes_that_tie_for_the_rank_share_the_gradient():
+    z = torch.tensor([3.0, 1.0, 1.0, -2.0], dtype=torch.float64).view(1, 4, 1, 1).requires_grad_()
+    losses.ld_losses(z, torch.full((1, 1, 1), 255), 2)["negative"].backward()
+    p = z.detach().softmax(1).flatten()
+    expected = p[1] / (1 - p[1]) * (torch.tensor([0, 0.5, 0.5, 0], dtype=torch.float64) - p)
+    assert torch.allclose(z.grad.flatten(), expected, rtol=1e-12)
+
+
+def test_losses_do_not_depend_on_tiles_or_memory_layout(monkeypatch):
+    logits, label = random_case(6, classes=19, shape=(3, 40, 37))
+    def of(z):
+        z = z.clone(memory_format=torch.preserve_format).requires_grad_()
+        terms = losses.ld_losses(z, label, 8, "unselected")
+        (terms["positive"] + 2 * terms["entropy"] + 3 * terms["negative"]).backward()
+        return torch.stack(list(terms.values())).detach(), z.grad
+    whole, whole_grad = of(logits)
+    last, last_grad = of(logits.contiguous(memory_format=torch.channels_last))
+    monkeypatch.setattr(tiles, "_CACHE_BYTES", 5000)
+    assert len(tiles.tiles(40 * 37, 57, logits.device)) > 60
+    pieces, pieces_grad = of(logits)
+    for terms, grad in ((last, last_grad), (pieces, pieces_grad)):
+        assert torch.allclose(terms, whole, rtol=1e-12) and torch.allclose(grad, whole_grad, rtol=1e-10, atol=1e-16)
 
 
 def test_the_rank_is_drawn_from_the_middle():
