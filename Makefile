@@ -1,4 +1,4 @@
-# make demo   the three stages on the toy world, a table and a figure, in about ten minutes on 2 cores
+# make demo   the three stages on the toy world, a table and a figure, in about eight minutes on 2 cores
 # make test   the default test suite;   make test-slow   every test
 # make bench  the table of the README: the demo on seeds 0, 1, 2
 # Each installs into .venv first, once.
