@@ -47,12 +47,12 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"init_weight: no file {str(path)!r}: give a checkpoint, or {IMAGENET!r}.")
+        raise CheckpointError(f"{path}: no such checkpoint: check the path (init_weight also takes the word {IMAGENET!r}).")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except pickle.UnpicklingError:
         raise CheckpointError(f"{path}: not a file of plain tensors, nothing in it was run: save the network's "
-                              f"state_dict() alone ({_first_line(error)}).") from None
+                              "state_dict() alone.") from None
     except Exception as error:  # torch raises many kinds for damaged files
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}).") from None
     while isinstance(content, dict) and (inner := [content[k] for k in WRAPPERS if isinstance(content.get(k), dict)]):

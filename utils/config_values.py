@@ -110,9 +110,9 @@ def kind_name(kind) -> str:
 
 
 def nearest(name, known) -> str:
-    """`; did you mean 'x'?` where a known name is near, else nothing."""
+    """` (did you mean 'x'?)` where a known name is near, else nothing."""
     found = difflib.get_close_matches(str(name), list(known), 1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+    return f" (did you mean {found[0]!r}?)" if found else ""
 
 
 def plain(value):
