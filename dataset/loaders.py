@@ -37,6 +37,12 @@ def whole_image_loader(cfg: Config, section_name: str, samples: list[Sample], wi
     return ReadingLoader(DataLoader(dataset, batch_size=None, num_workers=_workers(cfg), pin_memory=pin_memory))
 
 
+def whole_label_loader(cfg: Config, section_name: str, samples: list[Sample], pin_memory: bool = False) -> "ReadingLoader":
+    """The label of every sample once, in order, uint8 [H, W] train ids."""
+    dataset = segmentation.WholeLabels(samples, segmentation.label_table(cfg.section(section_name), cfg.num_classes))
+    return ReadingLoader(DataLoader(dataset, batch_size=None, num_workers=_workers(cfg), pin_memory=pin_memory))
+
+
 def crop_keys(seed: int, round_index: int, num_samples: int, count: int) -> list[tuple[int, int, int]]:
     """(round, epoch, index) of `count` crops: epoch after epoch, each a permutation of the samples."""
     keys = []

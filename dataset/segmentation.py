@@ -192,6 +192,19 @@ class WholeImages(Dataset):
         return item
 
 
+class WholeLabels(Dataset):
+    """The labels of whole images alone. Items: uint8 [H, W] train ids, checked to have the image's size."""
+
+    def __init__(self, samples: list[Sample], table: np.ndarray):
+        self.samples, self.table = samples, table
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index: int):
+        return torch.from_numpy(read_pair(self.samples[index], self.table)[1])
+
+
 def _split_pattern(pattern: str, split: str) -> tuple[str, str | None]:
     """(folder, what follows the name) of a layout pattern; None where any image extension may follow."""
     folder, name, suffix = pattern.replace("{split}", split).partition("{name}")

@@ -1,7 +1,11 @@
 """DeepLabV2 (Chen et al., TPAMI 2018) on a ResNet with output stride 8, under the parameter names that the field's
 checkpoints use: conv1 bn1 layer1..layer4 layer5.conv2d_list.0..3."""
+import contextlib
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 EXPANSION = 4
 DILATIONS = (6, 12, 18, 24)  # of the four parallel convolutions of the head
@@ -40,7 +44,8 @@ class Head(nn.Module):
             nn.Conv2d(in_channels, num_classes, 3, padding=d, dilation=d) for d in DILATIONS)
 
     def forward(self, x: Tensor) -> Tensor:
-        return sum(conv(x) for conv in self.conv2d_list)
+        # Half-precision terms are added up in float32.
+        return sum(conv(x).to(torch.promote_types(x.dtype, torch.float32)) for conv in self.conv2d_list)
 
 
 class DeepLabV2(nn.Module):
@@ -48,10 +53,16 @@ class DeepLabV2(nn.Module):
 
     layers: bottlenecks in each of the four stages, (3, 4, 23, 3) for ResNet-101. width: channels of the stem, 64 there;
     the stages have width, 2, 4 and 8 times width, times 4 behind each block. Convolution weights start at N(0, 0.01).
+
+    Two attributes change how it is computed, not what. autocast: torch.bfloat16 or torch.float16 for its convolutions
+    (parameters and logits stay float32), None for none. checkpointing: in training keep only the input of each
+    bottleneck and compute the rest again in the backward pass: less memory, one more forward pass.
     """
 
     def __init__(self, num_classes: int, layers: tuple[int, ...] = (3, 4, 23, 3), width: int = 64):
         super().__init__()
+        self.autocast: torch.dtype | None = None
+        self.checkpointing = False
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
         self.relu = nn.ReLU(inplace=True)
@@ -67,9 +78,13 @@ class DeepLabV2(nn.Module):
 
     def score_map(self, x: Tensor) -> Tensor:
         """Logits float [B, C, h, w] at output stride 8; x as in `forward`."""
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.layer5(x)
+        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
+        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
+            x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+            for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+                for block in stage:
+                    x = _recomputed(block, x) if recompute else block(x)
+            return self.layer5(x)
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Logits float [B, C, *size], upsampled bilinearly with aligned corners.
@@ -79,11 +94,26 @@ class DeepLabV2(nn.Module):
         return F.interpolate(self.score_map(x), size or x.shape[-2:], mode="bilinear", align_corners=True)
 
 
+def upsample(scores: Tensor, size: tuple[int, int]) -> Tensor:
+    """One image's score map float [C, h, w] -> logits float [C, *size], as `DeepLabV2.forward` upsamples."""
+    return F.interpolate(scores.unsqueeze(0), size, mode="bilinear", align_corners=True)[0]
+
+
 def freeze_bn_affine(model: nn.Module) -> None:
     """Exclude weight and bias of every batch norm from training; running statistics go on moving in train mode."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.requires_grad_(False)
+
+
+def compile_blocks(model: nn.Module) -> None:
+    """Fuse each bottleneck with torch.compile, in place and under the same parameter names: blocks of one shape share
+    their code, so that a deep network compiles as fast as a shallow one. Where a block cannot be compiled (no compiler,
+    say), it runs as it is."""
+    torch._dynamo.config.suppress_errors = True
+    for module in model.modules():
+        if isinstance(module, Bottleneck):
+            module.compile()
 
 
 def parameter_groups(model: DeepLabV2, backbone_lr_mult: float, head_lr_mult: float) -> list[dict]:
@@ -93,6 +123,26 @@ def parameter_groups(model: DeepLabV2, backbone_lr_mult: float, head_lr_mult: fl
     trainable = [p for p in model.parameters() if p.requires_grad]
     return [{"name": "backbone", "lr_mult": backbone_lr_mult, "params": [p for p in trainable if id(p) not in head]},
             {"name": "head", "lr_mult": head_lr_mult, "params": [p for p in trainable if id(p) in head]}]
+
+
+def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """block(x), whose inner tensors are computed again when the backward pass needs them."""
+    contexts = (contextlib.nullcontext(), _copied_buffers(block))
+    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
+
+
+@contextlib.contextmanager
+def _copied_buffers(module: nn.Module):
+    """Within, the module works on copies of its buffers: a second look at the same batch must not move the running
+    statistics twice."""
+    kept = [(owner, name, buffer) for owner in module.modules() for name, buffer in owner.named_buffers(recurse=False)]
+    for owner, name, buffer in kept:
+        setattr(owner, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for owner, name, buffer in kept:
+            setattr(owner, name, buffer)
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:

@@ -30,6 +30,5 @@ class Teacher:
         mine, theirs = list(self.model.parameters()), [p.detach() for p in student.parameters()]
         torch._foreach_mul_(mine, decay)
         torch._foreach_add_(mine, theirs, alpha=1 - decay)
-        for own, other in zip(self.model.buffers(), student.buffers()):
-            own.copy_(other)
+        torch._foreach_copy_(list(self.model.buffers()), list(student.buffers()))
         self.updates += 1

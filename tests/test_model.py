@@ -117,6 +117,57 @@ def test_a_step_leaves_frozen_batch_norm_and_moves_its_statistics():
         assert before[name].equal(after[name]) == is_bn_affine, name
 
 
+def gradients(model, x):
+    model.train()
+    model(x).square().mean().backward()
+    return {n: p.grad for n, p in model.named_parameters()}
+
+
+def test_checkpointing_changes_no_bit_of_gradients_and_statistics():
+    plain, saving = tiny(), tiny()
+    saving.checkpointing = True
+    x = torch.randn(2, 3, 40, 48)
+    expected, found = gradients(plain, x), gradients(saving, x)
+    assert all(expected[n].equal(found[n]) for n in expected)
+    assert all(a.equal(b) for a, b in zip(plain.state_dict().values(), saving.state_dict().values()))
+    assert saving.bn1.num_batches_tracked == saving.layer2[1].bn3.num_batches_tracked == 1
+
+
+def test_checkpointing_keeps_less_for_the_backward_pass():
+    def kept(checkpointing):
+        model, sizes = tiny().train(), []
+        model.checkpointing = checkpointing
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            model(torch.randn(2, 3, 64, 64))
+        return sum(sizes)
+    assert kept(True) < 0.5 * kept(False)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_inside_the_convolutions_only(dtype):
+    exact, half = tiny(), tiny()
+    half.autocast = dtype
+    x = 50 * torch.randn(2, 3, 40, 48)
+    expected, found = gradients(exact, x), gradients(half, x)
+    assert half(x).dtype == torch.float32 and all(p.dtype == torch.float32 for p in half.parameters())
+    assert all(g.dtype == torch.float32 for g in found.values())
+    scores, close = exact(x), half(x)
+    assert not scores.equal(close) and (scores - close).norm() < 16 * torch.finfo(dtype).eps * scores.norm()
+
+
+@pytest.mark.slow
+def test_compiled_blocks_equal_plain_ones():
+    from model.deeplabv2 import compile_blocks
+    plain, fused = tiny(), tiny()
+    compile_blocks(fused)
+    assert list(plain.state_dict()) == list(fused.state_dict())
+    x = torch.randn(2, 3, 40, 48)
+    expected, found = gradients(plain, x), gradients(fused, x)
+    assert all(torch.allclose(expected[n], found[n], rtol=1e-3, atol=1e-6 + 1e-4 * expected[n].abs().max()) for n in expected)
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6)
+               for a, b in zip(plain.state_dict().values(), fused.state_dict().values()))
+
+
 # ---- teacher ---------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("alpha", [0.99, 0.5, 0.0])

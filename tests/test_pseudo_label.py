@@ -6,7 +6,7 @@ import torch
 
 from trainer import pseudo_label as pl
 
-BIN = 1 + 2**-7  # widest ratio of two doubts in one bin
+BIN = 1 + 2**-10  # widest ratio of two doubts in one bin
 
 
 def random_logits(seed, classes=5, size=(24, 31), scale=6.0):

@@ -75,6 +75,15 @@ class Config:
                         "running ones; the teacher's too. Training uses the batch's, evaluation the running ones",
                         choices=("batch", "running"))
 
+    amp: str = key("off", str, "precision of the network's convolutions: off (float32), bf16, or fp16 with a loss scaler; "
+                   "thresholds, losses, optimiser and teacher stay float32", choices=("off", "bf16", "fp16"), group="Speed")
+    channels_last: bool = key(True, bool, "keep the channels of a pixel side by side in memory")
+    compile: bool = key(False, bool, "fuse network blocks and losses with torch.compile; what it cannot compile runs plain")
+    checkpointing: bool = key(False, bool, "train in less than half the memory and a quarter slower: what is inside each "
+                              "bottleneck is computed again in the backward pass")
+    score_budget: int = key(32, int, "MiB of memory for a round's score maps; more of them go to a scratch file below "
+                            "plabel", low=0)
+
     learning_rate: float = key(1e-4, float, "rate of the first round, before backbone_lr_mult and head_lr_mult",
                                low=0, above=True, group="Optimisation")
     num_steps: int = key(5000, int, "stage 0: steps; stages 1, 2: T of the poly schedule, anew each round, at which a "

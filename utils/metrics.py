@@ -2,6 +2,8 @@
 import torch
 from torch import Tensor
 
+from utils.counting import count
+
 
 def confusion_matrix(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
     """Count the pixels of each (true class, predicted class) pair.
@@ -14,8 +16,7 @@ def confusion_matrix(label: Tensor, prediction: Tensor, num_classes: int) -> Ten
     counted = (label >= 0) & (label < num_classes)
     pairs = label * num_classes + prediction
     # A bin of its own for ignored pixels costs less than a boolean gather, and does not wait for the device.
-    pairs = torch.where(counted, pairs, num_classes**2)
-    counts = torch.bincount(pairs, minlength=num_classes**2 + 1)
+    counts = count(torch.where(counted, pairs, num_classes**2), num_classes**2 + 1)
     return counts[:-1].view(num_classes, num_classes)
 
 

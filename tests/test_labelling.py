@@ -1,0 +1,187 @@
+"""A round's labelling against two passes and full sorts in float64; what it keeps beside the network; its workers."""
+import copy
+import math
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from dataset import loaders, segmentation
+from dataset.toy import write_toy_world
+from dataset.transforms import network_input
+from model.deeplabv2 import DeepLabV2
+from trainer import pseudo_label as pl
+from trainer.labelling import label_round
+from utils.background import Background, host_copy
+from utils.config import load_config
+from utils.counting import count
+from utils.errors import UserError
+from utils.spool import TensorSpool
+
+PORTION = 0.2
+RESOLUTION = 2**-7  # of 1 - conf: bins of 2^-10 and scores of 2^-10 stay well within it
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("labelling")
+    write_toy_world(root / "world", seed=3, size=(128, 64), source=0, synthia=0, train=5, val=1)
+    (root / "c.yml").write_text("layers: [1, 1, 1, 1]\nwidth: 8\nworker: 0\nscreen: False\ndevice: cpu\n"
+                                f"cityscapes: {{data_dir: {root / 'world/cityscapes'}, input_size: [96, 48]}}\n")
+    return root
+
+
+def setting(world, *words):
+    """Configuration, a network whose logits spread as a trained one's do, samples, class names."""
+    cfg = load_config(world / "c.yml", words)
+    torch.manual_seed(0)
+    model = DeepLabV2(cfg.num_classes, cfg.layers, cfg.width)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Conv2d):
+            torch.nn.init.kaiming_normal_(module.weight)
+    samples = segmentation.find_samples("cityscapes", cfg.target_data, "train")
+    if cfg.bn_stats == "running":  # which are worth using once they have seen images
+        with torch.no_grad():
+            for item in 10 * list(loaders.whole_image_loader(cfg, cfg.target, samples, False)):
+                model.train()(network_input(item["image"]))
+    return cfg, model, samples, tuple(map(str, range(19)))
+
+
+def obvious_round(model, cfg, samples, select_image):
+    """By two float64 passes over every image and full sorts: labels, which pixels lie within RESOLUTION of another
+    label (by confidence or by the margin between the two best classes), thresholds."""
+    model = copy.deepcopy(model).double().train(cfg.bn_stats == "batch")
+    per_class, images = {}, []
+    for item in loaders.whole_image_loader(cfg, cfg.target, samples, False):
+        def probabilities(size):
+            with torch.no_grad():
+                scores = model.score_map(network_input(item["image"]).double())
+                return F.interpolate(scores, size, mode="bilinear", align_corners=True)[0].softmax(0)
+        conf, label = probabilities(item["image"].shape[-2:]).max(0)
+        for c in label.unique().tolist():
+            per_class.setdefault(c, []).extend(conf[label == c].tolist())
+        images.append(probabilities(tuple(item["size"])).topk(2, dim=0))
+    threshold = {c: sorted(v, reverse=True)[max(1, math.floor(PORTION * len(v))) - 1] for c, v in per_class.items()}
+    result = []
+    for (conf, second), (label, _) in images:
+        limit = sorted(conf.flatten().tolist(), reverse=True)[max(1, math.floor(PORTION * conf.numel())) - 1]
+        own = torch.tensor([threshold.get(c, 2.0) for c in range(cfg.num_classes)], dtype=torch.float64)[label]
+        selected = (conf >= own) | (select_image & (conf >= limit))
+        near = (conf / second).log() < RESOLUTION
+        for edge in (own, torch.tensor(limit)):
+            near |= ((1 - conf) / (1 - edge)).log().abs() < RESOLUTION
+        result.append((torch.where(selected, label, 255), near))
+    return result, threshold
+
+
+@pytest.mark.parametrize("words", [(), ("select_image=False",), ("bn_stats=running",), ("score_budget=0",)])
+def test_a_round_equals_two_passes_and_full_sorts(world, tmp_path, words):
+    cfg, model, samples, names = setting(world, *words)
+    expected, threshold = obvious_round(model, cfg, samples, cfg.select_image)
+    found = label_round(model, cfg, samples, names, PORTION, tmp_path)
+    for c, conf in zip(range(19), pl.threshold_confidence(found.thresholds).tolist()):
+        assert math.isnan(conf) if c not in threshold else 1 - conf == pytest.approx(1 - threshold[c], rel=RESOLUTION)
+    labels = [torch.from_numpy(np.array(Image.open(tmp_path / f"{s.name}.png"))).long() for s in samples]
+    total, wrong = sum(a.numel() for a in labels), 0
+    for found_label, (label, near) in zip(labels, expected, strict=True):
+        assert ((found_label == label) | near).all()
+        wrong += (found_label != label).sum().item()
+    assert wrong <= total * 1e-3, f"{wrong} of {total} pixels"
+    selected = sum((a != 255).sum().item() for a in labels)
+    assert found.coverage["all"] == pytest.approx(selected / total) and PORTION - 0.02 < found.coverage["all"] < 1
+    truth = [torch.from_numpy(segmentation.read_pair(s, segmentation.label_table(cfg.target_data, 19))[1]) for s in samples]
+    pairs = [(a[a != 255], t[a != 255]) for a, t in zip(labels, truth)]
+    right = sum((a == t).sum().item() for a, t in pairs)
+    assert found.accuracy["all"] == pytest.approx(right / sum((t != 255).sum().item() for _, t in pairs))
+
+
+def test_the_network_sees_each_image_once(world, tmp_path):
+    cfg, model, samples, names = setting(world)
+    seen = []
+    model.conv1.register_forward_hook(lambda *_: seen.append(1))
+    label_round(model, cfg, samples, names, PORTION, tmp_path)
+    assert len(seen) == len(samples) == model.bn1.num_batches_tracked.item()
+    assert sorted(p.name for p in tmp_path.rglob("*") if p.is_file()) == sorted(f"{Path(s.name).name}.png" for s in samples)
+
+
+def test_no_accuracy_without_labels(world, tmp_path):
+    cfg, model, samples, names = setting(world, "plabel_accuracy=False")
+    assert label_round(model, cfg, samples, names, PORTION, tmp_path).accuracy is None
+
+
+@pytest.mark.parametrize("scale", [0.5, 5, 25])
+def test_packed_scores_keep_every_doubt(scale):
+    scores = scale * torch.randn(7, 9, 11, generator=torch.Generator().manual_seed(0))
+    packed = pl.pack_scores(scores)
+    assert packed.dtype == torch.int16
+    unpacked, below = pl.unpack_scores(packed), scores - scores.amax(0)
+    near = below > -64
+    assert (unpacked - below)[near].abs().max() <= 2**-11 + 1e-5
+    assert unpacked.amax(0).eq(0).all() and unpacked.min() >= -64
+    _, exact = pl.predict(scores)
+    _, doubt = pl.predict(unpacked)
+    kept = exact > 1e-23  # below, the end of the range at e^-64 shows
+    assert kept.float().mean() > 0.9
+    assert (doubt / exact - 1)[kept].abs().max() < math.exp(2**-10) - 1 + 1e-5
+
+
+@pytest.mark.parametrize("budget", [0, 5000, 10**8])
+def test_spool_gives_back_what_it_took(tmp_path, budget):
+    g = torch.Generator().manual_seed(0)
+    tensors = [torch.randint(-2**15, 2**15, (3, i + 1, 40), dtype=torch.int16, generator=g) for i in range(30)]
+    with TensorSpool(budget, tmp_path) as spool:
+        for tensor in tensors:
+            spool.append(tensor)
+        for _ in range(2):
+            assert all(a.equal(b) for a, b in zip(tensors, spool, strict=True))
+        assert not list(tmp_path.iterdir())  # the scratch file has no name
+
+
+def test_a_full_disk_under_the_spool_is_one_clear_error(tmp_path, monkeypatch):
+    with TensorSpool(0, tmp_path) as spool:
+        def full(*_):
+            raise OSError(28, "No space left on device")
+        monkeypatch.setattr(spool._file, "write", full)
+        with pytest.raises(UserError, match="score_budget"):
+            spool.append(torch.zeros(2, 2, dtype=torch.int16))
+
+
+def test_background_cannot_run_ahead_and_keeps_order():
+    done, waiting = [], threading.Event()
+    with Background(pending=3) as background:
+        background.submit(waiting.wait)
+        for i in range(2):
+            background.submit(done.append, i)
+        blocked = threading.Thread(target=background.submit, args=(done.append, 2))
+        blocked.start()
+        time.sleep(0.05)
+        assert blocked.is_alive() and not done  # the fourth has to wait for the first
+        waiting.set()
+        blocked.join()
+    assert done == [0, 1, 2]
+
+
+def test_background_raises_what_its_calls_raise():
+    def fail():
+        raise ValueError("broken")
+    with pytest.raises(ValueError, match="broken"):
+        with Background() as background:
+            background.submit(fail)
+    with pytest.raises(KeyError):  # the body's own error is the one that counts
+        with Background() as background:
+            background.submit(fail)
+            raise KeyError
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[
+    pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])])
+def test_count_equals_a_loop(device):
+    index = torch.randint(0, 9, (7, 50), generator=torch.Generator().manual_seed(0))
+    expected = [sum(int(v) == i for v in index.flatten()) for i in range(12)]
+    assert count(index.to(device), 12).tolist() == expected
+    assert host_copy(index.to(device))().equal(index)

@@ -1,0 +1,121 @@
+"""A round's pseudo labels: one pass of the network over the target images, thresholds, one PNG file an image."""
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Callable
+
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from dataset import loaders
+from dataset.labels import IGNORE_INDEX
+from dataset.segmentation import Sample
+from dataset.transforms import network_input
+from model.deeplabv2 import DeepLabV2, upsample
+from trainer import pseudo_label as pl
+from utils.background import Background, host_copy
+from utils.config import Config
+from utils.counting import count
+from utils.metrics import confusion_matrix
+from utils.spool import TensorSpool
+
+_WRITERS = 2
+
+
+@dataclass(frozen=True)
+class RoundLabels:
+    """What a round's labelling found. thresholds: int64 [C] bins (`pseudo_label.class_thresholds`), on the CPU.
+    coverage: selected / predicted pixels of each class and of `all`; accuracy: right / selected pixels, None where the
+    target's training split has no labels to compare with."""
+
+    thresholds: Tensor
+    coverage: dict[str, float]
+    accuracy: dict[str, float] | None
+
+
+def label_round(model: DeepLabV2, cfg: Config, samples: list[Sample], names: tuple[str, ...], portion: float,
+                folder: Path) -> RoundLabels:
+    """Write `<folder>/<sample.name>.png` for every sample: uint8 train ids at the image's own size, 255 where nothing
+    is selected. names: of the classes, for the report.
+
+    The network sees every image once, alone in its pass. With `bn_stats: batch` it is normalised by its own statistics,
+    and the running ones move to the target with every image seen. What it gave at output stride 8 is kept
+    (`score_budget`) and upsampled twice: to the network's input size for the thresholds, to the file's for the labels.
+    """
+    device = next(model.parameters()).device
+    folder.mkdir(parents=True, exist_ok=True)
+    with TensorSpool(cfg.score_budget * 2**20, folder) as spool:
+        histogram, sizes = _score_target(model, cfg, samples, device, spool)
+        thresholds = pl.class_thresholds(histogram, portion)
+        counts = _LabelCounts(cfg.num_classes)
+        truths = _truths(cfg, samples, device)
+        with Background(_WRITERS) as writers, torch.inference_mode():
+            for sample, size, packed, truth in zip(tqdm(samples, "pseudo labels", disable=not cfg.screen, leave=False),
+                                                   sizes, spool, truths):
+                scores = pl.unpack_scores(packed.to(device, non_blocking=True))
+                label, doubt = pl.predict(upsample(scores, size))
+                chosen = pl.select(label, doubt, thresholds, portion if cfg.select_image else None)
+                counts.add(label, chosen, truth)
+                writers.submit(_write_label, folder / f"{sample.name}.png", host_copy(chosen))
+    return RoundLabels(thresholds.cpu(), *counts.shares(names))
+
+
+def _score_target(model, cfg, samples, device, spool):
+    """Histogram of doubt over all images, and their sizes (H, W); fills `spool` with the packed score maps."""
+    histogram = torch.zeros(cfg.num_classes, pl.NUM_BINS, dtype=torch.int64, device=device)
+    sizes = []
+    model.train(cfg.bn_stats == "batch")
+    loader = loaders.whole_image_loader(cfg, cfg.target, samples, False, device.type == "cuda")
+    with Background() as keeper, torch.inference_mode():
+        for item in tqdm(loader, "thresholds", disable=not cfg.screen, leave=False):
+            image = network_input(item["image"].to(device, non_blocking=True))
+            packed = pl.pack_scores(model.score_map(image)[0])
+            label, doubt = pl.predict(upsample(pl.unpack_scores(packed), image.shape[-2:]))
+            histogram += pl.doubt_histogram(label, pl.doubt_bin(doubt), cfg.num_classes)
+            keeper.submit(_keep, spool, host_copy(packed))
+            sizes.append(tuple(item["size"]))
+    return histogram, sizes
+
+
+def _truths(cfg, samples, device):
+    """Train ids uint8 [H, W] of each sample on the device, or None where there is nothing to compare with."""
+    if not cfg.plabel_accuracy or not all(s.label and s.label.is_file() for s in samples):
+        return [None] * len(samples)
+    loader = loaders.whole_label_loader(cfg, cfg.target, samples, device.type == "cuda")
+    return (label.to(device, non_blocking=True) for label in loader)
+
+
+def _keep(spool: TensorSpool, packed: Callable[[], Tensor]):
+    spool.append(packed())
+
+
+def _write_label(path: Path, label: Callable[[], Tensor]):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(label().numpy()).save(path, compress_level=1)
+
+
+class _LabelCounts:
+    """Pixels predicted and selected per class, and, where the truth is known, which of the selected are right."""
+
+    def __init__(self, num_classes: int):
+        self.num_classes = num_classes
+        self.predicted = self.selected = self.confusion = 0
+
+    def add(self, label, chosen, truth):
+        self.predicted += count(label, self.num_classes)
+        self.selected += count(chosen.long(), IGNORE_INDEX + 1)[: self.num_classes]
+        if truth is not None:
+            truth = torch.where(chosen == IGNORE_INDEX, IGNORE_INDEX, truth)
+            self.confusion += confusion_matrix(truth, chosen, self.num_classes)
+
+    def shares(self, names) -> tuple[dict, dict | None]:
+        """(coverage, accuracy) as `RoundLabels` has them."""
+        known = isinstance(self.confusion, Tensor)
+        return (_shares(self.selected, self.predicted, names),
+                _shares(self.confusion.diagonal(), self.confusion.sum(0), names) if known else None)
+
+
+def _shares(part, whole, names):
+    shares = (part.double() / whole.double()).tolist()
+    return {"all": (part.sum().double() / whole.sum().double()).item(), **dict(zip(names, shares))}

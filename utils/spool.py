@@ -1,0 +1,47 @@
+"""Tensors put aside and read back in order: in memory while they are few, else in a scratch file."""
+import math
+import tempfile
+from pathlib import Path
+from typing import Iterator
+
+import torch
+from torch import Tensor
+
+from utils.errors import UserError
+
+
+class TensorSpool:
+    """A first-in, first-out store of int16 CPU tensors that takes at most `budget` bytes of memory.
+
+    What exceeds it moves to a scratch file without a name in `folder`, which is gone with the process however that
+    ends. Use it in a `with` block.
+    """
+
+    def __init__(self, budget: int, folder: Path):
+        self._budget, self._folder, self._shapes = budget, folder, []
+        # max_size 0 would mean: never to disk.
+        self._file = tempfile.SpooledTemporaryFile(max_size=max(1, budget), dir=folder)
+
+    def append(self, tensor: Tensor) -> None:
+        """Raises UserError if the scratch file cannot be written."""
+        try:
+            self._file.write(memoryview(tensor.contiguous().numpy()).cast("B"))
+        except OSError as error:
+            raise UserError(f"{self._folder}: the scratch file of the score maps cannot be written ({error}): make room, "
+                            "choose another plabel folder or raise score_budget.") from None
+        self._shapes.append(tensor.shape)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """The tensors from the first on, in order."""
+        self._file.seek(0)
+        for shape in self._shapes:
+            tensor = torch.empty(shape, dtype=torch.int16)
+            data = self._file.read(2 * math.prod(shape))
+            tensor.numpy().reshape(-1).data.cast("B")[:] = data
+            yield tensor
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._file.close()
