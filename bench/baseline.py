@@ -1,0 +1,205 @@
+"""The published recipe in its obvious form: what the project's own code is measured against.
+
+Each piece computes what trainer/ and dataset/ compute (same method, same random draws), in the way that first comes to
+mind: the network runs twice over an image that is to be labelled, confidences of all pixels pile up in Python lists,
+every use of the probabilities takes a softmax of its own, quantiles come from sorting, whole images are resized to keep
+a part of them.
+The model of every function is a `model.deeplabv2.DeepLabV2` in contiguous format on the device where it is to run.
+"""
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from utils.constants import BGR_MEAN
+
+IGNORE = 255
+
+
+def to_input(image: Image.Image) -> Tensor:
+    """RGB image -> float32 [3, H, W], BGR in 0..255 minus the mean."""
+    pixels = np.asarray(image, np.float32)[:, :, ::-1] - np.asarray(BGR_MEAN, np.float32)
+    return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
+
+
+def read_input(path: Path, input_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+    """The whole image resized to input_size (width, height), float32 [1, 3, h, w], and the file's (height, width)."""
+    image = Image.open(path).convert("RGB")
+    return to_input(image.resize(input_size, Image.BICUBIC)).unsqueeze(0), (image.height, image.width)
+
+
+def read_ids(path: Path, ids: dict[int, int]) -> np.ndarray:
+    """uint8 [H, W] train ids of a label file; ids: label id -> train id."""
+    return map_ids(np.asarray(Image.open(path)), ids)
+
+
+def map_ids(label: np.ndarray, ids: dict[int, int]) -> np.ndarray:
+    mapped = np.full(label.shape, IGNORE, np.uint8)
+    for label_id, train_id in ids.items():
+        mapped[label == label_id] = train_id
+    return mapped
+
+
+def upsampled(model, x: Tensor, size: tuple[int, int]) -> Tensor:
+    return F.interpolate(model.score_map(x), size, mode="bilinear", align_corners=True)
+
+
+def thresholds(model, inputs, num_classes: int, portion: float) -> list[float | None]:
+    """delta_c of each class, None where nobody predicts it. inputs: yields (float [1, 3, h, w], file size)."""
+    confidences = [[] for _ in range(num_classes)]
+    model.train()
+    for x, _ in inputs:
+        with torch.no_grad():
+            conf, label = upsampled(model, x, x.shape[-2:])[0].softmax(0).max(0)
+        conf, label = conf.cpu().numpy(), label.cpu().numpy()
+        for c in range(num_classes):
+            confidences[c].extend(conf[label == c].tolist())
+    for values in confidences:
+        values.sort(reverse=True)
+    return [values[top_count(portion, len(values)) - 1] if values else None for values in confidences]
+
+
+def top_count(portion: float, n: int) -> int:
+    """floor(portion * n), at least 1; the small term undoes the rounding of products such as 0.29 * 100."""
+    return max(1, math.floor(portion * n + 1e-9))
+
+
+def pseudo_labels(model, inputs, names: list[str], deltas: list[float | None], portion: float, folder: Path) -> None:
+    """Write `<folder>/<name>.png` for each of `inputs` (as in `thresholds`), at the file's size."""
+    model.train()
+    for (x, size), name in zip(inputs, names):
+        with torch.no_grad():
+            logits = upsampled(model, x, size)
+            label = logits.softmax(1).argmax(1)[0]
+            conf = logits.softmax(1).max(1).values[0]
+            ranked = logits.softmax(1).max(1).values.flatten().sort(descending=True).values
+        selected = conf >= ranked[top_count(portion, len(ranked)) - 1]
+        for c, delta in enumerate(deltas):
+            if delta is not None:
+                selected |= (label == c) & (conf >= delta)
+        label[~selected] = IGNORE
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(label.cpu().numpy().astype(np.uint8)).save(path)
+
+
+def validation(model, pairs, num_classes: int) -> Tensor:
+    """Confusion matrix int64 [C, C], rows = truth. pairs: yields (float [1, 3, h, w], truth uint8 tensor [H, W])."""
+    confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+    model.eval()
+    for x, truth in pairs:
+        with torch.no_grad():
+            prediction = upsampled(model, x, truth.shape)[0].argmax(0)
+        counted = truth != IGNORE
+        rows = F.one_hot(truth[counted].long(), num_classes).float()
+        columns = F.one_hot(prediction[counted], num_classes).float()
+        confusion += (rows.T @ columns).long().cpu()  # float32 counts exactly up to 2^24, more than an image has
+    return confusion
+
+
+def ld_losses(logits: Tensor, pseudo_label: Tensor, rank: int) -> dict[str, Tensor]:
+    """The three terms of label denoising, entropy over all pixels; arguments as in `trainer.losses.ld_losses`."""
+    selected = (pseudo_label != IGNORE).sum().clamp(min=1)
+    positive = F.cross_entropy(logits, pseudo_label, ignore_index=IGNORE, reduction="sum") / selected
+    entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+    kth = logits.softmax(1).topk(rank, dim=1).values[:, -1]
+    negative = -(1 - kth).clamp(1e-5, 1).log().mean()
+    return {"positive": positive, "entropy": entropy, "negative": negative}
+
+
+def training_sample(image_path: Path, label_path: Path, ids: dict[int, int], rng: np.random.Generator,
+                    shorter_edge: int, crop: int, scales: tuple[float, ...]) -> tuple[Tensor, Tensor]:
+    """One crop: network input float32 [3, crop, crop] and train ids int64 [crop, crop].
+
+    The whole image and label are resized, then cropped; where the crop does not fit, a square of the shorter side is
+    cut and resized to the crop. Ids are mapped on the crop, which is the cheaper order.
+    """
+    image, label = Image.open(image_path).convert("RGB"), Image.open(label_path)
+    factor = shorter_edge * scales[rng.integers(len(scales))] / min(image.size)
+    width, height = (max(1, round(extent * factor)) for extent in image.size)
+    image, label = image.resize((width, height), Image.BICUBIC), label.resize((width, height), Image.NEAREST)
+    side = min(crop, width, height)
+    top, left = int(rng.integers(height - side + 1)), int(rng.integers(width - side + 1))
+    box = (left, top, left + side, top + side)
+    image, label = image.crop(box), label.crop(box)
+    if side < crop:
+        image, label = image.resize((crop, crop), Image.BICUBIC), label.resize((crop, crop), Image.NEAREST)
+    if rng.random() < 0.5:
+        image, label = image.transpose(Image.FLIP_LEFT_RIGHT), label.transpose(Image.FLIP_LEFT_RIGHT)
+    return to_input(image), torch.from_numpy(map_ids(np.asarray(label), ids)).long()
+
+
+def sgd(groups: list[dict], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
+    """groups: `model.deeplabv2.parameter_groups`, each at `lr` times its `lr_mult`."""
+    groups = [{**group, "lr": lr * group["lr_mult"]} for group in groups]
+    return torch.optim.SGD(groups, lr, momentum, weight_decay=weight_decay, foreach=False)
+
+
+def descend(optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> dict[str, Tensor]:
+    optimizer.zero_grad()
+    sum(losses.values()).backward()
+    optimizer.step()
+    return losses
+
+
+def ld_step(model, optimizer, images: Tensor, pseudo_label: Tensor, rank: int) -> dict[str, Tensor]:
+    """One step of label denoising; images: float [B, 3, H, W]. Returns its losses."""
+    model.train()
+    return descend(optimizer, ld_losses(model(images), pseudo_label, rank))
+
+
+def be_step(model, teacher, optimizer, images: Tensor, pseudo_label: Tensor, generator: torch.Generator,
+            conf_thresh: float, decay: float) -> dict[str, Tensor]:
+    """One step of boundary enhancement and of the teacher's average; generator: draws the classes to paste, on the CPU.
+    Returns its loss."""
+    model.train()
+    teacher.train()
+    label, conf = teacher_labels(teacher, images)
+    label = torch.where(pseudo_label != IGNORE, pseudo_label, label)
+    conf = torch.where(pseudo_label != IGNORE, torch.ones_like(conf), conf)
+    images, label, conf = class_mix(images, label, conf, generator)
+    losses = descend(optimizer, {"mixed": mixed_cross_entropy(model(images), label, conf, conf_thresh)})
+    average(teacher, model, decay)
+    return losses
+
+
+def teacher_labels(teacher, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Hard label int64 and confidence float, both [B, H, W]."""
+    with torch.no_grad():
+        logits = teacher(images)
+        return logits.softmax(1).argmax(1), logits.softmax(1).max(1).values
+
+
+def class_mix(images: Tensor, label: Tensor, conf: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Half of the classes of image i pasted over image i + 1; shapes as in `trainer.classmix.class_mix`."""
+    mixed = images.clone(), label.clone(), conf.clone()
+    for i in range(len(images)):
+        present = label[i].unique()
+        mask = torch.zeros_like(label[i], dtype=torch.bool)
+        for k in torch.randperm(len(present), generator=generator)[: len(present) // 2]:
+            mask |= label[i] == present[k]
+        for whole, source in zip(mixed, (images, label, conf)):
+            whole[i] = torch.where(mask, source[i], source[(i + 1) % len(images)])
+    return mixed
+
+
+def mixed_cross_entropy(logits: Tensor, label: Tensor, conf: Tensor, conf_thresh: float) -> Tensor:
+    """Per-pixel cross entropy weighted image by image; arguments as in `trainer.losses.mixed_cross_entropy`."""
+    total = count = 0
+    for i in range(len(logits)):
+        loss = F.cross_entropy(logits[i : i + 1], label[i : i + 1], reduction="none")
+        total = total + (conf[i] >= conf_thresh).float().mean() * loss.sum()
+        count = count + (loss > 0).sum()
+    return total / count.clamp(min=1)
+
+
+def average(teacher, student, decay: float) -> None:
+    """theta' <- decay theta' + (1 - decay) theta, parameter by parameter; buffers are copied."""
+    for own, other in zip(teacher.parameters(), student.parameters()):
+        own.data = decay * own.data + (1 - decay) * other.data
+    for own, other in zip(teacher.buffers(), student.buffers()):
+        own.copy_(other)
