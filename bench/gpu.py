@@ -33,7 +33,7 @@ def step_rows(inputs: Inputs, repeats: int) -> list[Row]:
 
 def _step_row(inputs, method, repeats, rate):
     batch = decoded([inputs.batch(BATCH)])[0]
-    fp32 = OurStep(inputs, method, batch, device="cuda")
+    fp32 = OurStep(inputs, method, batch, device="cuda", amp="off")
     with plain_cudnn(tf32=False):
         checks = step_checks(fp32, PlainStep(inputs, method, batch, "cuda"))
     del fp32
@@ -113,7 +113,7 @@ def _round_row(inputs, repeats):
         with plain_cudnn(tf32=False):
             obvious()
 
-    fp32 = inputs.trainer(device="cuda")
+    fp32 = inputs.trainer(device="cuda", amp="off")
     plainly()
     with plain_cudnn(tf32=False):  # agreement is one of float32; bf16 networks are faster, not equal
         files = [sample.label for sample in ours(fp32)]
@@ -129,7 +129,7 @@ def _validation_row(inputs, repeats):
     device, plain = torch.device("cuda"), inputs.plain_network("cuda")
     items = decoded(inputs.validation_loader()) * IMAGES
     pairs = [(x.cuda(), truth.cuda()) for x, truth in inputs.plain_pairs()] * IMAGES
-    fp32, ours = inputs.trainer(device="cuda").model, inputs.trainer(device="cuda", amp=AMP).model
+    fp32, ours = inputs.trainer(device="cuda", amp="off").model, inputs.trainer(device="cuda", amp=AMP).model
 
     def obvious():
         with plain_cudnn(tf32=False):
