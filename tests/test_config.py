@@ -177,6 +177,7 @@ def test_an_empty_file_is_all_defaults(load):
     ("learning_rate: 1e-4", "learning_rate", 1e-4), ("learning_rate: '2.5e-4'", "learning_rate", 2.5e-4),
     ("power: 1", "power", 1.0), ("batch_size: 4.0", "batch_size", 4), ("init_weight: None", "init_weight", None),
     ("init_weight: ~", "init_weight", None), ("init_weight:", "init_weight", None), ("note: 2021", "note", "2021"),
+    ("note: 2024-05-01", "note", "2024-05-01"), ("note: 2024-13-45", "note", "2024-13-45"),
     ("fixbn: False", "fixbn", False), ("fixbn: 'no'", "fixbn", False), ("scales: [1, 2]", "scales", (1.0, 2.0))])
 def test_values_of_files(load, written, key, value):
     found = getattr(load(written), key)
@@ -224,7 +225,9 @@ def test_read_only(load):
 
 @pytest.mark.parametrize("text, said", [
     ("batchsize: 3", "batch_size"), ("lr: 1", "unknown key 'lr'"), ("cityscape: {data_dir: x}", "cityscapes"),
-    ("mine: {data_dir: x}", "type"), ("cityscapes: {datadir: x}", "data_dir"), ("cityscapes: 3", "cityscapes"),
+    ("mine: {data_dir: x}", "type"), ("cityscapes: {datadir: x}", "data_dir"), ("cityscapes: 3", "expected a section"),
+    ("cityscapes:", "expected a section"), ("round: 2\nround_start: 2", "round_start: 2 leaves nothing"),
+    ("batch_size: 2024-13-45", "batch_size"), ("device: cuda:200", "device"),
     ("batch_size: two", "batch_size: expected whole number at least 1"), ("batch_size: 2.5", "batch_size"),
     ("batch_size: True", "batch_size"), ("batch_size: 0", "at least 1"), ("fixbn: 1", "fixbn: expected True/False"),
     ("learning_rate: fast", "learning_rate"), ("learning_rate: .nan", "learning_rate"), ("learning_rate: 0", "above 0"),
@@ -251,7 +254,8 @@ def test_mistakes_in_files_name_the_key(load, text, said):
 @pytest.mark.parametrize("word, said", [
     ("batch_size", "expected key=value"), ("batchsize=3", "did you mean 'batch_size'"),
     ("cityscapes.datadir=x", "did you mean 'data_dir'"), ("cityscape.data_dir=x", "cityscapes"),
-    ("batch_size=", "batch_size"), ("layers=1,2,x,4", "layers"), ("gta5=x", "unknown key")])
+    ("batch_size=", "batch_size"), ("layers=1,2,x,4", "layers"), ("gta5=x", "unknown key"),
+    ("layers=[1,2", "layers: expected"), ("scales=1,'2", "scales: expected"), ("batch_size=2024-13-45", "batch_size")])
 def test_mistakes_on_the_command_line_name_the_word(load, word, said):
     assert said in refused(load, "", word)
 

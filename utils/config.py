@@ -58,7 +58,7 @@ class Config:
                       choices=("source_only", "ld", "be"))
     model: str = key("deeplab", str, "network: DeepLabV2 on a ResNet", choices=("deeplab",))
     train: bool = key(True, bool, "False: only validate init_weight")
-    device: str = key("auto", str, "auto (a GPU if there is one), cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:\d+)?")
+    device: str = key("auto", str, "auto (a GPU if there is one), cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:\d\d?)?")
     seed: int = key(1234, int, "seed of all that is drawn at random", low=0, high=2**31 - 1)
     fix_seed: bool = key(True, bool, "False: a fresh seed is drawn; the saved configuration names it")
     multigpu: bool = key(False, bool, "several GPUs; only False in this version")
@@ -205,6 +205,8 @@ def _enter(tree, where, name, value):
         section = tree["sections"].setdefault(name, {})
         for inner, content in value.items():
             section[inner] = _section_key(inner, name, where).read(content, f"{where}: {name}.{inner}")
+    elif name in tree["sections"]:
+        raise ConfigError(f"{where}: {name}: expected a section with keys such as data_dir, found {value!r}.")
     else:
         also = "; a data set of your own needs its `type`" if isinstance(value, Mapping) else ""
         raise ConfigError(f"{where}: unknown key {str(name)!r}{nearest(name, (*KEYS, *tree['sections'], *NO_EFFECT))}{also}.")
@@ -252,6 +254,8 @@ def _check(cfg):
     require(cfg.restore_from is None, f"restore_from: {cfg.restore_from!r} is not used; give the file as init_weight.")
     require(cfg.method != "be" or cfg.batch_size >= 2, "batch_size: 1 is too small for method be, which mixes each image "
             "of a batch with the next; use 2 or more.")
+    require(cfg.method == "source_only" or cfg.round_start < cfg.round, f"round_start: {cfg.round_start} leaves nothing "
+            f"to run of the {cfg.round} rounds from 0 on; use less than round.")
     middle, width = cfg.num_classes // 2, cfg.neg_rank_width
     require(cfg.method != "ld" or (middle - width >= 1 and middle + width <= cfg.num_classes),
             f"neg_rank_width: {width} leaves the ranks 1..{cfg.num_classes} of num_classes {cfg.num_classes} around "

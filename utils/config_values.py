@@ -46,11 +46,11 @@ class Key:
         if self.kind is str:
             return self.read(text, where)
         try:
-            value = yaml.safe_load(text)
+            value = yaml.load(text, _Loader)
+            if isinstance(self.kind, list) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+                value = [yaml.load(part, _Loader) for part in text.split(",")]
         except yaml.YAMLError:
             value = text
-        if isinstance(self.kind, list) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-            value = [yaml.safe_load(part) for part in text.split(",")]
         return self.read(value, where)
 
     def help_line(self, name: str) -> str:
@@ -140,6 +140,11 @@ def read_yaml(path: str | Path) -> dict:
 
 
 class _Loader(yaml.SafeLoader):
+    # Without dates: no key is one, so 2024-05-01 is text, and 2024-13-45 no error of the loader's own kind.
+    yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
     def construct_mapping(self, node, deep=False):
         written = [k.value for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
         twice = [k for k in written if written.count(k) > 1] if node not in self.merged else []
