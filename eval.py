@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from utils.cli import guarded, parser
+from utils.errors import ConfigError
 
 
 def main(given):
@@ -15,6 +16,10 @@ def main(given):
     overrides = [word for word in given.words if "=" in word and not Path(word).exists()]
     checkpoints = [word for word in given.words if word not in overrides]
     cfg = load_config(given.config, overrides)
+    if given.figure and Path(given.figure).suffix.lower() not in (".png", ".jpg", ".jpeg"):
+        raise ConfigError(f"--figure: {given.figure!r} has no picture's ending: use .png or .jpg.")
+    for file in filter(None, (given.json, given.figure)):  # refused now rather than after the evaluation
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
     scored = report.score_checkpoints(cfg, checkpoints)
     print(evaluate.score_table(scored, report.target_classes(cfg)))
     if given.json:
@@ -27,9 +32,13 @@ def run() -> int:
     arguments = parser(__doc__, "config/ldbe_config.yml")
     arguments.add_argument("words", nargs="+", metavar="CKPT", help="checkpoints, and key=value overrides among them")
     arguments.add_argument("--json", metavar="FILE", help="write the scores to FILE")
-    arguments.add_argument("--figure", metavar="FILE", help="write a grid: image, each checkpoint's labels, ground truth")
-    arguments.add_argument("--images", type=int, default=4, metavar="N", help="images in the grid (default: %(default)s)")
+    arguments.add_argument("--figure", metavar="FILE",
+                           help="write a grid: image, each checkpoint's labels, ground truth")
+    arguments.add_argument("--images", type=int, default=4, metavar="N",
+                           help="images in the grid (default: %(default)s)")
     given = arguments.parse_intermixed_args()
+    if given.images < 1:
+        arguments.error(f"argument --images: expected at least 1, found {given.images}")
     return guarded(lambda: main(given))
 
 

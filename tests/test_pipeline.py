@@ -192,6 +192,39 @@ def test_eval_refuses_the_same_file_twice_and_missing_ones(world, monkeypatch, c
     assert "gone.pth" in capsys.readouterr().err
 
 
+def test_eval_refuses_what_it_could_not_write_before_it_scores(world, monkeypatch, capsys):
+    assert call(monkeypatch, run_so_script) == 0
+    checkpoint = "snapshot/tiny/source_only.pth"
+    capsys.readouterr()
+    for words, said in ((["--json", "tiny.yml/out.json"], "tiny.yml"), (["--figure", "tiny.yml/out.png"], "tiny.yml"),
+                        (["--figure", "out.text"], "out.text")):
+        assert evaluate(monkeypatch, checkpoint, *words) == 2
+        printed = capsys.readouterr()
+        assert printed.err.startswith("error: ") and said in printed.err and printed.err.count("\n") == 1
+        assert printed.out == ""
+    with pytest.raises(SystemExit):
+        evaluate(monkeypatch, checkpoint, "--images", "0")
+    assert evaluate(monkeypatch, checkpoint, "--json", "new/out.json", "--figure", "new/out.png") == 0
+    assert sorted(p.name for p in Path("new").iterdir()) == ["out.json", "out.png"]
+
+
+def test_eval_refuses_an_initialisation_without_a_head(world, monkeypatch, capsys):
+    assert call(monkeypatch, run_so_script) == 0
+    state = weights("snapshot/tiny/source_only.pth")
+    torch.save({f"Scale.{k}": v for k, v in state.items()}, "caffe.pth")
+    assert evaluate(monkeypatch, "caffe.pth") == 2
+    assert "caffe.pth: is an initialisation without a head" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("key", ["snapshot", "log", "plabel", "result"])
+def test_a_folder_that_cannot_be_made_is_one_line(world, monkeypatch, capsys, key):
+    assert call(monkeypatch, run_so_script) == 0
+    capsys.readouterr()
+    assert call(monkeypatch, run_script, "init_weight=snapshot/tiny/source_only.pth", f"{key}=tiny.yml") == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: tiny.yml/tiny") and "\n" not in error
+
+
 @pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_three_stages_on_a_gpu(world, monkeypatch):

@@ -48,6 +48,14 @@ def test_flips_are_half_of_all_or_none():
     assert not any(window_of(seed, (72, 144), mirror=False).flip for seed in range(50))
 
 
+def test_a_flip_mirrors_image_and_label():
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (72, 144, 3), dtype=np.uint8))
+    for picture in (image, image.getchannel(0)):
+        plain, flipped = (np.asarray(transforms.cut(picture, transforms.Window((9, 5, 60.5, 56.5), flip), 60,
+                                                    Image.Resampling.NEAREST)) for flip in (False, True))
+        assert (flipped == plain[:, ::-1]).all() and (flipped != plain).any()
+
+
 @pytest.mark.parametrize("size", [(72, 144), (150, 90), (20, 33)])
 def test_image_and_label_stay_aligned(size):
     """The image shows a grey of its label (blocks of 8 pixels): where the crop is flat it must name the label."""

@@ -9,7 +9,7 @@ from dataset.labels import ClassSet
 from trainer import evaluate
 from trainer.base_trainer import build_model, pick_device
 from utils.config import Config
-from utils.errors import ConfigError, DataError
+from utils.errors import CheckpointError, ConfigError, DataError
 from utils.visualize import colourise, grid
 
 CAPTIONS = {"source_only": "source-only", "ld": "LD", "be": "LDBE"}
@@ -33,12 +33,17 @@ def headings(checkpoints: list[str]) -> list[str]:
 
 
 def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
-    """heading -> `evaluate.protocol_scores` on the target's validation split, for each checkpoint in order."""
+    """heading -> `evaluate.protocol_scores` on the target's validation split, for each checkpoint in order.
+
+    Raises CheckpointError for one that does not fit, or that would leave a part of the network at random.
+    """
     device = pick_device(cfg.device)
     names, samples = headings(checkpoints), _validation_samples(cfg)
     segmentation.require_labels(cfg.target, samples)
     for checkpoint in checkpoints:  # a wrong name among them should not cost the evaluation of the others
-        build_model(cfg, device, checkpoint)
+        _, loaded = build_model(cfg, device, checkpoint)
+        if loaded.initialised:
+            raise CheckpointError(f"{checkpoint}: is an initialisation without a head, not a trained network ({loaded}).")
     scores = {}
     for name, checkpoint in zip(names, checkpoints):
         model, _ = build_model(cfg, device, checkpoint)

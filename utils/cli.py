@@ -38,11 +38,17 @@ def run_stage(description: str, default_config: str, run, **fixed) -> int:
 
 
 def guarded(main) -> int:
-    """Call `main()`; return an exit code, with one line on stderr in place of a traceback for what a user can mend."""
+    """Call `main()`; return an exit code, with one line on stderr in place of a traceback for what a user can mend:
+    a UserError, a file or folder that the system refuses, Ctrl-C."""
     try:
         main()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except OSError as error:
+        if error.filename is None:
+            raise
+        print(f"error: {error.filename}: {error.strerror}: check the path and the room there.", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("stopped: what had been saved before is kept", file=sys.stderr)

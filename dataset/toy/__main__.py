@@ -4,7 +4,7 @@ import sys
 
 from dataset.toy.files import write_toy_world
 from dataset.toy.looks import STRENGTH
-from utils.errors import UserError
+from utils.cli import guarded
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,15 +17,11 @@ def main(arguments: list[str] | None = None) -> int:
     for name, number, text in (("source", 400, "gta5 images"), ("synthia", 40, "synthia images"),
                                ("train", 300, "cityscapes training images"), ("val", 100, "cityscapes val images")):
         parser.add_argument(f"--{name}", type=int, default=number, metavar="N", help=f"{text} (default {number})")
-    parser.add_argument("--strength", type=float, default=STRENGTH, help="of the appearance shift, 0..1.5 (default %(default)s)")
+    parser.add_argument("--strength", type=float, default=STRENGTH,
+                        help="of the appearance shift, 0..1.5 (default %(default)s)")
     options = vars(parser.parse_args(arguments))
     options["size"] = tuple(options["size"])
-    try:
-        print(write_toy_world(**options))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return guarded(lambda: print(write_toy_world(**options)))
 
 
 if __name__ == "__main__":

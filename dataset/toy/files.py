@@ -1,6 +1,7 @@
 """The toy world on disk, in the layouts of GTA5, SYNTHIA and Cityscapes."""
 import json
 import os
+import signal
 import struct
 import zlib
 from dataclasses import asdict
@@ -111,7 +112,8 @@ def write_toy_world(root: str | Path, seed: int = 0, size: tuple[int, int] = (25
     (root / MARKER).write_text(json.dumps({"complete": False, **marker}, indent=1))
     for folder in {path.parent for item in files for path in item[3:]}:
         folder.mkdir(parents=True, exist_ok=True)
-    with Pool(min(os.cpu_count() or 1, 8, 1 + len(files) // 64)) as pool:
+    # Ctrl-C is the main process's to answer, in one line.
+    with Pool(min(os.cpu_count() or 1, 8, 1 + len(files) // 64), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
         done = pool.imap_unordered(partial(write_pair, seed=seed, size=size, strength=strength), files, chunksize=8)
         for _ in tqdm(done, total=len(files), desc="toy world", unit="image"):
             pass
