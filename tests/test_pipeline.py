@@ -12,7 +12,9 @@ import eval as eval_script
 import run as run_script
 import run_so as run_so_script
 from dataset.toy import write_toy_world
+from trainer.ldbe_trainer import LDBETrainer
 from utils.cli import run_stage
+from utils.config import load_config
 
 TINY = {
     "note": "tiny", "layers": [1, 1, 1, 1], "width": 8, "fixbn": False, "batch_size": 2, "worker": 0, "screen": False,
@@ -155,8 +157,18 @@ def test_every_method_key_reaches_the_result(world, monkeypatch, key):
     assert any(not plain[k].equal(changed[k]) for k in plain)
 
 
-def test_running_statistics_are_untouched_by_labelling(world, monkeypatch):
-    """train=False: no step is taken; with bn_stats only labelling could move the statistics, and it does not run."""
+@pytest.mark.parametrize("bn_stats", ["batch", "running"])
+def test_labelling_moves_the_running_statistics_with_bn_stats_batch_alone(world, monkeypatch, bn_stats):
+    assert call(monkeypatch, run_so_script) == 0
+    cfg = load_config("tiny.yml", ["init_weight=snapshot/tiny/source_only.pth", f"bn_stats={bn_stats}"])
+    trainer = LDBETrainer(cfg)
+    before = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
+    trainer.label_target(0)
+    moved = {name for name, buffer in trainer.model.named_buffers() if not buffer.equal(before[name])}
+    assert moved == (set(before) if bn_stats == "batch" else set())
+
+
+def test_train_false_only_validates(world, monkeypatch):
     assert call(monkeypatch, run_so_script) == 0
     before = weights("snapshot/tiny/source_only.pth")
     assert call(monkeypatch, run_script, "method=ld", "init_weight=snapshot/tiny/source_only.pth", "train=False") == 0
