@@ -47,7 +47,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such checkpoint: check the path (init_weight also takes the word {IMAGENET!r}).")
+        raise CheckpointError(f"{path}: no such checkpoint: check the path (init_weight also takes the word "
+                              f"{IMAGENET!r}).")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -128,7 +129,8 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise CheckpointError(f"{path}: cannot be written ({error}): make room or choose another snapshot folder.") from None
+        raise CheckpointError(f"{path}: cannot be written ({error}): make room or choose another snapshot "
+                              "folder.") from None
     finally:
         temporary.unlink(missing_ok=True)
 

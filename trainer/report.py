@@ -43,7 +43,7 @@ def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
     for checkpoint in checkpoints:  # a wrong name among them should not cost the evaluation of the others
         _, loaded = build_model(cfg, device, checkpoint)
         if loaded.initialised:
-            raise CheckpointError(f"{checkpoint}: is an initialisation without a head, not a trained network ({loaded}).")
+            raise CheckpointError(f"{checkpoint}: is an initialisation without a head, no trained network ({loaded}).")
     scores = {}
     for name, checkpoint in zip(names, checkpoints):
         model, _ = build_model(cfg, device, checkpoint)

@@ -254,8 +254,8 @@ def _check(cfg):
     require(cfg.restore_from is None, f"restore_from: {cfg.restore_from!r} is not used; give the file as init_weight.")
     require(cfg.method != "be" or cfg.batch_size >= 2, "batch_size: 1 is too small for method be, which mixes each image "
             "of a batch with the next; use 2 or more.")
-    require(cfg.method == "source_only" or cfg.round_start < cfg.round, f"round_start: {cfg.round_start} leaves nothing "
-            f"to run of the {cfg.round} rounds from 0 on; use less than round.")
+    require(cfg.method == "source_only" or cfg.round_start < cfg.round,
+            f"round_start: {cfg.round_start} leaves nothing to run of the {cfg.round} rounds from 0 on; use less.")
     middle, width = cfg.num_classes // 2, cfg.neg_rank_width
     require(cfg.method != "ld" or (middle - width >= 1 and middle + width <= cfg.num_classes),
             f"neg_rank_width: {width} leaves the ranks 1..{cfg.num_classes} of num_classes {cfg.num_classes} around "

@@ -112,8 +112,8 @@ def write_toy_world(root: str | Path, seed: int = 0, size: tuple[int, int] = (25
     (root / MARKER).write_text(json.dumps({"complete": False, **marker}, indent=1))
     for folder in {path.parent for item in files for path in item[3:]}:
         folder.mkdir(parents=True, exist_ok=True)
-    # Ctrl-C is the main process's to answer, in one line.
-    with Pool(min(os.cpu_count() or 1, 8, 1 + len(files) // 64), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
+    workers = min(os.cpu_count() or 1, 8, 1 + len(files) // 64)
+    with Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:  # Ctrl-C is the main process's to answer
         done = pool.imap_unordered(partial(write_pair, seed=seed, size=size, strength=strength), files, chunksize=8)
         for _ in tqdm(done, total=len(files), desc="toy world", unit="image"):
             pass
