@@ -1,6 +1,6 @@
 """The data sets: where each keeps its files, how its labels are read, and the two views that training and evaluation
 take of it. No sample is ever replaced: whatever cannot be read raises a DataError that names the file."""
-import warnings
+import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -10,6 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dataset import labels, transforms
+from dataset.files import read_image, read_label, require_same_size
 from utils.config import DataConfig
 from utils.errors import DataError
 
@@ -62,16 +63,18 @@ def label_table(section: DataConfig, num_classes: int) -> np.ndarray:
     return labels.lookup_table(section.label_ids or {c: c for c in range(num_classes)})
 
 
-def find_samples(section_name: str, section: DataConfig, split: str, required: bool = True) -> list[Sample]:
+def find_samples(section_name: str, section: DataConfig, split: str, required: bool = True,
+                 complete: bool = True) -> list[Sample]:
     """The images of a split with the label paths that belong to them (which need not exist), in order of name.
 
     The training split is what `data_list` lists, the validation split what `data_list_val` lists; without a list the
-    folder is scanned. gta5 and synthia have one split. Raises DataError if the folder, the list or a listed image is
-    missing, if a list names a file outside the folder, or if nothing is found and the split is `required`.
+    folder is scanned, linked folders too. gta5 and synthia have one split. Raises DataError if the folder, the list or
+    (unless `complete` is False) a listed image is missing, if a name of a list leaves the folder, by `..` or by a link
+    (data_dir and the pattern's folder may be links themselves), or if nothing is found and the split is `required`.
     """
     layout = LAYOUTS.get(section.type) or Layout(section.images, section.labels, None)
     root = Path(section.data_dir)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DataError(f"{section_name}.data_dir: no folder {str(root)!r}: give the folder that holds "
                         f"{layout.images.format(split=split, name='<name>')!r}.")
     base, suffix = _split_pattern(layout.images, split)
@@ -85,16 +88,21 @@ def find_samples(section_name: str, section: DataConfig, split: str, required: b
         raise DataError(f"{section_name}: {found}: check data_dir, the split {split!r} and the file names.")
     samples = []
     for name, image in names.items():
-        image = root / base / image
-        if list_file and not image.is_file():
-            raise DataError(f"{image}: listed in {list_file!r} but not there: check {section_name}.data_dir or the list.")
-        samples.append(Sample(name, image, _label_path(root, layout.labels, split, name)))
+        sample = Sample(name, root / base / image, _label_path(root, layout.labels, split, name))
+        if list_file:
+            _require_inside(root, root / base, sample.image, list_file)
+            if sample.label:
+                _require_inside(root, root / _split_pattern(layout.labels, split)[0], sample.label, list_file)
+            if complete and not os.path.isfile(sample.image):
+                raise DataError(f"{sample.image}: listed in {list_file!r} but not there: check {section_name}.data_dir "
+                                "or the list.")
+        samples.append(sample)
     return samples
 
 
 def has_labels(samples: list[Sample]) -> bool:
     """True if every sample's label file exists, False if none does. Raises DataError naming the first of a few gaps."""
-    missing = [s for s in samples if s.label is None or not s.label.is_file()]
+    missing = [s for s in samples if s.label is None or not os.path.isfile(s.label)]
     if missing and len(missing) < len(samples):
         raise DataError(f"{missing[0].image}: its label {missing[0].label} is missing ({len(missing)} of {len(samples)} "
                         "labels are): add it, or take the image out of the split.")
@@ -108,43 +116,10 @@ def require_labels(section_name: str, samples: list[Sample]) -> None:
                         f"check {section_name}'s labels; this step needs them.")
 
 
-def read_image(path: Path) -> Image.Image:
-    """The image as RGB, decoded. Raises DataError naming a file that is missing, truncated or no image."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return image.convert("RGB")
-    except FileNotFoundError:
-        raise DataError(f"{path}: image not found.") from None
-    except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        raise DataError(f"{path}: cannot be read as an image ({error}): replace it or take it out of the list.") from None
-
-
-def read_label(path: Path, table: np.ndarray) -> np.ndarray:
-    """Train ids uint8 [H, W] of a label file: 8-bit grey or palette (the index is the id), 16-bit grey, or 16-bit RGB
-    (the id is in the first channel, as in SYNTHIA). Raises DataError naming a file of any other kind."""
-    try:
-        with Image.open(path) as image:
-            if image.mode in ("L", "P", "I;16", "I;16B", "I"):
-                ids = np.asarray(image)
-            elif image.format == "PNG":
-                ids = _first_channel(path)
-            else:
-                raise ValueError(f"mode {image.mode}, expected one channel, or 16-bit RGB in a PNG")
-        return table[ids]
-    except FileNotFoundError:
-        raise DataError(f"{path}: label not found.") from None
-    except Exception as error:
-        raise DataError(f"{path}: cannot be read as a label ({error}).") from None
-
-
 def read_pair(sample: Sample, table: np.ndarray) -> tuple[Image.Image, np.ndarray]:
     """Image and train ids of one sample. Raises DataError if their sizes differ."""
     image, label = read_image(sample.image), read_label(sample.label, table)
-    if label.shape != (image.height, image.width):
-        raise DataError(f"{sample.label}: label is {label.shape[1]}x{label.shape[0]}, its image {sample.image} is "
-                        f"{image.width}x{image.height}: mend it or take the pair out of the list.")
+    require_same_size(sample.image, image, sample.label, label)
     return image, label
 
 
@@ -218,15 +193,30 @@ def _label_path(root: Path, pattern: str | None, split: str, name: str) -> Path 
     return root / folder / (name + (".png" if suffix is None else suffix))
 
 
+def _require_inside(root: Path, folder: Path, path: Path, list_file: str) -> None:
+    real = os.path.realpath(path)
+    if not any(real.startswith(os.path.join(os.path.realpath(f), "")) for f in (root, folder)):
+        raise DataError(f"{path}: named by {list_file!r}, is a link out of {str(root)!r} to {real!r}: copy the file there, "
+                        "or link the whole data folder.")
+
+
 def _scan(folder: Path, suffix: str | None) -> dict[str, str]:
-    """name -> path below `folder` of every image in it, sorted by name."""
-    if not folder.is_dir():
-        return {}
-    endings = IMAGE_EXTENSIONS if suffix is None else (suffix,)
+    """name -> path below `folder` of every image in it, sorted by name. A dangling link counts: reading will name it."""
+    def refuse(error):
+        raise DataError(f"{error.filename}: cannot be listed ({error.strerror}): make the folder readable.")
+    endings = tuple(e.lower() for e in (IMAGE_EXTENSIONS if suffix is None else (suffix,)))
+    paths, seen = [], set()
+    for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse) if os.path.isdir(folder) else ():
+        folders.sort()
+        if (real := os.path.realpath(here)) in seen:  # a link back to a folder already read
+            folders.clear()
+            continue
+        seen.add(real)
+        files = [Path(here, name) for name in files]
+        paths += [p.relative_to(folder).as_posix() for p in files if os.path.isfile(p) or os.path.islink(p)]
     found = {}
-    for path in sorted(folder.rglob("*")):
-        relative = path.relative_to(folder).as_posix()
-        if relative.lower().endswith(tuple(e.lower() for e in endings)) and path.is_file():
+    for relative in sorted(paths, key=lambda p: p.split("/")):
+        if relative.lower().endswith(endings):
             _add(found, relative, suffix)
     return found
 
@@ -234,20 +224,24 @@ def _scan(folder: Path, suffix: str | None) -> dict[str, str]:
 def _read_list(section_name: str, key: str, list_file: str, base: str, suffix: str | None) -> dict[str, str]:
     """name -> path below the image folder of every line; a line's first field counts, with or without the folder."""
     try:
-        lines = Path(list_file).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        if os.path.exists(list_file) and not os.path.isfile(list_file):  # a device or a pipe may never end
+            raise OSError("not a file")
+        lines = Path(list_file).read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, ValueError) as error:
         raise DataError(f"{section_name}.{key}: cannot read {list_file!r} ({error}): correct the path, or set it to "
                         "None to take every image of the folder.") from None
     found = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
-        entry = line.split()[0].removeprefix(base + "/")
-        if PurePosixPath(entry).is_absolute() or ".." in PurePosixPath(entry).parts:
-            raise DataError(f"{list_file}, line {number}: {entry!r} points outside the data folder.")
-        if suffix is not None and not entry.endswith(suffix):
-            raise DataError(f"{list_file}, line {number}: {entry!r} does not end in {suffix!r}, as the images of "
-                            f"{section_name} do.")
+        written = line.split()[0]
+        entry = str(PurePosixPath(written.removeprefix(base + "/")))
+        if "\0" in written or PurePosixPath(written).is_absolute() or ".." in PurePosixPath(entry).parts:
+            raise DataError(f"{list_file}, line {number}: {written!r} points outside the data folder: give names below "
+                            f"{base or 'data_dir'!r}.")
+        if not entry.endswith(suffix or "") or entry.rpartition("/")[2] in (".", suffix):
+            raise DataError(f"{list_file}, line {number}: {written!r} does not end in {suffix or 'a file name'!r}, as the "
+                            f"images of {section_name} do.")
         _add(found, entry, suffix)
     return found
 
@@ -258,12 +252,3 @@ def _add(found: dict[str, str], relative: str, suffix: str | None) -> None:
         raise DataError(f"{relative} and {found[name]} share the name {name!r}: pseudo labels could not be told apart; "
                         "keep one of them.")
     found[name] = relative
-
-
-def _first_channel(path: Path) -> np.ndarray:
-    """First channel [H, W] of a 16-bit RGB PNG. Pillow keeps only the high bytes of such a file."""
-    import cv2  # late: only SYNTHIA needs it
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.dtype != np.uint16:
-        raise ValueError("expected one channel, or 16-bit RGB")
-    return pixels[:, :, 2]  # OpenCV's order is blue, green, red
