@@ -4,6 +4,9 @@ Strict: whatever does not load is either one of the exceptions named here or an 
 """
 import os
 import pickle
+import re
+import warnings
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +20,9 @@ IMAGENET = "imagenet"  # the word for torchvision's ResNet-101 weights
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's normalisation of RGB in 0..1
 _SHOWN = 4  # names listed in a message
+_MOST_WRAPPERS = 4
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+           torch.uint8, torch.bool)
 
 
 @dataclass(frozen=True)
@@ -43,30 +49,45 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint file on the CPU, without wrapper and `module.` prefix.
 
     Nothing but tensors and plain containers is ever unpickled. Raises CheckpointError if the file is missing, is no
-    checkpoint, needs more than that, or holds NaN or infinite weights.
+    checkpoint, needs more than that, or holds a tensor that is not plain numbers, finite and stored in full.
     """
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise CheckpointError(f"{path}: no such checkpoint: check the path (init_weight also takes the word "
                               f"{IMAGENET!r}).")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(f"{path}: not a file of plain tensors, nothing in it was run: save the network's "
-                              "state_dict() alone.") from None
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}).") from None
+    content, depth = _unpickle(path), 0
     while isinstance(content, dict) and (inner := [content[k] for k in WRAPPERS if isinstance(content.get(k), dict)]):
-        content = inner[0]
+        content, depth = inner[0], depth + 1
+        if depth > _MOST_WRAPPERS:  # a dictionary may even hold itself
+            raise CheckpointError(f"{path}: more than {_MOST_WRAPPERS} wrappers around the tensors: expected a state dict.")
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not tensors:
+    if not tensors or not all(isinstance(name, str) for name in tensors):
         raise CheckpointError(f"{path}: holds no tensors under parameter names: expected a state dict.")
     for name, tensor in tensors.items():
-        if not _finite(tensor):
-            raise CheckpointError(f"{path}: {name!r} holds NaN or infinite values: this network is broken.")
+        if fault := _fault(tensor):
+            raise CheckpointError(f"{path}: {name!r} {fault}: this is no usable network, give another checkpoint.")
     while all(name.startswith("module.") for name in tensors):
         tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     return tensors
+
+
+def _unpickle(path):
+    """The content of a checkpoint file, read with `weights_only`. Raises CheckpointError."""
+    try:
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:  # torch never compresses
+                    raise ValueError("a compressed archive, which may unpack to any size")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        needs = re.search(r"GLOBAL (\S+)", str(error))
+        raise CheckpointError(f"{path}: not a file of plain tensors{f' (it asks for {needs[1]})' if needs else ''}, nothing in "
+                              "it was run: save the network's state_dict() alone.") from None
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}): copy or download it anew, "
+                              "or give another.") from None
 
 
 def convert(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
@@ -80,7 +101,8 @@ def convert(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor], tuple[s
     if all(name.startswith("Scale.") for name in tensors):
         tensors = {name.removeprefix("Scale."): tensor for name, tensor in tensors.items()}
         return _without("Caffe initialisation", "layer5.", tensors)
-    if "fc.weight" in tensors:
+    stem, mean = tensors.get("conv1.weight"), tensors.get("bn1.running_mean")
+    if "fc.weight" in tensors and stem is not None and stem.ndim == 4 and stem.shape[1] == 3 and mean is not None:
         return _without("torchvision ImageNet", "fc.", _to_bgr_input(tensors))
     if any(name.startswith("layer6.") for name in tensors):
         return _without("two heads", "layer6.", tensors)
@@ -104,8 +126,17 @@ def load_weights(model: nn.Module, source: str | Path | None) -> LoadReport:
     missing = [k for k in expected if k not in given and k not in optional]
     unexpected = [k for k in given if k not in expected]
     other_shape = [k for k in given if k in expected and given[k].shape != expected[k].shape]
+    other_kind = [k for k in given if k in expected and given[k].is_floating_point() != expected[k].is_floating_point()]
     if missing or unexpected or other_shape:
         raise CheckpointError(f"{source}: {_misfit(expected, given, missing, unexpected, other_shape)}")
+    if other_kind:
+        k = other_kind[0]
+        raise CheckpointError(f"{source}: {k!r} holds {given[k].dtype}, expected {expected[k].dtype}: give a checkpoint "
+                              "whose weights are floating-point numbers and whose counters are whole ones.")
+    given = {k: v.to(expected[k].dtype) for k, v in given.items()}
+    if broken := [k for k, v in given.items() if _fault(v) or k.endswith("running_var") and (v < 0).any()]:
+        raise CheckpointError(f"{source}: {_some(broken)} hold values out of range (beyond {expected[broken[0]].dtype}, or "
+                              "a negative variance): this is no usable network, give another checkpoint.")
     model.load_state_dict(given, strict=False)
     random_start = tuple(k for k in expected if k not in given and not k.endswith("num_batches_tracked"))
     return LoadReport(name, len(given), len(expected), random_start, dropped)
@@ -186,6 +217,15 @@ def _misfit(expected, given, missing, unexpected, other_shape):
 def _some(names):
     rest = len(names) - _SHOWN
     return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _fault(tensor):
+    """What makes a tensor unfit as a weight, or None."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
+        return f"is a {tensor.layout} tensor of {tensor.dtype} on {tensor.device.type}, expected plain numbers"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"claims {tuple(tensor.shape)} values, more than the file holds"
+    return None if _finite(tensor) else "holds NaN or infinite values"
 
 
 def _finite(tensor):
