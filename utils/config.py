@@ -4,7 +4,7 @@ import dataclasses
 import math
 import secrets
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import Mapping
 
@@ -30,7 +30,7 @@ class DataConfig:
                                 optional=True)
     data_list_val: str | None = key(None, str, "the same for the validation images", optional=True)
     input_size: tuple = key(None, [int], "(width, height) at which whole images are labelled and evaluated, pixels",
-                            low=1, length=2)
+                            low=1, high=16384, length=2)
     images: str | None = key(None, str, "folder only: where images are, below data_dir; may hold {split} and {name}",
                              optional=True)
     labels: str | None = key(None, str, "folder only: where their labels are; None: there are none", optional=True)
@@ -66,8 +66,9 @@ class Config:
     round_start: int = key(0, int, "first round to run, from 0; portion and rate are that round's", low=0)
 
     num_classes: int = key(19, int, "C; street data sets: 19, 16 or 13", low=2, high=255, group="Network")
-    layers: tuple = key((3, 4, 23, 3), [int], "bottlenecks in the four stages; 3, 4, 23, 3 is ResNet-101", low=1, length=4)
-    width: int = key(64, int, "channels of the stem; all others grow with it", low=1)
+    layers: tuple = key((3, 4, 23, 3), [int], "bottlenecks in the four stages; 3, 4, 23, 3 is ResNet-101", low=1, high=999,
+                        length=4)
+    width: int = key(64, int, "channels of the stem; all others grow with it", low=1, high=1024)
     init_weight: str | None = key(None, str, "checkpoint to start from, or imagenet; None: random start", optional=True)
     restore_from: str | None = key(None, str, "only None: use init_weight", optional=True)
     fixbn: bool = key(True, bool, "freeze weight and bias of every batch norm; its statistics move on")
@@ -93,7 +94,7 @@ class Config:
     momentum: float = key(0.9, float, "of SGD", low=0, high=1, below=True)
     power: float = key(0.9, float, "exponent of the poly schedule, lr (1 - t/T)^power", low=0)
     round: int = key(2, int, "R, rounds of pseudo-labelling and training", low=1)
-    batch_size: int = key(3, int, "B, crops in a batch", low=1)
+    batch_size: int = key(3, int, "B, crops in a batch", low=1, high=4096)
     backbone_lr_mult: float = key(3.0, float, "factor on the rate of the backbone; 3: the released code lists most of its "
                                   "tensors three times", low=0)
     head_lr_mult: float = key(10.0, float, "factor on the rate of the head", low=0)
@@ -114,12 +115,15 @@ class Config:
     source: str = key("gta5", str, "section of the source data set", group="Data")
     target: str = key("cityscapes", str, "section of the target data set")
     worker: int = key(4, int, "processes that read images, at most one per core; the result does not depend on it", low=0)
-    input_src: int = key(720, int, "shorter edge of a source image at scale 1, pixels", low=1)
-    input_tgt: int = key(720, int, "shorter edge of a target image at scale 1, pixels", low=1)
-    crop_src: int = key(600, int, "side of a source crop, pixels", low=1)
-    crop_tgt: int = key(600, int, "side of a target crop, pixels", low=1)
+    input_src: int = key(720, int, "shorter edge of a source image at scale 1, pixels", low=1, high=16384)
+    input_tgt: int = key(720, int, "shorter edge of a target image at scale 1, pixels", low=1, high=16384)
+    crop_src: int = key(600, int, "side of a source crop, pixels", low=1, high=16384)
+    crop_tgt: int = key(600, int, "side of a target crop, pixels", low=1, high=16384)
     scales: tuple = key((0.5, 0.75, 1.0, 1.25, 1.5), [float], "random factors on the shorter edge", low=0, above=True)
     mirror: bool = key(True, bool, "flip half of the crops")
+    on_bad_sample: str = key("error", str, "a training image or label that is missing, damaged or of another size: error "
+                             "ends the run; skip reads every sample before training, and leaves out and logs the broken "
+                             "ones. The validation split is never thinned", choices=("error", "skip"))
 
     print_freq: int = key(100, int, "steps between lines in the log", low=1, group="Logging")
     save_freq: int = key(30000, int, "steps between saves of the stage's checkpoint; it is saved at the end anyway", low=1)
@@ -272,6 +276,10 @@ def _check(cfg):
 
 def _check_section(cfg, name, require):
     section, count = cfg.section(name), cfg.num_classes
+    for inner in ("images", "labels"):
+        pattern = PurePosixPath(getattr(section, inner) or "")
+        require(not pattern.is_absolute() and ".." not in pattern.parts,
+                f"{name}.{inner}: {str(pattern)!r} leaves data_dir; give a path below it.")
     if section.type != "folder":
         require(count in (19, 16, 13), f"num_classes: {count} does not fit {name}, whose class sets are 19, 16 and 13.")
         return

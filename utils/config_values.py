@@ -2,6 +2,8 @@
 import difflib
 import math
 import re
+import reprlib
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +14,7 @@ import yaml
 from utils.errors import ConfigError
 
 _NONE_WORDS = ("", "none", "null", "~")
+_MOST_ENTRIES = 10_000  # of a mapping: merge keys can double a small file line by line
 _TRUE_WORDS, _FALSE_WORDS = ("true", "yes", "on"), ("false", "no", "off")
 
 
@@ -38,19 +41,16 @@ class Key:
             return None
         result = self._convert(self.kind, value, where)
         if self.length is not None and len(result) != self.length:
-            raise ConfigError(f"{where}: expected {self.length} values, found {value!r}.")
+            raise ConfigError(f"{where}: expected {self.length} values, found {shown(value)}.")
         return result
 
     def read_text(self, text: str, where: str):
         """A value from the command line: text stays as it is typed, anything else is read as YAML."""
         if self.kind is str:
             return self.read(text, where)
-        try:
-            value = yaml.load(text, _Loader)
-            if isinstance(self.kind, list) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
-                value = [yaml.load(part, _Loader) for part in text.split(",")]
-        except yaml.YAMLError:
-            value = text
+        value = _from_text(text)
+        if isinstance(self.kind, list) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+            value = [_from_text(part) for part in text.split(",")]
         return self.read(value, where)
 
     def help_line(self, name: str) -> str:
@@ -83,7 +83,7 @@ class Key:
                     or self.high is not None and (value > self.high or self.below and value == self.high))
 
     def _refuse(self, value, where):
-        raise ConfigError(f"{where}: expected {self._expected()}, found {value!r}"
+        raise ConfigError(f"{where}: expected {self._expected()}, found {shown(value)}"
                           f"{nearest(value, self.choices) if self.choices else ''}.")
 
     def _expected(self):
@@ -115,6 +115,13 @@ def nearest(name, known) -> str:
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
+def shown(value) -> str:
+    """`repr` for a message, cut short: a few aliases in a YAML file can stand for more text than fits into memory."""
+    short = reprlib.Repr()
+    short.maxlevel, short.maxstring, short.maxother = 3, 100, 100
+    return short.repr(value)
+
+
 def plain(value):
     """Tuples and read-only mappings -> lists and dicts, for YAML and for display."""
     if isinstance(value, tuple):
@@ -129,9 +136,9 @@ def read_yaml(path: str | Path) -> dict:
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file: give a configuration with --config.") from None
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}).") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}.") from None
+        raise ConfigError(f"{path}: cannot be read ({error}): give a YAML file in UTF-8.") from None
+    except Exception as error:  # the parser raises YAMLError, but many other kinds for wrong dates, tags and numbers
+        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}.") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
@@ -157,10 +164,19 @@ class _Loader(yaml.SafeLoader):
         if any(k.tag == "tag:yaml.org,2002:merge" for k, _ in node.value):
             self.merged.append(node)
         super().flatten_mapping(node)
+        if len(node.value) > _MOST_ENTRIES:
+            raise yaml.constructor.ConstructorError(None, None, f"more than {_MOST_ENTRIES} entries", node.start_mark)
 
     def __init__(self, stream):
         super().__init__(stream)
         self.merged = []
+
+
+def _from_text(text):
+    try:
+        return yaml.load(text, _Loader)
+    except Exception:  # as in read_yaml
+        return text
 
 
 def _to_bool(value):
@@ -171,8 +187,10 @@ def _to_bool(value):
 
 
 def _to_int(value):
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
+        return value  # not by way of a float, which has 53 bits
     number = _to_float(value)
-    return int(number) if number is not None and number == int(number) else None
+    return int(number) if number is not None and number == int(number) and abs(number) < 2**63 else None
 
 
 def _to_float(value):
@@ -187,6 +205,8 @@ def _to_float(value):
 
 
 def _to_str(value):
+    """Text without control characters, which no file or class is named by on purpose."""
     if isinstance(value, str):
-        return value if value.strip().lower() not in _NONE_WORDS else None
+        clean = not any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in value)
+        return value if clean and value.strip().lower() not in _NONE_WORDS else None
     return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
