@@ -1,6 +1,7 @@
 """What the command-line scripts share: `--config`, `key=value` words, `--help` out of the declared keys, errors."""
 import argparse
 import sys
+import unicodedata
 
 from utils.config import config_help, load_config
 from utils.errors import UserError
@@ -9,11 +10,19 @@ EXIT_USER_ERROR = 2
 EXIT_INTERRUPTED = 130
 
 
-def parser(description: str, default_config: str) -> argparse.ArgumentParser:
-    """Argument parser with `--config`, whose help ends with every configuration key, its type, default and meaning."""
-    result = argparse.ArgumentParser(
+class OneLineParser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, as all others are."""
+
+    def error(self, message):
+        self.exit(EXIT_USER_ERROR, f"error: {one_line(message)} (see --help)\n")
+
+
+def parser(description: str, default_config: str, done: str = "0 done") -> argparse.ArgumentParser:
+    """Argument parser with `--config`, whose help ends with every configuration key, its type, default and meaning, and
+    the exit codes; `done` describes those of a script that has run to its end."""
+    result = OneLineParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"{config_help()}\n\nexit codes: 0 done, {EXIT_USER_ERROR} wrong input (one line says what), "
+        epilog=f"{config_help()}\n\nexit codes: {done}, {EXIT_USER_ERROR} wrong input (one line says what), "
                f"{EXIT_INTERRUPTED} stopped by Ctrl-C")
     result.add_argument("--config", default=default_config, metavar="FILE", help="YAML file (default: %(default)s)")
     return result
@@ -38,19 +47,23 @@ def run_stage(description: str, default_config: str, run, **fixed) -> int:
 
 
 def guarded(main) -> int:
-    """Call `main()`; return an exit code, with one line on stderr in place of a traceback for what a user can mend:
-    a UserError, a file or folder that the system refuses, Ctrl-C."""
+    """Call `main()`; return its exit code (None: 0), or, with one line on stderr in place of a traceback, that of what a
+    user can mend: a UserError, a file or folder that the system refuses, Ctrl-C."""
     try:
-        main()
+        return main() or 0
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return EXIT_USER_ERROR
     except OSError as error:
         if error.filename is None:
             raise
-        print(f"error: {error.filename}: {error.strerror}: check the path and the room there.", file=sys.stderr)
+        print(f"error: {one_line(error.filename)}: {error.strerror}: check the path and the room there.", file=sys.stderr)
         return EXIT_USER_ERROR
     except KeyboardInterrupt:
         print("stopped: what had been saved before is kept", file=sys.stderr)
         return EXIT_INTERRUPTED
-    return 0
+
+
+def one_line(message) -> str:
+    """The message with control characters escaped: names of files and keys may hold line ends or terminal codes."""
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in str(message))

@@ -1,15 +1,14 @@
 """The command line of the toy world."""
-import argparse
 import sys
 
 from dataset.toy.files import write_toy_world
 from dataset.toy.looks import STRENGTH
-from utils.cli import guarded
+from utils.cli import OneLineParser, guarded
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dataset.toy", description="Draw a toy street world in the layouts "
-                                     "of GTA5, SYNTHIA (game look) and Cityscapes (camera look).")
+    parser = OneLineParser(prog="python -m dataset.toy", description="Draw a toy street world in the layouts of "
+                           "GTA5, SYNTHIA (game look) and Cityscapes (camera look).")
     parser.add_argument("--root", required=True, help="folder to write: new, empty, or an earlier toy world")
     parser.add_argument("--seed", type=int, default=0, help="of the whole world (default 0)")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 128), metavar=("W", "H"),

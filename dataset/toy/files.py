@@ -78,7 +78,7 @@ def world_files(root: Path, source: int, synthia: int, train: int, val: int):
 
 def read_marker(root: Path) -> dict | None:
     """The marker of an earlier run, None where `root` is new or empty; DataError where it belongs to someone else."""
-    if not root.exists() or root.is_dir() and not any(root.iterdir()):
+    if not os.path.exists(root) or root.is_dir() and not any(root.iterdir()):
         return None
     try:
         marker = json.loads((root / MARKER).read_text())
@@ -96,9 +96,10 @@ def write_toy_world(root: str | Path, seed: int = 0, size: tuple[int, int] = (25
     Raises ConfigError for impossible parameters, DataError where `root` holds anything else.
     """
     root, counts = Path(root), {"source": source, "synthia": synthia, "train": train, "val": val}
-    if seed < 0 or min(counts.values()) < 0 or min(size) < 32 or not 0 <= strength <= 1.5:
-        raise ConfigError("toy world: seed and numbers of images must not be negative, width and height at least 32, "
-                          "strength within 0..1.5")
+    for name, value, low, high in (("seed", seed, 0, 2**63), ("strength", strength, 0, 1.5), ("size", min(size), 32, 4096),
+                                   ("size", max(size), 32, 4096), *((k, n, 0, 99999) for k, n in counts.items())):
+        if not low <= value <= high:
+            raise ConfigError(f"--{name}: {value} is not within {low}..{high}.")
     old, files = read_marker(root), list(world_files(root, **counts))
     marker = {"version": VERSION, "seed": seed, "size": list(size), "counts": counts, "strength": strength,
               "look": {k: asdict(v) for k, v in LOOK.items()}, "layout": {k: asdict(v) for k, v in LAYOUT.items()}}
@@ -107,7 +108,10 @@ def write_toy_world(root: str | Path, seed: int = 0, size: tuple[int, int] = (25
     for *_, image_path, label_path in world_files(root, **old["counts"]) if old else ():
         image_path.unlink(missing_ok=True)
         label_path.unlink(missing_ok=True)
-    root.mkdir(parents=True, exist_ok=True)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{root}: cannot be made ({error.strerror}): give another folder as --root.") from None
     # Unfinished until the last image is there: an interrupted run can be repeated.
     (root / MARKER).write_text(json.dumps({"complete": False, **marker}, indent=1))
     for folder in {path.parent for item in files for path in item[3:]}:
