@@ -3,6 +3,7 @@
     python eval.py --config config/ldbe_config.yml snapshot/gta5_cityscapes/ld.pth [CKPT ...] [key=value ...]
 """
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -13,7 +14,13 @@ from utils.errors import ConfigError
 def main(given):
     from trainer import evaluate, report  # late, so that --help answers at once
     from utils.config import load_config
-    overrides = [word for word in given.words if "=" in word and not Path(word).exists()]
+    for option, path, endings in (("--json", given.json, ()), ("--figure", given.figure, (".png", ".jpg"))):
+        if path and (os.path.isdir(path) or not os.path.isdir(Path(path).parent) or not path.endswith(endings or "")):
+            raise ConfigError(f"{option}: {path!r} is no file in an existing folder"
+                              f"{' with the ending ' + ' or '.join(endings) if endings else ''}: give another.")
+    if given.images < 1:
+        raise ConfigError(f"--images: {given.images} is too few: give 1 or more.")
+    overrides = [word for word in given.words if "=" in word and not os.path.exists(word)]
     checkpoints = [word for word in given.words if word not in overrides]
     cfg = load_config(given.config, overrides)
     if given.figure and Path(given.figure).suffix.lower() not in (".png", ".jpg", ".jpeg"):

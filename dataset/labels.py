@@ -29,6 +29,9 @@ SYNTHIA_IDS = {
     3: 0, 4: 1, 2: 2, 21: 3, 5: 4, 7: 5, 15: 6, 9: 7, 6: 8, 16: 9, 1: 10, 10: 11, 17: 12, 8: 13, 18: 14, 19: 15, 20: 16,
     12: 17, 11: 18,
 }
+# Ids of the published label files that belong to no class (ego vehicle, static, ...); any other is a surprise.
+CITYSCAPES_VOID = frozenset(range(34)) - CITYSCAPES_IDS.keys()
+SYNTHIA_VOID = frozenset((0, 13, 14, 22))
 
 # Train ids of each street protocol: SYNTHIA never shows terrain, truck and train; the 13-class score leaves out wall,
 # fence and pole as well.

@@ -34,7 +34,7 @@ def whole_image_loader(cfg: Config, section_name: str, samples: list[Sample], wi
     section = cfg.section(section_name)
     table = segmentation.label_table(section, cfg.num_classes) if with_labels else None
     dataset = segmentation.WholeImages(samples, section.input_size, table)
-    return ReadingLoader(DataLoader(dataset, batch_size=None, num_workers=_workers(cfg), pin_memory=pin_memory))
+    return ReadingLoader(DataLoader(dataset, batch_size=None, num_workers=worker_count(cfg), pin_memory=pin_memory))
 
 
 def whole_label_loader(cfg: Config, section_name: str, samples: list[Sample], pin_memory: bool = False) -> "ReadingLoader":
@@ -50,6 +50,12 @@ def crop_keys(seed: int, round_index: int, num_samples: int, count: int) -> list
         order = np.random.default_rng([seed, round_index, epoch]).permutation(num_samples)
         keys += [(round_index, epoch, int(index)) for index in order]
     return keys[:count]
+
+
+def worker_count(cfg: Config) -> int:
+    """`worker`, but no more than the cores that this process may use: more only get in each other's way."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cfg.worker, cores)
 
 
 class ReadingLoader:
@@ -68,14 +74,8 @@ class ReadingLoader:
             raise DataError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.DataError: ")) from None
 
 
-def _workers(cfg):
-    """`worker`, but no more than the cores that this process may use: more only get in each other's way."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cfg.worker, cores)
-
-
 def _crop_loader(cfg, samples, table, shorter_edge, crop, round_index, steps, pin_memory):
     dataset = segmentation.TrainingCrops(samples, table, shorter_edge, crop, cfg.scales, cfg.mirror, cfg.seed)
     keys = crop_keys(cfg.seed, round_index, len(samples), steps * cfg.batch_size)
-    return ReadingLoader(DataLoader(dataset, cfg.batch_size, sampler=keys, num_workers=_workers(cfg),
+    return ReadingLoader(DataLoader(dataset, cfg.batch_size, sampler=keys, num_workers=worker_count(cfg),
                                     pin_memory=pin_memory))

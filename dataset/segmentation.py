@@ -27,14 +27,15 @@ class Layout:
 
     images: str
     labels: str | None
-    label_ids: dict[int, int] | None  # label id -> train id of the 19 street classes; None: given by the user
+    label_ids: dict[int, int] | None = None  # label id -> train id of the 19 street classes; None: given by the user
+    void_ids: frozenset[int] = frozenset()  # label ids known to belong to no class
 
 
 LAYOUTS = {
-    "gta5": Layout("images/{name}.png", "labels/{name}.png", labels.CITYSCAPES_IDS),
-    "synthia": Layout("RGB/{name}.png", "GT/LABELS/{name}.png", labels.SYNTHIA_IDS),
+    "gta5": Layout("images/{name}.png", "labels/{name}.png", labels.CITYSCAPES_IDS, labels.CITYSCAPES_VOID),
+    "synthia": Layout("RGB/{name}.png", "GT/LABELS/{name}.png", labels.SYNTHIA_IDS, labels.SYNTHIA_VOID),
     "cityscapes": Layout("leftImg8bit/{split}/{name}_leftImg8bit.png", "gtFine/{split}/{name}_gtFine_labelIds.png",
-                         labels.CITYSCAPES_IDS),
+                         labels.CITYSCAPES_IDS, labels.CITYSCAPES_VOID),
 }
 
 
@@ -63,6 +64,13 @@ def label_table(section: DataConfig, num_classes: int) -> np.ndarray:
     return labels.lookup_table(section.label_ids or {c: c for c in range(num_classes)})
 
 
+def known_ids(section: DataConfig, num_classes: int) -> set[int]:
+    """The label ids that may occur in the section's files: those of its classes, the known void ones, IGNORE_INDEX."""
+    layout = LAYOUTS.get(section.type)
+    ids = layout.label_ids if layout else section.label_ids or range(num_classes)
+    return {*ids, *(layout.void_ids if layout else ()), labels.IGNORE_INDEX}
+
+
 def find_samples(section_name: str, section: DataConfig, split: str, required: bool = True,
                  complete: bool = True) -> list[Sample]:
     """The images of a split with the label paths that belong to them (which need not exist), in order of name.
@@ -72,7 +80,7 @@ def find_samples(section_name: str, section: DataConfig, split: str, required: b
     (unless `complete` is False) a listed image is missing, if a name of a list leaves the folder, by `..` or by a link
     (data_dir and the pattern's folder may be links themselves), or if nothing is found and the split is `required`.
     """
-    layout = LAYOUTS.get(section.type) or Layout(section.images, section.labels, None)
+    layout = LAYOUTS.get(section.type) or Layout(section.images, section.labels)
     root = Path(section.data_dir)
     if not os.path.isdir(root):
         raise DataError(f"{section_name}.data_dir: no folder {str(root)!r}: give the folder that holds "

@@ -1,0 +1,176 @@
+"""Read a whole data set before a run does, in `worker` processes, and say what is wrong with it.
+
+    python -m dataset.check [--config config/ldbe_config.yml] [--split target_val ...] [key=value ...]
+
+Reports missing, unreadable and truncated files, sizes that differ, label ids outside the table, classes never seen and
+images that occur twice; ends with each class's share of the labelled pixels. An `error` would stop a run, a `note` not.
+Target labels are not needed. The source is read if it is not the target's own section; with `method` ld or be, which
+open nothing of it, its folder need not be there.
+"""
+import os
+import sys
+from collections import Counter
+from dataclasses import dataclass, field, replace
+
+from dataset import loaders, segmentation
+from dataset.inspection import findings, labels_compared
+from dataset.labels import IGNORE_INDEX
+from utils.cli import guarded, parser
+from utils.config import Config, load_config
+from utils.errors import DataError
+
+PARTS = {"source_train": ("source", "train"), "target_train": ("target", "train"), "target_val": ("target", "val")}
+EXIT_WOULD_STOP = 1
+_SHOWN = 3  # pairs of equal images in a note
+
+
+@dataclass
+class Report:
+    """What is known about one part. `ids`: label id -> [pixels, files, first file]; `digests`: image digest -> image."""
+
+    title: str
+    errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    pixels: Counter = field(default_factory=Counter)  # train id or IGNORE_INDEX -> pixels
+    ids: dict = field(default_factory=dict)
+    sizes: Counter = field(default_factory=Counter)  # (width, height) -> images
+    digests: dict = field(default_factory=dict)
+    twice: list = field(default_factory=list)  # pairs of images with the same content
+
+
+def check_part(cfg: Config, part: str) -> Report:
+    """Read one of PARTS. What would stop a run is in the report's errors; nothing is raised."""
+    side, split = PARTS[part]
+    name = getattr(cfg, side)
+    report = Report(f"{part} ({name})")
+    try:
+        samples = segmentation.find_samples(name, cfg.section(name), split, required=split == "train", complete=False)
+    except DataError as error:
+        report.errors.append(str(error))
+        return report
+    if not samples:
+        report.notes.append(f"{name} has no images in its split {split!r}: validation is skipped")
+    samples = _judge_gaps(report, cfg, part, samples)
+    labels_matter = part != "target_train" or labels_compared(cfg, samples)
+    skip, broken = cfg.on_bad_sample == "skip" and split == "train", 0
+    for sample, found in zip(samples, findings(samples, loaders.worker_count(cfg), part if cfg.screen else None),
+                             strict=True):
+        for error, stops in ((found.image_error, True), (found.label_error, labels_matter)):
+            if error:
+                (report.errors if stops and not skip else report.notes).append(error)
+        broken += bool(found.image_error or found.label_error and side == "source")
+        _count(report, sample, found)
+    if skip and broken:
+        report.notes.append(f"on_bad_sample: skip would leave out {broken} of {len(samples)} samples")
+        if broken == len(samples):
+            report.errors.append(f"{name}: none of its {broken} training samples can be read.")
+    _judge_ids(report, segmentation.label_table(cfg.section(name), cfg.num_classes),
+               segmentation.known_ids(cfg.section(name), cfg.num_classes))
+    return report
+
+
+def _judge_gaps(report, cfg, part, samples):
+    """Report missing labels as a whole; return the samples with those labels whose absence is to be found one by one."""
+    there = [bool(s.label) and os.path.isfile(s.label) for s in samples]
+    report.title += f": {len(samples)} images, {sum(there)} labels"
+    if all(there) or part != "target_train" and any(there):
+        return samples
+    if part == "source_train":
+        report.errors.append(f"{samples[0].image}: its label {samples[0].label} is missing, as are all others: run_so.py "
+                             "needs them.")
+    else:
+        lost = "validation is skipped" if part == "target_val" else "the accuracy of pseudo labels is not reported"
+        report.notes.append(f"{there.count(False)} of {len(there)} labels are not there: {lost}")
+    return [s if label else replace(s, label=None) for s, label in zip(samples, there)]
+
+
+def _count(report, sample, found):
+    if found.size:
+        report.sizes[found.size] += 1
+        first = report.digests.setdefault(found.digest, sample.image)
+        if first != sample.image:
+            report.twice.append((first, sample.image))
+    for label_id, pixels in found.pixels.items():
+        entry = report.ids.setdefault(label_id, [0, 0, sample.label])
+        entry[0] += pixels
+        entry[1] += 1
+
+
+def _judge_ids(report, table, known):
+    for label_id, (pixels, number, first) in sorted(report.ids.items()):
+        report.pixels[int(table[label_id])] += pixels
+        if label_id not in known:
+            report.notes.append(f"{first}: label id {label_id} is not in the table and is ignored ({pixels} pixels in "
+                                f"{number} files, this the first)")
+
+
+def check(cfg: Config, parts: list[str]) -> dict[str, Report]:
+    """`check_part` of each, and what only shows between them: images that the target's training and validation share."""
+    reports = {part: check_part(cfg, part) for part in parts}
+    if {"target_train", "target_val"} <= reports.keys():
+        train, val = reports["target_train"].digests, reports["target_val"]
+        val.twice += [(train[digest], image) for digest, image in val.digests.items() if digest in train]
+    for part, report in reports.items():
+        if report.twice:
+            shown = "; ".join(f"{a} and {b}" for a, b in report.twice[:_SHOWN])
+            report.notes.append(f"images with the content of another: {len(report.twice)} ({shown}"
+                                + ("; ...)" if len(report.twice) > _SHOWN else ")"))
+        names = segmentation.class_set(cfg.section(getattr(cfg, PARTS[part][0])), cfg.num_classes).names
+        unseen = [n for c, n in enumerate(names) if not report.pixels[c]]
+        if report.pixels and unseen:
+            report.notes.append(f"classes never seen: {', '.join(unseen)}")
+    return reports
+
+
+def summary(cfg: Config, reports: dict[str, Report]) -> str:
+    """The whole report as text: part by part, then a table of the classes' shares of the labelled pixels."""
+    lines = []
+    for report in reports.values():
+        sizes = "".join(f", {w}x{h} ({n})" for (w, h), n in report.sizes.most_common(_SHOWN))
+        lines.append(report.title + sizes + (", ..." if len(report.sizes) > _SHOWN else ""))
+        lines += [f"  error: {text}" for text in report.errors] + [f"  note: {text}" for text in report.notes]
+    columns = {part: report.pixels for part, report in reports.items() if report.pixels}
+    if columns:
+        names = segmentation.class_set(cfg.target_data, cfg.num_classes).names
+        width = max(len(n) for n in (*names, "pixels, %"))
+        lines += ["", "pixels, %".ljust(width) + "".join(part.rjust(14) for part in columns)]
+        for train_id, name in (*enumerate(names), (IGNORE_INDEX, "ignored")):
+            shares = [100 * pixels[train_id] / max(1, _whole(pixels, train_id)) for pixels in columns.values()]
+            lines.append(name.ljust(width) + "".join(f"{share:.3f}".rjust(14) for share in shares))
+        lines.append("")
+    count = sum(len(report.errors) for report in reports.values())
+    return "\n".join([*lines, f"errors: {count}; a run would stop" if count else "nothing would stop a run"])
+
+
+def _whole(pixels, train_id):
+    """Classes are shares of the labelled pixels, ignored ones a share of all."""
+    return pixels.total() - (pixels[IGNORE_INDEX] if train_id != IGNORE_INDEX else 0)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    options = parser(__doc__, "config/ldbe_config.yml", f"0 nothing would stop a run, {EXIT_WOULD_STOP} something would")
+    options.prog = "python -m dataset.check"
+    options.add_argument("--split", nargs="+", choices=PARTS, help="what to read (default: see above)")
+    options.add_argument("overrides", nargs="*", metavar="key=value", help="set a key, e.g. worker=8")
+    given = options.parse_intermixed_args(arguments)
+
+    def run():
+        cfg = load_config(given.config, given.overrides)
+        parts, left_out = given.split or list(PARTS), None
+        if not given.split and cfg.method != "source_only":
+            if cfg.source == cfg.target:
+                left_out = f"source_train ({cfg.source}): not read, it is the target's own section"
+            elif not os.path.isdir(cfg.source_data.data_dir):
+                left_out = (f"source_train ({cfg.source}): not read, no folder {cfg.source_data.data_dir!r}; run_so.py would "
+                            f"stop, method {cfg.method} opens nothing of it")
+        if left_out:
+            print(left_out)
+            parts.remove("source_train")
+        reports = check(cfg, parts)
+        print(summary(cfg, reports))
+        return EXIT_WOULD_STOP if any(report.errors for report in reports.values()) else 0
+    return guarded(run)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Reading samples to see whether they can be read, in parallel, and the training split as `on_bad_sample` has it."""
+import hashlib
+import os
+from dataclasses import dataclass, field, replace
+from typing import Iterator
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+from dataset import files, loaders, segmentation
+from dataset.segmentation import Sample
+from utils.config import Config
+from utils.errors import DataError
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What reading one sample showed. Errors name the file; `pixels`: label id -> number of its pixels."""
+
+    image_error: str | None = None
+    label_error: str | None = None
+    size: tuple[int, int] | None = None  # (width, height)
+    digest: bytes | None = None  # of the decoded image
+    pixels: dict[int, int] = field(default_factory=dict)
+
+
+def inspect(sample: Sample) -> Finding:
+    """Read a sample as training would. Without a label path there is no label to judge."""
+    image = image_error = ids = label_error = None
+    try:
+        image = files.read_image(sample.image)
+    except DataError as error:
+        image_error = str(error)
+    try:
+        if sample.label:
+            ids = files.read_label_ids(sample.label)
+            if image:
+                files.require_same_size(sample.image, image, sample.label, ids)
+    except DataError as error:
+        label_error = str(error)
+    counts = np.bincount(ids.ravel()) if ids is not None else np.zeros(0, int)
+    pixels = {int(label_id): int(counts[label_id]) for label_id in np.flatnonzero(counts)}
+    if image is None:
+        return Finding(image_error, label_error, pixels=pixels)
+    digest = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
+    return Finding(None, label_error, image.size, digest, pixels)
+
+
+class _Findings(Dataset):
+    def __init__(self, samples):
+        self.samples = samples
+
+    def __len__(self):
+        return len(self.samples)
+
+    def __getitem__(self, index):
+        return inspect(self.samples[index])
+
+
+def findings(samples: list[Sample], workers: int, title: str | None = None) -> Iterator[Finding]:
+    """`inspect` of every sample, in their order, in `workers` processes (0: in this one); title: of a progress bar."""
+    loader = loaders.ReadingLoader(DataLoader(_Findings(samples), batch_size=None, num_workers=workers))
+    return iter(tqdm(loader, title, unit="image", disable=title is None, leave=False))
+
+
+def readable(samples: list[Sample], labels_needed: bool, workers: int,
+             title: str | None = None) -> tuple[list[Sample], list[tuple[Sample, str]]]:
+    """Which samples training can read: (those, [(sample, what is wrong with it)]), both in order.
+
+    With `labels_needed` a sample with a broken label is left out. Without, its image alone decides: labels of the target
+    must not choose what is trained on, so the sample stays, without the label.
+    """
+    good, broken = [], []
+    for sample, found in zip(samples, findings(samples, workers, title), strict=True):
+        if found.image_error or found.label_error:
+            broken.append((sample, found.image_error or found.label_error))
+        if not found.image_error and not (labels_needed and found.label_error):
+            good.append(replace(sample, label=None) if found.label_error else sample)
+    return good, broken
+
+
+def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tuple[list[Sample], list[str]]:
+    """The training split of a section as `on_bad_sample` has it: (samples, lines for the log about broken ones).
+
+    error: all that is there; files must exist, their content is not looked at. skip: what `readable` leaves, before
+    anything is drawn at random, so that order and augmentation stay functions of seed, round, epoch and index.
+    Raises DataError, with skip if nothing is left.
+    """
+    section, skip = cfg.section(section_name), cfg.on_bad_sample == "skip"
+    samples = segmentation.find_samples(section_name, section, "train", complete=not skip)
+    if not skip:
+        if labels_needed:
+            segmentation.require_labels(section_name, samples)
+        return samples, []
+    if not labels_needed and not labels_compared(cfg, samples):
+        samples = [replace(s, label=None) for s in samples]
+    good, broken = readable(samples, labels_needed, loaders.worker_count(cfg), "reading" if cfg.screen else None)
+    if not good:
+        raise DataError(f"{section_name}: none of its {len(samples)} training samples can be read; the first: {broken[0][1]}")
+    lines = [f"on_bad_sample: {reason}" for _, reason in broken]
+    if len(good) < len(samples):
+        lines.append(f"on_bad_sample: {len(samples) - len(good)} of {len(samples)} training samples of {section_name} left out")
+    if any(s.label is None for s in good) and any(s.label for s in good):
+        lines.append("on_bad_sample: the accuracy of pseudo labels is not reported, a label is broken")
+    return good, lines
+
+
+def labels_compared(cfg: Config, samples: list[Sample]) -> bool:
+    """Whether a round reads the target's training labels, for the accuracy of its pseudo labels: only if all exist."""
+    return cfg.plabel_accuracy and all(s.label and os.path.isfile(s.label) for s in samples)
