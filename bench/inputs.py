@@ -24,7 +24,7 @@ from utils.config import Config, load_config
 
 NUM_CLASSES = 19
 _runs = itertools.count()  # every trainer is a run of its own
-# Scale of the residual branches: at 1, a hundred random layers amplify float32's rounding until steps cannot be compared.
+# Scale of the residual branches: at 1, a hundred random layers amplify float32's rounding beyond comparison.
 RESIDUAL = 0.2
 SURENESS = 4  # scale of the head, which spreads confidences over 0.2..1
 NOISE = 0.4  # of the camera, standard deviation in 0..255
