@@ -13,11 +13,14 @@ from utils.errors import DataError
 # Pillow knows forty more, of which EPS runs a program on the file.
 IMAGE_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "PPM")
 LABEL_FORMATS = ("PNG", "BMP", "TIFF", "PPM")  # lossless: JPEG invents ids along every edge
+_RGB8, _RGB16 = b"\x08\x02", b"\x10\x02"     # bit depth and colour type of PNG
 
 
 def read_image(path: Path) -> Image.Image:
     """The image as RGB, decoded. Raises DataError."""
     with _opened(path, "an image", IMAGE_FORMATS) as image:
+        if _png_kind(path, image) == _RGB8 and "transparency" not in image.info:
+            return Image.fromarray(_decode_png(path))
         if image.mode.startswith(("I", "F")):  # conversion would clip every value above 255
             raise ValueError(f"mode {image.mode}, expected 8 bits per channel")
         return image.convert("RGB")
@@ -34,14 +37,9 @@ def read_label_ids(path: Path) -> np.ndarray:
             if ids.min() < 0 or ids.max() > 65535:
                 raise ValueError(f"ids {ids.min()}..{ids.max()}, expected 0..65535")
             return ids.astype(np.uint16)
-        with open(path, "rb") as file:
-            header = file.read(26)
-        if image.format != "PNG" or header[24:] != b"\x10\x02":  # bit depth 16, colour type RGB
+        if _png_kind(path, image) != _RGB16:
             raise ValueError(f"{image.format} of mode {image.mode}, expected one channel, or 16-bit RGB in a PNG")
-        if struct.unpack(">II", header[16:24]) != image.size:  # the two decoders would see different images
-            raise ValueError("two headers that differ in size")
-        image.verify()  # checksums: libpng would write a line of its own to stderr about a damaged file
-        return _first_channel(path)
+        return _decode_png(path)[:, :, 0]
 
 
 def read_label(path: Path, table: np.ndarray) -> np.ndarray:
@@ -49,11 +47,17 @@ def read_label(path: Path, table: np.ndarray) -> np.ndarray:
     return table[read_label_ids(path)]
 
 
-def require_same_size(image_path: Path, image: Image.Image, label_path: Path, label: np.ndarray) -> None:
-    """Raise DataError unless the label [H, W] has the image's size."""
-    if label.shape != (image.height, image.width):
+def read_size(path: Path) -> tuple[int, int]:
+    """(width, height) of an image, from its header alone. Raises DataError."""
+    with _opened(path, "an image", IMAGE_FORMATS) as image:
+        return image.size
+
+
+def require_same_size(image_path: Path, size: tuple[int, int], label_path: Path, label: np.ndarray) -> None:
+    """Raise DataError unless the label [H, W] has the image's size (width, height)."""
+    if label.shape != size[::-1]:
         raise DataError(f"{label_path}: label is {label.shape[1]}x{label.shape[0]}, its image {image_path} is "
-                        f"{image.width}x{image.height}: mend it or take the pair out of the list.")
+                        f"{size[0]}x{size[1]}: mend it or take the pair out of the list.")
 
 
 @contextmanager
@@ -71,10 +75,22 @@ def _opened(path, kind, formats):
         raise DataError(f"{path}: cannot be read as {kind} ({what}): replace it or take it out of the list.") from None
 
 
-def _first_channel(path: Path) -> np.ndarray:
-    """First channel [H, W] of a 16-bit RGB PNG. Pillow keeps only the high bytes of such a file."""
-    import cv2  # late: only SYNTHIA needs it
-    pixels = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if pixels is None or pixels.dtype != np.uint16 or pixels.ndim != 3:
-        raise ValueError("damaged")
-    return pixels[:, :, 2]  # OpenCV's order is blue, green, red
+def _png_kind(path: Path, image: Image.Image) -> bytes | None:
+    """Bit depth and colour type in a PNG's header, None for other formats."""
+    if image.format != "PNG":
+        return None
+    with open(path, "rb") as file:
+        header = file.read(26)
+    if struct.unpack(">II", header[16:24]) != image.size:  # the two decoders would see different images
+        raise ValueError("two headers that differ in size")
+    return header[24:]
+
+
+def _decode_png(path: Path) -> np.ndarray:
+    """Pixels [H, W, 3] as the file holds them, uint8 or uint16, in two thirds of Pillow's time (`python -m bench
+    sample`); Pillow would also keep but the high bytes of 16-bit colours."""
+    import imagecodecs  # late: who only evaluates JPEGs need not have it loaded
+    try:
+        return imagecodecs.png_decode(Path(path).read_bytes())
+    except RuntimeError as error:  # libpng's words
+        raise ValueError("truncated" if "too small" in str(error) else error) from None

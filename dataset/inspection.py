@@ -36,7 +36,7 @@ def inspect(sample: Sample) -> Finding:
         if sample.label:
             ids = files.read_label_ids(sample.label)
             if image:
-                files.require_same_size(sample.image, image, sample.label, ids)
+                files.require_same_size(sample.image, image.size, sample.label, ids)
     except DataError as error:
         label_error = str(error)
     counts = np.bincount(ids.ravel()) if ids is not None else np.zeros(0, int)

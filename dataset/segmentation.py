@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dataset import labels, transforms
-from dataset.files import read_image, read_label, require_same_size
+from dataset.files import read_image, read_label, read_size, require_same_size
 from utils.config import DataConfig
 from utils.errors import DataError
 
@@ -127,7 +127,7 @@ def require_labels(section_name: str, samples: list[Sample]) -> None:
 def read_pair(sample: Sample, table: np.ndarray) -> tuple[Image.Image, np.ndarray]:
     """Image and train ids of one sample. Raises DataError if their sizes differ."""
     image, label = read_image(sample.image), read_label(sample.label, table)
-    require_same_size(sample.image, image, sample.label, label)
+    require_same_size(sample.image, image.size, sample.label, label)
     return image, label
 
 
@@ -185,7 +185,10 @@ class WholeLabels(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int):
-        return torch.from_numpy(read_pair(self.samples[index], self.table)[1])
+        sample = self.samples[index]
+        label = read_label(sample.label, self.table)
+        require_same_size(sample.image, read_size(sample.image), sample.label, label)
+        return torch.from_numpy(label)
 
 
 def _split_pattern(pattern: str, split: str) -> tuple[str, str | None]:
