@@ -265,9 +265,10 @@ def encoded(image, kind, **options):
     return buffer.getvalue()
 
 
-def flipped(path, at):
-    data = bytearray(Path(path).read_bytes())
-    data[at] ^= 0xFF
+def with_wrong_byte(content):
+    """A byte in the middle, where the pixels are."""
+    data = bytearray(content)
+    data[len(data) // 2] ^= 0xFF
     return bytes(data)
 
 
@@ -281,12 +282,13 @@ FILES = {
     "image cut short": (IMAGE, lambda: Path(IMAGE).read_bytes()[:2000]),
     "label cut short": (LABEL, lambda: Path(LABEL).read_bytes()[:100]),
     "16-bit label cut short": (LABEL, lambda: png(64, 32, 16, 2, bytes(32 * 385))[:60]),
-    "16-bit label of too few rows": (LABEL, lambda: png(64, 32, 16, 0, bytes(100))),
+    "16-bit label with a wrong byte": (LABEL, lambda: with_wrong_byte(png(64, 32, 16, 2, bytes(range(256)) * 48 + bytes(32)))),
+    "label of too few rows": (LABEL, lambda: png(64, 32, 16, 0, bytes(100))),
     "image of no bytes": (IMAGE, lambda: b""),
     "label of no bytes": (LABEL, lambda: b""),
     "image of text": (IMAGE, lambda: b"not an image"),
-    "image with a wrong byte": (IMAGE, lambda: flipped(IMAGE, 3000)),
-    "label with a wrong byte": (LABEL, lambda: flipped(LABEL, 200)),
+    "image with a wrong byte": (IMAGE, lambda: with_wrong_byte(Path(IMAGE).read_bytes())),
+    "label with a wrong byte": (LABEL, lambda: with_wrong_byte(Path(LABEL).read_bytes())),
     "image of no pixels": (IMAGE, lambda: png(0, 0, 8, 2)),
     "image that is a PostScript program": (IMAGE, lambda: encoded(Image.new("RGB", (64, 32)), "EPS")),
     "image of 16 bits": (IMAGE, lambda: encoded(Image.fromarray(np.zeros((32, 64), np.uint16)), "PNG")),

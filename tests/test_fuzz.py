@@ -21,8 +21,8 @@ from model.weights import load_weights
 from utils.config import KEYS, SECTION_DEFAULTS, SECTION_KEYS, load_config, to_yaml
 from utils.errors import CheckpointError, ConfigError, DataError
 
-# The same examples on every run, nothing left on disk; the folder of a test is shared by its examples.
-settings.register_profile("ldbe", derandomize=True, database=None, deadline=None, max_examples=200,
+# The same examples on every run; the folder of a test is shared by its examples.
+settings.register_profile("ldbe", derandomize=True, database=None, deadline=None, max_examples=120,
                           suppress_health_check=list(HealthCheck))
 settings.load_profile("ldbe")
 FUZZ = settings(max_examples=1500)
@@ -35,8 +35,8 @@ NUMBERS = st.one_of(st.integers(), st.floats(), st.integers(0, 300))
 WORDS = st.sampled_from(["true", "no", "None", "~", "1e-4", "0x1f", "0b_", "1:30", "2021-99-99", "<<", "=", "!!bool x", ".inf"])
 VALUES = st.recursive(st.one_of(st.none(), st.booleans(), NUMBERS, TEXT, WORDS, st.dates()), lambda inner: st.one_of(
     st.lists(inner, max_size=5), st.dictionaries(st.one_of(TEXT, NUMBERS), inner, max_size=4)), max_leaves=8)
-NAMES = st.one_of(st.sampled_from([*KEYS, *SECTION_DEFAULTS, *(f"{s}.{k}" for s in SECTION_DEFAULTS for k in SECTION_KEYS)]),
-                  TEXT)
+KEY_NAMES = [*KEYS, *SECTION_DEFAULTS, *(f"{s}.{k}" for s in SECTION_DEFAULTS for k in SECTION_KEYS)]
+NAMES = st.one_of(st.sampled_from(KEY_NAMES), TEXT)
 
 
 def round_trip(path, words=()):
@@ -51,8 +51,16 @@ def round_trip(path, words=()):
     return True
 
 
-@given(st.lists(st.one_of(TEXT, st.builds("{}={}".format, NAMES, st.one_of(TEXT, NUMBERS, WORDS, VALUES))), max_size=3))
-def test_words_are_read_or_refused(tmp_path, words):
+@given(st.sampled_from(KEY_NAMES), st.integers(0, 3), st.data())
+def test_words_are_read_or_refused(tmp_path, name, kind, data):
+    path = tmp_path / "c.yml"
+    path.write_text("")
+    value = data.draw((WORDS, TEXT, NUMBERS, VALUES)[kind])
+    round_trip(path, [f"{name}={value}"])
+
+
+@given(st.lists(TEXT, max_size=3))
+def test_any_words_are_read_or_refused(tmp_path, words):
     path = tmp_path / "c.yml"
     path.write_text("")
     round_trip(path, words)
@@ -66,7 +74,10 @@ def test_files_are_read_or_refused(tmp_path, tree):
     round_trip(path)
 
 
-@given(st.one_of(st.binary(max_size=60), TEXT.map(str.encode), st.lists(TEXT, max_size=4).map("\n".join).map(str.encode)))
+LINE = st.builds("{}: {}".format, st.sampled_from(KEY_NAMES), WORDS)
+
+
+@given(st.one_of(LINE.map(str.encode), st.binary(max_size=60), TEXT.map(str.encode), st.lists(TEXT, max_size=4).map("\n".join).map(str.encode)))
 def test_bytes_are_read_or_refused(tmp_path, content):
     path = tmp_path / "c.yml"
     path.write_bytes(content)
@@ -115,18 +126,22 @@ def test_valid_values_arrive_and_read_back(tmp_path, data):
 
 PARTS = st.sampled_from(["a", "b", "..", ".", "", "/", "images", "~", "\0", "a.png", ".png", "é", "link", "out", "\u2028"])
 LINES = st.one_of(st.lists(PARTS, max_size=5).map("/".join), st.lists(PARTS, max_size=4).map(lambda p: "/".join(p) + ".png"),
-                  st.text(max_size=20))
+                  st.sampled_from(["a/a.png", "b.png", "link/a.png", "out.png", "out/b.png", "out/a/a.png", "c/b.png",
+                                   "images/b.png"]), st.text(max_size=20))
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A data set whose image folder holds images, a link within it and two links out of it."""
+    """A data set whose image folder holds images, a link within it and two links out of it; its labels of `c`
+    are a link out as well."""
     root = tmp_path_factory.mktemp("lists")
-    for path in ("data/images/a/a.png", "data/images/b.png", "outside/b.png", "outside/a/a.png"):
+    for path in ("data/images/a/a.png", "data/images/b.png", "data/images/c/b.png", "outside/b.png", "outside/a/a.png"):
         (root / path).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 4)).save(root / path)
     (root / "data/images/link").symlink_to("a")
     (root / "data/images/out").symlink_to(root / "outside")
+    (root / "data/labels").mkdir()
+    (root / "data/labels/c").symlink_to(root / "outside")
     (root / "data/images/out.png").symlink_to(root / "outside/b.png")
     return root
 
