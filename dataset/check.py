@@ -161,8 +161,8 @@ def main(arguments: list[str] | None = None) -> int:
             if cfg.source == cfg.target:
                 left_out = f"source_train ({cfg.source}): not read, it is the target's own section"
             elif not os.path.isdir(cfg.source_data.data_dir):
-                left_out = (f"source_train ({cfg.source}): not read, no folder {cfg.source_data.data_dir!r}; run_so.py would "
-                            f"stop, method {cfg.method} opens nothing of it")
+                left_out = (f"source_train ({cfg.source}): not read, no folder {cfg.source_data.data_dir!r}; run_so.py "
+                            f"would stop, method {cfg.method} opens nothing of it")
         if left_out:
             print(left_out)
             parts.remove("source_train")

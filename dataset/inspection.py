@@ -97,10 +97,12 @@ def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tup
         samples = [replace(s, label=None) for s in samples]
     good, broken = readable(samples, labels_needed, loaders.worker_count(cfg), "reading" if cfg.screen else None)
     if not good:
-        raise DataError(f"{section_name}: none of its {len(samples)} training samples can be read; the first: {broken[0][1]}")
+        raise DataError(f"{section_name}: none of its {len(samples)} training samples can be read; the first: "
+                        f"{broken[0][1]}")
     lines = [f"on_bad_sample: {reason}" for _, reason in broken]
     if len(good) < len(samples):
-        lines.append(f"on_bad_sample: {len(samples) - len(good)} of {len(samples)} training samples of {section_name} left out")
+        lines.append(f"on_bad_sample: {len(samples) - len(good)} of {len(samples)} training samples of {section_name} "
+                     "left out")
     if any(s.label is None for s in good) and any(s.label for s in good):
         lines.append("on_bad_sample: the accuracy of pseudo labels is not reported, a label is broken")
     return good, lines

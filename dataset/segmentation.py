@@ -251,8 +251,8 @@ def _read_list(section_name: str, key: str, list_file: str, base: str, suffix: s
             raise DataError(f"{list_file}, line {number}: {written!r} points outside the data folder: give names below "
                             f"{base or 'data_dir'!r}.")
         if not entry.endswith(suffix or "") or entry.rpartition("/")[2] in (".", suffix):
-            raise DataError(f"{list_file}, line {number}: {written!r} does not end in {suffix or 'a file name'!r}, as the "
-                            f"images of {section_name} do.")
+            raise DataError(f"{list_file}, line {number}: {written!r} does not end in {suffix or 'a file name'!r}, as "
+                            f"the images of {section_name} do.")
         _add(found, entry, suffix)
     return found
 

@@ -76,15 +76,17 @@ def _unpickle(path):
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:  # torch never compresses
+                # torch never compresses
+                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                     raise ValueError("a compressed archive, which may unpack to any size")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         needs = re.search(r"GLOBAL (\S+)", str(error))
-        raise CheckpointError(f"{path}: not a file of plain tensors{f' (it asks for {needs[1]})' if needs else ''}, nothing in "
-                              "it was run: save the network's state_dict() alone.") from None
+        asked = f" (it asks for {needs[1]})" if needs else ""
+        raise CheckpointError(f"{path}: not a file of plain tensors{asked}, nothing in it was run: save the network's "
+                              "state_dict() alone.") from None
     except Exception as error:  # torch raises many kinds for damaged files
         raise CheckpointError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}): copy or download it anew, "
                               "or give another.") from None
