@@ -1,4 +1,5 @@
 """The stage scripts end to end, in-process, on a tiny toy world."""
+import copy
 import json
 import shutil
 import sys
@@ -6,13 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 
 import eval as eval_script
 import run as run_script
 import run_so as run_so_script
+from dataset import loaders
 from dataset.toy import write_toy_world
+from dataset.transforms import network_input
 from trainer.ldbe_trainer import LDBETrainer
+from trainer.source_only_trainer import SourceOnlyTrainer
 from utils.cli import run_stage
 from utils.config import load_config
 
@@ -166,6 +171,39 @@ def test_labelling_moves_the_running_statistics_with_bn_stats_batch_alone(world,
     trainer.label_target(0)
     moved = {name for name, buffer in trainer.model.named_buffers() if not buffer.equal(before[name])}
     assert moved == (set(before) if bn_stats == "batch" else set())
+
+
+def test_stage_0_equals_the_plain_loop(world):
+    """Momentum, weight decay, poly rate and head factor, written out; a validation on the way changes nothing."""
+    cfg = load_config("tiny.yml", ["num_steps=5", "val_freq=2", "fixbn=True", "learning_rate=0.001",
+                                   "weight_decay=0.5"], method="source_only")
+    trainer = SourceOnlyTrainer(cfg)
+    model = copy.deepcopy(trainer.model).train()
+    trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    velocity = {name: torch.zeros_like(p) for name, p in trainable.items()}
+    for step, batch in enumerate(loaders.source_loader(cfg, trainer.samples)):
+        loss = F.cross_entropy(model(network_input(batch["image"])), batch["label"], ignore_index=255)
+        gradients = torch.autograd.grad(loss, list(trainable.values()))
+        rate = 0.001 * (1 - step / 5) ** 0.9
+        with torch.no_grad():
+            for (name, p), gradient in zip(trainable.items(), gradients):
+                velocity[name] = 0.9 * velocity[name] + gradient + 0.5 * p
+                p -= rate * (10 if name.startswith("layer5") else 1) * velocity[name]
+    start = copy.deepcopy(trainer.model.state_dict())
+    trainer.run()
+    found = trainer.model.state_dict()
+    for name, expected in model.state_dict().items():
+        moved = (expected - start[name]).abs().max()
+        assert (found[name] - expected).abs().max() <= 1e-3 * moved, name
+        assert not found[name].equal(start[name]) or name not in trainable and "running" not in name, name
+
+
+def test_validation_uses_and_keeps_the_running_statistics(world):
+    trainer = SourceOnlyTrainer(load_config("tiny.yml", method="source_only"))
+    before = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
+    trainer.model.train()
+    trainer.validate()
+    assert trainer.scores and all(b.equal(before[name]) for name, b in trainer.model.named_buffers())
 
 
 def test_train_false_only_validates(world, monkeypatch):

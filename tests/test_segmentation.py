@@ -246,6 +246,20 @@ def test_crops_are_functions_of_seed_and_key_whatever_the_workers(gta5, tmp_path
             assert a["name"] == b["name"] and a["image"].equal(b["image"]) and a["label"].equal(b["label"])
 
 
+def test_target_crops_have_their_own_size_and_change_with_the_round(gta5, tmp_path):
+    gta5()
+    cfg = load_config(tmp_path / "config.yml", ["target=gta5", "crop_tgt=12", "input_tgt=20", "scales=[1.0]"])
+    samples = segmentation.find_samples("gta5", cfg.target_data, "train")
+    first, again, second = (next(iter(loaders.round_loader(cfg, samples, r, 1))) for r in (0, 0, 1))
+    assert first["image"].shape == (2, 3, 12, 12) and first["label"].shape == (2, 12, 12)
+    assert first["image"].equal(again["image"]) and not first["image"].equal(second["image"])
+    # At scale 1 the crop holds pixels of the image as they are: its shorter edge is input_tgt already.
+    whole = np.asarray(Image.open(next(s.image for s in samples if s.name == first["name"][0])))
+    crop = first["image"][0].permute(1, 2, 0).numpy()
+    windows = np.lib.stride_tricks.sliding_window_view(np.concatenate([whole, whole[:, ::-1]], 1), (12, 12), (0, 1))
+    assert (windows.transpose(0, 1, 3, 4, 2) == crop).all((2, 3, 4)).any()
+
+
 def test_keys_are_permutations_epoch_by_epoch():
     keys = loaders.crop_keys(7, 1, 5, 13)
     assert len(keys) == 13 and {k[0] for k in keys} == {1}
