@@ -14,19 +14,15 @@ from utils.errors import ConfigError
 def main(given):
     from trainer import evaluate, report  # late, so that --help answers at once
     from utils.config import load_config
-    for option, path, endings in (("--json", given.json, ()), ("--figure", given.figure, (".png", ".jpg"))):
-        if path and (os.path.isdir(path) or not os.path.isdir(Path(path).parent) or not path.endswith(endings or "")):
-            raise ConfigError(f"{option}: {path!r} is no file in an existing folder"
-                              f"{' with the ending ' + ' or '.join(endings) if endings else ''}: give another.")
-    if given.images < 1:
-        raise ConfigError(f"--images: {given.images} is too few: give 1 or more.")
     overrides = [word for word in given.words if "=" in word and not os.path.exists(word)]
     checkpoints = [word for word in given.words if word not in overrides]
     cfg = load_config(given.config, overrides)
-    if given.figure and Path(given.figure).suffix.lower() not in (".png", ".jpg", ".jpeg"):
-        raise ConfigError(f"--figure: {given.figure!r} has no picture's ending: use .png or .jpg.")
-    for file in filter(None, (given.json, given.figure)):  # refused now rather than after the evaluation
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
+    for option, path, endings in (("--json", given.json, ("",)), ("--figure", given.figure, (".png", ".jpg", ".jpeg"))):
+        if path and (os.path.isdir(path) or not path.lower().endswith(endings)):
+            raise ConfigError(f"{option}: {path!r} is a folder or has a wrong ending: give a file"
+                              f"{' ending in ' + ' or '.join(endings) if any(endings) else ''}.")
+        if path:  # refused now rather than after the evaluation
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
     scored = report.score_checkpoints(cfg, checkpoints)
     print(evaluate.score_table(scored, report.target_classes(cfg)))
     if given.json:
@@ -46,7 +42,7 @@ def run() -> int:
     given = arguments.parse_intermixed_args()
     if given.images < 1:
         arguments.error(f"argument --images: expected at least 1, found {given.images}")
-    return guarded(lambda: main(given))
+    return guarded(lambda: main(given), given.debug)
 
 
 if __name__ == "__main__":

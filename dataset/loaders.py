@@ -8,18 +8,21 @@ from dataset import labels, segmentation
 from dataset.segmentation import Sample
 from utils.config import Config
 from utils.errors import DataError
+from utils.interrupt import ignore_signals
 
 
-def source_loader(cfg: Config, samples: list[Sample], pin_memory: bool = False) -> "ReadingLoader":
-    """Labelled crops of the source for the `num_steps` batches of stage 0."""
+def source_loader(cfg: Config, samples: list[Sample], first: int = 0, pin_memory: bool = False) -> "ReadingLoader":
+    """Labelled crops of the source for the `num_steps` batches of stage 0, from batch number `first` on."""
     table = segmentation.label_table(cfg.source_data, cfg.num_classes)
-    return _crop_loader(cfg, samples, table, cfg.input_src, cfg.crop_src, 0, cfg.num_steps, pin_memory)
+    return _crop_loader(cfg, samples, table, cfg.input_src, cfg.crop_src, 0, range(first, cfg.num_steps), pin_memory)
 
 
-def round_loader(cfg: Config, samples: list[Sample], round_index: int, steps: int,
+def round_loader(cfg: Config, samples: list[Sample], round_index: int, first: int = 0,
                  pin_memory: bool = False) -> "ReadingLoader":
-    """Crops of the target with a round's pseudo labels; `samples` carry the pseudo-label files as their labels."""
+    """Crops of the target with a round's pseudo labels, from batch number `first` of the round on; `samples` carry the
+    pseudo-label files as their labels."""
     table = labels.lookup_table({c: c for c in range(cfg.num_classes)})
+    steps = range(first, round_steps(cfg, len(samples)))
     return _crop_loader(cfg, samples, table, cfg.input_tgt, cfg.crop_tgt, round_index, steps, pin_memory)
 
 
@@ -33,14 +36,14 @@ def whole_image_loader(cfg: Config, section_name: str, samples: list[Sample], wi
     """Every image of `samples` once, in order, one at a time, never padded or repeated."""
     section = cfg.section(section_name)
     table = segmentation.label_table(section, cfg.num_classes) if with_labels else None
-    dataset = segmentation.WholeImages(samples, section.input_size, table)
-    return ReadingLoader(DataLoader(dataset, batch_size=None, num_workers=worker_count(cfg), pin_memory=pin_memory))
+    return _loader(cfg, segmentation.WholeImages(samples, section.input_size, table), pin_memory)
 
 
-def whole_label_loader(cfg: Config, section_name: str, samples: list[Sample], pin_memory: bool = False) -> "ReadingLoader":
+def whole_label_loader(cfg: Config, section_name: str, samples: list[Sample],
+                       pin_memory: bool = False) -> "ReadingLoader":
     """The label of every sample once, in order, uint8 [H, W] train ids."""
-    dataset = segmentation.WholeLabels(samples, segmentation.label_table(cfg.section(section_name), cfg.num_classes))
-    return ReadingLoader(DataLoader(dataset, batch_size=None, num_workers=_workers(cfg), pin_memory=pin_memory))
+    table = segmentation.label_table(cfg.section(section_name), cfg.num_classes)
+    return _loader(cfg, segmentation.WholeLabels(samples, table), pin_memory)
 
 
 def crop_keys(seed: int, round_index: int, num_samples: int, count: int) -> list[tuple[int, int, int]]:
@@ -76,6 +79,10 @@ class ReadingLoader:
 
 def _crop_loader(cfg, samples, table, shorter_edge, crop, round_index, steps, pin_memory):
     dataset = segmentation.TrainingCrops(samples, table, shorter_edge, crop, cfg.scales, cfg.mirror, cfg.seed)
-    keys = crop_keys(cfg.seed, round_index, len(samples), steps * cfg.batch_size)
-    return ReadingLoader(DataLoader(dataset, cfg.batch_size, sampler=keys, num_workers=worker_count(cfg),
-                                    pin_memory=pin_memory))
+    keys = crop_keys(cfg.seed, round_index, len(samples), steps.stop * cfg.batch_size)[steps.start * cfg.batch_size:]
+    return _loader(cfg, dataset, pin_memory, batch_size=cfg.batch_size, sampler=keys)
+
+
+def _loader(cfg, dataset, pin_memory, batch_size=None, sampler=None):
+    return ReadingLoader(DataLoader(dataset, batch_size, sampler=sampler, num_workers=worker_count(cfg),
+                                    pin_memory=pin_memory, worker_init_fn=ignore_signals))

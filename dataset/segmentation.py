@@ -1,5 +1,6 @@
 """The data sets: where each keeps its files, how its labels are read, and the two views that training and evaluation
 take of it. No sample is ever replaced: whatever cannot be read raises a DataError that names the file."""
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -122,6 +123,12 @@ def require_labels(section_name: str, samples: list[Sample]) -> None:
     if not has_labels(samples):
         raise DataError(f"{samples[0].image}: its label {samples[0].label} is missing, as are all others: "
                         f"check {section_name}'s labels; this step needs them.")
+
+
+def fingerprint(samples: list[Sample]) -> str:
+    """Hexadecimal SHA-256 of the names and the image files' sizes, which tells whether a data set has changed."""
+    listed = [(s.name, os.path.getsize(s.image) if os.path.isfile(s.image) else None) for s in samples]
+    return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 
 def read_pair(sample: Sample, table: np.ndarray) -> tuple[Image.Image, np.ndarray]:

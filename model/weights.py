@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from utils.checkpoint import write_atomically
 from utils.constants import BGR_MEAN
 from utils.errors import CheckpointError
 
@@ -154,18 +155,7 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     broken = [k for k, v in state.items() if not _finite(v)]
     if broken:
         raise CheckpointError(f"{path}: not written, {_some(broken)} hold NaN or infinite values: lower learning_rate.")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise CheckpointError(f"{path}: cannot be written ({error}): make room or choose another snapshot "
-                              "folder.") from None
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, lambda file: torch.save(state, file))
 
 
 def _to_bgr_input(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

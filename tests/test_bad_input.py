@@ -153,7 +153,7 @@ COMMANDS = [
     ("run", ["cityscapes.data_dir=nowhere"], "cityscapes.data_dir"),
     ("eval", [], "CKPT"), ("eval", ["note=x"], "checkpoints"), ("eval", ["net.pth", "net.pth"], "net.pth"),
     ("eval", ["net.pth", "gone.pth"], "gone.pth"), ("eval", [LONG + "=1"], "unknown key"), ("eval", ["tiny.yml"], "tiny.yml"),
-    ("eval", ["net.pth", "--json", "no/where.json"], "--json"), ("eval", ["net.pth", "--json", "world"], "--json"),
+    ("eval", ["net.pth", "--json", "net.pth/where.json"], "net.pth"), ("eval", ["net.pth", "--json", "world"], "--json"),
     ("eval", ["net.pth", "--figure", "figure.txt"], "--figure"), ("eval", ["net.pth", "--images", "0"], "--images"),
     ("eval", ["net.pth", "--images", "few"], "--images"), ("eval", ["net.pth", "num_classes=16"], "num_classes"),
     ("eval", ["net.pth", "layers=1,1,2,1"], "layers"), ("eval", ["net.pth", "width=8"], "net.pth"),

@@ -235,7 +235,7 @@ def test_read_only(load):
     ("layers: 3", "list of whole number"), ("scales: []", "scales"), ("method: bee", "did you mean 'be'"),
     ("bn_stats: both", "batch or running"), ("note: a/b", "plain folder name"), ("note: ..", "plain folder name"),
     ("note: ''", "note"), ("method: None", "method"), ("device: gpu", "device"), ("multigpu: True", "multigpu"),
-    ("resume: True", "resume"), ("restore_from: x.pth", "init_weight"), ("source: gta", "gta5"),
+    ("resume: maybe", "resume"), ("keep: 0", "keep"), ("restore_from: x.pth", "init_weight"), ("source: gta", "gta5"),
     ("num_classes: 18", "19, 16 and 13"), ("method: be\nbatch_size: 1", "batch_size: 1 is too small"),
     ("cityscapes: {input_size: [1024]}", "2 values"), ("cityscapes: {data_dir: None}", "cityscapes.data_dir"),
     ("batch_size: 2\nbatch_size: 3", "given twice"), ("- a\n- b", "expected `key: value` lines"),

@@ -1,6 +1,8 @@
-"""What the stages share: assembling a run, the training loop, validation, saving."""
+"""What the stages share: assembling a run, the training loop, validation, saving and resuming."""
+import dataclasses
 import json
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,18 +13,32 @@ from dataset import loaders, segmentation
 from model.deeplabv2 import DeepLabV2, compile_blocks, freeze_bn_affine, parameter_groups
 from model.weights import load_weights, save_weights
 from trainer import evaluate
-from utils.config import Config, to_yaml
-from utils.errors import ConfigError, UserError
+from utils.checkpoint import RunLock, StateFolder, read_state, remove_unfinished, write_atomically
+from utils.config import Config, differences, parse_config, to_yaml, with_drawn_seed
+from utils.errors import CheckpointError, ConfigError, NothingToDo, Stopped, TrainingError
+from utils.interrupt import Interrupt
 from utils.logger import RunLog
 
 AUTOCAST = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of the key `amp`
+MIN_SCALE = 2.0**-10  # of the fp16 loss scaler, which halves with every overflow: below it, halving no longer helps
+
+
+@dataclass
+class Position:
+    """Where training stands. step: within the round; labelled: the round's pseudo labels are written."""
+
+    round: int
+    step: int = 0
+    labelled: bool = False
 
 
 class BaseTrainer(ABC):
     """One stage of one run. A subclass finds its images in `training_samples`, trains in `train`, and computes a step's
     losses in `step`.
 
-    Building it checks data, weights and configuration in that order and raises a UserError before anything is written.
+    Building it checks data, weights, saved states and configuration and raises a UserError before anything is written.
+    What a state holds and what is drawn at random are functions of the configuration, the data and `position` alone, so
+    a run that goes on from a state ends, on the CPU, with the same bits as one that was never stopped.
     """
 
     stage: str  # names the checkpoint, the log and the pseudo labels of the stage
@@ -32,29 +48,32 @@ class BaseTrainer(ABC):
         self.device = pick_device(cfg.device)
         torch.backends.cudnn.benchmark = True  # crops have one size, and whole images usually have
         self.class_set = segmentation.class_set(cfg.target_data, cfg.num_classes)
-        self.samples = self.training_samples()
+        self.samples, remarks = self.training_samples()
         self.val_loader, why_not = self._validation_loader()
-        torch.manual_seed(cfg.seed)
-        self.model, report = build_model(cfg, self.device)
-        self.global_step = 0
-        self.scores = None
-        self._validated_at = -1
+        remarks += [f"validation skipped: {why_not}"] if why_not else []
         self.snapshot = Path(cfg.snapshot) / cfg.note
-        self.log = RunLog(Path(cfg.log) / cfg.note, self.stage, cfg.tensorboard)
-        self.snapshot.mkdir(parents=True, exist_ok=True)
-        (self.snapshot / f"{self.stage}.yml").write_text(to_yaml(cfg), encoding="utf-8")
-        self.log.say(f"stage {self.stage}: {len(self.samples)} images, {cfg.num_classes} classes, {self.device}, "
-                     f"seed {cfg.seed}\nweights: {report}")
-        if why_not:
-            self.log.say(f"validation skipped: {why_not}")
+        self.states = StateFolder(self.snapshot / f"{self.stage}.state", cfg.keep)
+        self._resumed = self._saved_state(remarks)
+        cfg = self.cfg = self.cfg if self.cfg.fix_seed else with_drawn_seed(self.cfg)
+        torch.manual_seed(cfg.seed)
+        self.model, report = build_model(cfg, self.device, load=not self._resumed)
+        if self.stage != "source_only" and not self._resumed and report.initialised:
+            raise CheckpointError(f"init_weight: {cfg.init_weight} leaves {report.initialised[0]} and others at their random "
+                                  f"start ({report.format}): stage {self.stage} starts from a trained segmentation network.")
+        self.position, self.global_step = Position(cfg.round_start if self.stage != "source_only" else 0), 0
+        self.scores, self._validated_at = None, -1
+        self.optimizer = self.scaler = None
+        self.interrupt = Interrupt()
+        self._last_state = None
+        self._start_writing(remarks, report)
 
     @abstractmethod
-    def training_samples(self) -> list[segmentation.Sample]:
-        """The images that the stage trains on. Raises DataError."""
+    def training_samples(self) -> tuple[list[segmentation.Sample], list[str]]:
+        """The images that the stage trains on, and remarks on them for the log. Raises DataError."""
 
     @abstractmethod
     def train(self) -> None:
-        """The whole training of the stage, by one or more calls of `run_steps`."""
+        """The training of the stage from `position` on, by calls of `run_steps`, each followed by `next_round`."""
 
     @abstractmethod
     def step(self, batch: dict, rng: np.random.Generator) -> dict[str, torch.Tensor]:
@@ -64,48 +83,76 @@ class BaseTrainer(ABC):
         """Called after each optimiser step."""
 
     def run(self) -> dict | None:
-        """Train, validate, save. Returns the last validation's scores (`evaluate.protocol_scores`), None without one."""
+        """Train, validate, save. Returns the last validation's scores (`evaluate.protocol_scores`), None without one.
+
+        Raises Stopped, with what to do in its text, when a signal has ended the run and its state is saved.
+        """
         try:
-            if self.cfg.train:
-                self.train()
-                self.save()
-            self.validate()
-            self._write_result()
+            with self.interrupt:
+                if self._resumed:
+                    self.restore(self._resumed)
+                    self._resumed = None
+                if self.cfg.train:
+                    self.train()
+                    self.save()
+                self.validate()
+                self._write_result()
+                if self.cfg.train:
+                    self.states.finish()
+        except Stopped as stop:
+            where = f"its state is in {self._last_state}" if self._last_state else "no state had been saved yet"
+            raise Stopped(f"stopped by {stop} at step {self.global_step}: {where}; the same command with --resume goes "
+                          "on.") from None
         finally:
             self.log.close()
+            self.lock.release()
         return self.scores
 
-    def run_steps(self, loader, base_lr: float, lr_at, round_index: int = 0) -> None:
-        """One optimiser over all batches of `loader`. lr_at(base_lr, step) -> learning rate of a step."""
-        cfg = self.cfg
-        groups = parameter_groups(self.model, cfg.backbone_lr_mult, cfg.head_lr_mult)
-        optimizer = torch.optim.SGD(groups, base_lr, cfg.momentum, weight_decay=cfg.weight_decay, foreach=True)
-        scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.amp == "fp16")
-        bar = tqdm(loader, self.stage, disable=not cfg.screen)
-        for step, batch in enumerate(bar):
-            for group in optimizer.param_groups:
+    def run_steps(self, loader, base_lr: float, lr_at) -> None:
+        """One optimiser over all batches of `loader`, which begins at `position`. lr_at(base_lr, step) -> learning rate
+        of a step of the round. Raises TrainingError, before the optimiser moves, where a loss or gradient is not finite."""
+        cfg, first = self.cfg, self.position.step
+        self._build_optimizer(base_lr)
+        bar = tqdm(loader, self.stage, disable=not cfg.screen, initial=first, total=first + len(loader))
+        for step, batch in enumerate(bar, first):
+            for group in self.optimizer.param_groups:
                 group["lr"] = lr_at(base_lr, step) * group["lr_mult"]
             self.model.train()
-            losses = self.step(batch, np.random.default_rng([cfg.seed, round_index, step]))
+            losses = self.step(batch, np.random.default_rng([cfg.seed, self.position.round, step]))
             total = sum(losses.values())
-            optimizer.zero_grad()
-            scaler.scale(total).backward()
-            scaler.step(optimizer)
-            scaler.update()
+            self.optimizer.zero_grad()
+            self.scaler.scale(total).backward()
+            self._require_finite(losses, total, batch)
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
             self.after_step()
             self.global_step += 1
-            if step % cfg.print_freq == 0 or step + 1 == len(loader):
-                self._report(losses, total, optimizer, bar, batch)
-            if self.global_step % cfg.save_freq == 0:
-                self.save()
+            self.position.step = step + 1
+            if step % cfg.print_freq == 0 or step + 1 == first + len(loader):
+                self._report(losses, total, bar)
+            if self.interrupt.requested or self.global_step % cfg.save_freq == 0:
+                self.save_state()
+            self.interrupt.check()
             if self.global_step % cfg.val_freq == 0:
                 self.validate()
+
+    def next_round(self) -> None:
+        """Move to the start of the next round and save the state there."""
+        self.position.round, self.position.step, self.position.labelled = self.position.round + 1, 0, False
+        self.optimizer = self.scaler = None
+        self.save_state()
 
     def validate(self) -> None:
         """Score the network as it stands, once per step count, where the target's validation split has labels."""
         if self.val_loader is None or self._validated_at == self.global_step:
             return
-        confusion = evaluate.evaluate(self.model, self.val_loader, self.cfg.num_classes, self.device, self.cfg.screen)
+        try:
+            confusion = evaluate.evaluate(self.model, self.val_loader, self.cfg.num_classes, self.device,
+                                          self.cfg.screen, self.interrupt.check)
+        except Stopped:
+            if self.cfg.train:
+                self.save_state()
+            raise
         self.scores = evaluate.protocol_scores(confusion, self.class_set)
         self._validated_at = self.global_step
         self.log.event("val", self.global_step, **self.scores)
@@ -118,20 +165,128 @@ class BaseTrainer(ABC):
         save_weights(self.model, path)
         self.log.say(f"saved {path}")
 
+    def save_state(self) -> None:
+        """Save all that `restore` needs; if the disk refuses, say so and go on: older states are still whole."""
+        try:
+            self._last_state = self.states.save(self.state())
+        except CheckpointError as error:
+            self.log.say(f"warning: {error}")
+
+    def state(self) -> dict:
+        """Plain tensors and values only, so that reading a state runs no code."""
+        return {**dataclasses.asdict(self.position), "global_step": self.global_step, "config": to_yaml(self.cfg),
+                "data": segmentation.fingerprint(self.samples), "model": self.model.state_dict(),
+                "optimizer": self.optimizer and self.optimizer.state_dict(),
+                "scaler": self.scaler and self.scaler.state_dict(),
+                "scores": self.scores, "validated_at": self._validated_at, "log": self.log.position()}
+
+    def restore(self, state: dict) -> None:
+        """Go back to where `state` was saved, and make up for a validation that a stop has cut off."""
+        self.model.load_state_dict(state["model"])
+        self.position = Position(state["round"], state["step"], state["labelled"])
+        self.global_step, self.scores, self._validated_at = state["global_step"], state["scores"], state["validated_at"]
+        if state["optimizer"]:
+            self._build_optimizer(0.0)
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.scaler.load_state_dict(state["scaler"])
+        if self.global_step and (self.position.step == 0 or self.global_step % self.cfg.val_freq == 0):
+            self.validate()
+
+    def usable(self, state: dict) -> bool:
+        """Whether what a state needs beside itself is still there."""
+        return True
+
+    def _build_optimizer(self, base_lr):
+        """A round has one optimiser: a new one, unless `restore` has brought the round's own."""
+        if self.optimizer is None:
+            groups = parameter_groups(self.model, self.cfg.backbone_lr_mult, self.cfg.head_lr_mult)
+            self.optimizer = torch.optim.SGD(groups, base_lr, self.cfg.momentum, weight_decay=self.cfg.weight_decay,
+                                             foreach=True)
+            self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.cfg.amp == "fp16")
+
+    def _saved_state(self, remarks) -> dict | None:
+        """The newest usable state if the run is to be resumed, else None; adds to `remarks` what was passed over."""
+        cfg, paths = self.cfg, self.states.paths()
+        if not cfg.resume:
+            if paths and cfg.train and not cfg.overwrite and not self.states.finished():
+                raise ConfigError(f"note: {self.states.folder} holds the states of an unfinished run, the newest "
+                                  f"{paths[-1].name}: add --resume to go on, or overwrite=true to start anew.")
+            return None
+        if self.states.finished():
+            self.states.finish()  # in case it was cut off
+            raise NothingToDo(f"stage {self.stage} of {cfg.note!r} is finished, nothing to resume: its checkpoint is "
+                              f"{self.snapshot / self.stage}.pth.")
+        for path in reversed(paths):
+            try:
+                state = read_state(path)
+                self._require_same_run(path, state)
+            except CheckpointError as error:
+                remarks.append(f"warning: {error}")
+                continue
+            if self.usable(state):
+                self._last_state = path
+                remarks.append(f"resumed from {path}")
+                return state
+            remarks.append(f"warning: {path}: the pseudo labels of its round are gone or changed, so the round is done again")
+        remarks.append(f"resume: no usable state in {self.states.folder}, the stage starts anew")
+        return None
+
+    def _require_same_run(self, path, state):
+        saved = parse_config(state["config"], str(path), method=self.stage)
+        if not self.cfg.fix_seed:
+            self.cfg = dataclasses.replace(self.cfg, seed=saved.seed, fix_seed=True)
+        found = differences(saved, self.cfg)
+        if not found and state["data"] != segmentation.fingerprint(self.samples):
+            found = [f"the training images' names or sizes ({len(self.samples)} now)"]
+        if found:
+            raise ConfigError(f"resume: {path} is the state of another run; these differ: {'; '.join(found)}. Set them back, "
+                              "or start anew under another note or with overwrite=true resume=false.")
+
+    def _start_writing(self, remarks, report):
+        """All is checked: take the run's folder, and write the first lines."""
+        cfg, state = self.cfg, self._resumed
+        self.snapshot.mkdir(parents=True, exist_ok=True)
+        self.lock = RunLock(self.snapshot)
+        if cfg.train and not state:
+            self.states.clear()
+        remove_unfinished(self.snapshot)
+        self.log = RunLog(Path(cfg.log) / cfg.note, self.stage, cfg.tensorboard,
+                          **({"position": state["log"], "step": state["global_step"]} if state else {}))
+        write_atomically(self.snapshot / f"{self.stage}.yml", lambda file: file.write(to_yaml(cfg).encode()))
+        self.log.say(f"stage {self.stage}: {len(self.samples)} images, {cfg.num_classes} classes, {self.device}, "
+                     f"seed {cfg.seed}" + ("" if state else f"\nweights: {report}"))
+        for remark in remarks:
+            self.log.say(remark)
+
     def _write_result(self) -> None:
         if self.scores is None:
             return
-        folder = Path(self.cfg.result) / self.cfg.note
+        folder, content = Path(self.cfg.result) / self.cfg.note, json.dumps(self.scores, indent=1)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.stage}.json").write_text(json.dumps(self.scores, indent=1), encoding="utf-8")
+        write_atomically(folder / f"{self.stage}.json", lambda file: file.write(content.encode()))
 
-    def _report(self, losses, total, optimizer, bar, batch) -> None:
-        values = {name: loss.item() for name, loss in losses.items()}
-        if not np.isfinite(total.item()):
-            raise UserError(f"step {self.global_step}: the loss is not finite ({values}, images {batch['name']}): nothing "
-                            "was saved since; lower learning_rate, or check the data and init_weight.")
-        rates = {group["name"]: group["lr"] for group in optimizer.param_groups}
+    def _require_finite(self, losses, total, batch):
+        """One reading for the loss and all gradients. With fp16 the scaler skips steps that overflow, so only a scale that
+        has collapsed counts."""
+        if self.scaler.is_enabled():
+            fine = self.scaler.get_scale() >= MIN_SCALE
+        else:
+            norms = torch._foreach_norm([p.grad for p in self.model.parameters() if p.grad is not None])
+            fine = bool(torch.isfinite(torch.stack([total.detach(), *norms]).sum()))
+        if not fine:
+            values = {name: loss.item() for name, loss in losses.items()}
+            kept = f"the last good state is {self._last_state}" if self._last_state else "no state had been saved yet"
+            raise TrainingError(f"step {self.global_step}: the {'loss' if not np.isfinite(total.item()) else 'gradient'} is not "
+                                f"finite (losses {values}, learning rates {self._rates()}, images {batch['name']}); {kept}: "
+                                "lower learning_rate, or check these images and init_weight.")
+
+    def _rates(self):
+        return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+
+    def _report(self, losses, total, bar) -> None:
+        rates = self._rates()
         bar.set_postfix(loss=f"{total.item():.3f}", lr=f"{rates['head']:.2e}")
+        values = {name: loss.item() for name, loss in losses.items()}
         self.log.event("train", self.global_step, loss={"total": total.item(), **values}, lr=rates)
 
     def _validation_loader(self):
@@ -147,13 +302,14 @@ class BaseTrainer(ABC):
         return loaders.whole_image_loader(cfg, cfg.target, samples, True, self.device.type == "cuda"), None
 
 
-def build_model(cfg: Config, device: torch.device, weights: str | None = None):
+def build_model(cfg: Config, device: torch.device, weights: str | None = None, load: bool = True):
     """The network of a configuration with `weights` (default: init_weight) loaded: (model on device, what was loaded).
+    load: False leaves the random start, for weights that come from elsewhere.
 
     Raises CheckpointError if they do not fit.
     """
     model = DeepLabV2(cfg.num_classes, cfg.layers, cfg.width)
-    report = load_weights(model, weights or cfg.init_weight)
+    report = load_weights(model, (weights or cfg.init_weight) if load else None)
     if cfg.fixbn:
         freeze_bn_affine(model)
     model.autocast, model.checkpointing = AUTOCAST[cfg.amp], cfg.checkpointing

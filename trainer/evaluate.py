@@ -1,5 +1,5 @@
 """Model and loader -> confusion matrix -> every protocol's IoU, as numbers and as a table."""
-from typing import Iterator
+from typing import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -19,11 +19,14 @@ def predictions(model: torch.nn.Module, loader, device: torch.device) -> Iterato
             yield item, model(image, size=tuple(item["size"]))[0].max(0).indices
 
 
-def evaluate(model: torch.nn.Module, loader, num_classes: int, device: torch.device, progress: bool = False) -> Tensor:
-    """Confusion matrix int64 [C, C] (CPU; rows = truth) over all labelled images of the loader, running BN statistics."""
+def evaluate(model: torch.nn.Module, loader, num_classes: int, device: torch.device, progress: bool = False,
+             check: Callable[[], None] = lambda: None) -> Tensor:
+    """Confusion matrix int64 [C, C] (CPU; rows = truth) over all labelled images of the loader, running BN statistics.
+    check: called after each image; what it raises ends the evaluation."""
     total = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
     for item, prediction in predictions(model, tqdm(loader, "evaluate", disable=not progress, leave=False), device):
         total += confusion_matrix(item["label"].to(device, non_blocking=True), prediction, num_classes)
+        check()
     return total.cpu()
 
 

@@ -1,4 +1,8 @@
-"""A round's pseudo labels: one pass of the network over the target images, thresholds, one PNG file an image."""
+"""A round's pseudo labels: one pass of the network over the target images, thresholds, one PNG file an image, and at the
+end a manifest that vouches for them."""
+import hashlib
+import io
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable
@@ -15,29 +19,33 @@ from dataset.transforms import network_input
 from model.deeplabv2 import DeepLabV2, upsample
 from trainer import pseudo_label as pl
 from utils.background import Background, host_copy
+from utils.checkpoint import digest, write_atomically
 from utils.config import Config
 from utils.counting import count
 from utils.metrics import confusion_matrix
 from utils.spool import TensorSpool
 
 _WRITERS = 2
+MANIFEST = "manifest.json"
 
 
 @dataclass(frozen=True)
 class RoundLabels:
     """What a round's labelling found. thresholds: int64 [C] bins (`pseudo_label.class_thresholds`), on the CPU.
     coverage: selected / predicted pixels of each class and of `all`; accuracy: right / selected pixels, None where the
-    target's training split has no labels to compare with."""
+    target's training split has no labels to compare with. manifest: SHA-256 of the manifest file."""
 
     thresholds: Tensor
     coverage: dict[str, float]
     accuracy: dict[str, float] | None
+    manifest: str
 
 
 def label_round(model: DeepLabV2, cfg: Config, samples: list[Sample], names: tuple[str, ...], portion: float,
-                folder: Path) -> RoundLabels:
+                folder: Path, check: Callable[[], None] = lambda: None) -> RoundLabels:
     """Write `<folder>/<sample.name>.png` for every sample: uint8 train ids at the image's own size, 255 where nothing
-    is selected. names: of the classes, for the report.
+    is selected; then `<folder>/manifest.json` with the portion and the hashes of the weights and of every file. names:
+    of the classes, for the report. check: called between images; what it raises ends the round, without a manifest.
 
     The network sees every image once, alone in its pass. With `bn_stats: batch` it is normalised by its own statistics,
     and the running ones move to the target with every image seen. What it gave at output stride 8 is kept
@@ -45,23 +53,40 @@ def label_round(model: DeepLabV2, cfg: Config, samples: list[Sample], names: tup
     """
     device = next(model.parameters()).device
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / MANIFEST).unlink(missing_ok=True)
+    manifest = {"weights": digest(model.state_dict()), "portion": portion, "labels": {}}
     with TensorSpool(cfg.score_budget * 2**20, folder) as spool:
-        histogram, sizes = _score_target(model, cfg, samples, device, spool)
+        histogram, sizes = _score_target(model, cfg, samples, device, spool, check)
         thresholds = pl.class_thresholds(histogram, portion)
         counts = _LabelCounts(cfg.num_classes)
         truths = _truths(cfg, samples, device)
         with Background(_WRITERS) as writers, torch.inference_mode():
             for sample, size, packed, truth in zip(tqdm(samples, "pseudo labels", disable=not cfg.screen, leave=False),
                                                    sizes, spool, truths):
+                check()
                 scores = pl.unpack_scores(packed.to(device, non_blocking=True))
                 label, doubt = pl.predict(upsample(scores, size))
                 chosen = pl.select(label, doubt, thresholds, portion if cfg.select_image else None)
                 counts.add(label, chosen, truth)
-                writers.submit(_write_label, folder / f"{sample.name}.png", host_copy(chosen))
-    return RoundLabels(thresholds.cpu(), *counts.shares(names))
+                writers.submit(_write_label, folder, sample.name, host_copy(chosen), manifest["labels"])
+    content = json.dumps(manifest, indent=1, sort_keys=True).encode()
+    write_atomically(folder / MANIFEST, lambda file: file.write(content))
+    return RoundLabels(thresholds.cpu(), *counts.shares(names), hashlib.sha256(content).hexdigest())
 
 
-def _score_target(model, cfg, samples, device, spool):
+def labels_intact(folder: Path, samples: list[Sample], manifest: str) -> bool:
+    """Whether the folder still holds, whole and unchanged, the labels of `samples` that the manifest of this SHA-256
+    vouches for."""
+    try:
+        content = (folder / MANIFEST).read_bytes()
+        hashes = json.loads(content)["labels"]
+        return (hashlib.sha256(content).hexdigest() == manifest and hashes.keys() == {s.name for s in samples} and all(
+            hashlib.sha256((folder / f"{name}.png").read_bytes()).hexdigest() == known for name, known in hashes.items()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
+def _score_target(model, cfg, samples, device, spool, check):
     """Histogram of doubt over all images, and their sizes (H, W); fills `spool` with the packed score maps."""
     histogram = torch.zeros(cfg.num_classes, pl.NUM_BINS, dtype=torch.int64, device=device)
     sizes = []
@@ -69,6 +94,7 @@ def _score_target(model, cfg, samples, device, spool):
     loader = loaders.whole_image_loader(cfg, cfg.target, samples, False, device.type == "cuda")
     with Background() as keeper, torch.inference_mode():
         for item in tqdm(loader, "thresholds", disable=not cfg.screen, leave=False):
+            check()
             image = network_input(item["image"].to(device, non_blocking=True))
             packed = pl.pack_scores(model.score_map(image)[0])
             label, doubt = pl.predict(upsample(pl.unpack_scores(packed), image.shape[-2:]))
@@ -90,9 +116,12 @@ def _keep(spool: TensorSpool, packed: Callable[[], Tensor]):
     spool.append(packed())
 
 
-def _write_label(path: Path, label: Callable[[], Tensor]):
+def _write_label(folder: Path, name: str, label: Callable[[], Tensor], hashes: dict[str, str]):
+    png, path = io.BytesIO(), folder / f"{name}.png"
+    Image.fromarray(label().numpy()).save(png, "PNG", compress_level=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(label().numpy()).save(path, compress_level=1)
+    path.write_bytes(png.getbuffer())
+    hashes[name] = hashlib.sha256(png.getbuffer()).hexdigest()
 
 
 class _LabelCounts:

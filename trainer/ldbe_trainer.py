@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from dataset import loaders, segmentation
+from dataset import inspection, loaders, segmentation
 from dataset.labels import IGNORE_INDEX
 from dataset.transforms import network_input
 from model.deeplabv2 import compile_blocks
@@ -14,7 +14,7 @@ from trainer import losses
 from trainer import pseudo_label as pl
 from trainer.base_trainer import BaseTrainer
 from trainer.classmix import class_mix
-from trainer.labelling import label_round
+from trainer.labelling import label_round, labels_intact
 from utils.errors import ConfigError
 from utils.schedule import poly_lr, round_lr, round_portion
 
@@ -28,21 +28,23 @@ class LDBETrainer(BaseTrainer):
             raise ConfigError(f"init_weight: stage {cfg.method} starts from a trained network: give its checkpoint, such "
                               f"as {cfg.snapshot}/{cfg.note}/{'source_only' if cfg.method == 'ld' else 'ld'}.pth.")
         super().__init__(cfg)
+        self.manifest = None  # of the round's pseudo labels
         self.teacher = Teacher(self.model, cfg.ema_alpha) if cfg.method == "be" else None
         if self.teacher and cfg.compile:
             compile_blocks(self.teacher.model)
 
     def training_samples(self):
-        return segmentation.find_samples(self.cfg.target, self.cfg.target_data, "train")
+        return inspection.training_samples(self.cfg, self.cfg.target, labels_needed=False)
 
     def train(self):
-        cfg = self.cfg
-        for r in range(cfg.round_start, cfg.round):
-            samples = self.label_target(r)
-            steps = loaders.round_steps(cfg, len(samples))
-            loader = loaders.round_loader(cfg, samples, r, steps, self.device.type == "cuda")
+        cfg, position = self.cfg, self.position
+        while position.round < cfg.round:
+            r = position.round
+            samples = self.labelled_samples(r)
+            loader = loaders.round_loader(cfg, samples, r, position.step, self.device.type == "cuda")
             self.run_steps(loader, round_lr(cfg.learning_rate, r, cfg.round_lr_decay),
-                           lambda lr, step: poly_lr(lr, step, cfg.num_steps, cfg.power), r)
+                           lambda lr, step: poly_lr(lr, step, cfg.num_steps, cfg.power))
+            self.next_round()
             self.validate()
 
     def step(self, batch, rng):
@@ -70,12 +72,23 @@ class LDBETrainer(BaseTrainer):
         if self.teacher:
             self.teacher.update(self.model)
 
+    def labelled_samples(self, round_index: int) -> list[segmentation.Sample]:
+        """The target's samples with the round's pseudo labels, which are written first unless a resumed state has them."""
+        if self.position.labelled:
+            folder = self._label_folder(round_index)
+            return [replace(s, label=folder / f"{s.name}.png") for s in self.samples]
+        samples = self.label_target(round_index)
+        self.position.labelled = True
+        self.save_state()
+        return samples
+
     def label_target(self, round_index: int) -> list[segmentation.Sample]:
         """Write the round's pseudo labels; return the target's samples with them as labels."""
         cfg, names = self.cfg, self.class_set.names
         portion = round_portion(cfg.cb_prop, cfg.portion_step, round_index)
-        folder = Path(cfg.plabel) / cfg.note / self.stage / f"round{round_index}"
-        found = label_round(self.model, cfg, self.samples, names, portion, folder)
+        folder = self._label_folder(round_index)
+        found = label_round(self.model, cfg, self.samples, names, portion, folder, self.interrupt.check)
+        self.manifest = found.manifest
         accuracy = {"accuracy": found.accuracy} if found.accuracy else {}
         self.log.event("pseudo_label", self.global_step, round=round_index, portion=portion, coverage=found.coverage,
                        threshold=dict(zip(names, pl.threshold_confidence(found.thresholds).tolist())), **accuracy)
@@ -83,3 +96,20 @@ class LDBETrainer(BaseTrainer):
         self.log.say(f"round {round_index}: portion {portion:.2f}, pseudo labels cover {found.coverage['all']:.1%} of the "
                      f"target's pixels{right}")
         return [replace(s, label=folder / f"{s.name}.png") for s in self.samples]
+
+    def state(self):
+        teacher = self.teacher and {"model": self.teacher.model.state_dict(), "updates": self.teacher.updates}
+        return {**super().state(), "teacher": teacher, "manifest": self.manifest}
+
+    def restore(self, state):
+        super().restore(state)
+        self.manifest = state["manifest"]
+        if self.teacher:
+            self.teacher.model.load_state_dict(state["teacher"]["model"])
+            self.teacher.updates = state["teacher"]["updates"]
+
+    def usable(self, state):
+        return not state["labelled"] or labels_intact(self._label_folder(state["round"]), self.samples, state["manifest"])
+
+    def _label_folder(self, round_index: int) -> Path:
+        return Path(self.cfg.plabel) / self.cfg.note / self.stage / f"round{round_index}"

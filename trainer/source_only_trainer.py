@@ -1,7 +1,7 @@
 """Stage 0: cross entropy on the labelled source."""
 import torch.nn.functional as F
 
-from dataset import loaders, segmentation
+from dataset import inspection, loaders
 from dataset.labels import IGNORE_INDEX
 from dataset.transforms import network_input
 from trainer.base_trainer import BaseTrainer
@@ -12,14 +12,15 @@ class SourceOnlyTrainer(BaseTrainer):
     stage = "source_only"
 
     def training_samples(self):
-        samples = segmentation.find_samples(self.cfg.source, self.cfg.source_data, "train")
-        segmentation.require_labels(self.cfg.source, samples)
-        return samples
+        return inspection.training_samples(self.cfg, self.cfg.source, labels_needed=True)
 
     def train(self):
         cfg = self.cfg
-        loader = loaders.source_loader(cfg, self.samples, self.device.type == "cuda")
+        if self.position.round:
+            return  # resumed behind the last step
+        loader = loaders.source_loader(cfg, self.samples, self.position.step, self.device.type == "cuda")
         self.run_steps(loader, cfg.learning_rate, lambda lr, step: poly_lr(lr, step, cfg.num_steps, cfg.power))
+        self.next_round()
 
     def step(self, batch, rng):
         logits = self.model(network_input(batch["image"].to(self.device, non_blocking=True)))

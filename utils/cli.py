@@ -4,10 +4,9 @@ import sys
 import unicodedata
 
 from utils.config import config_help, load_config
-from utils.errors import UserError
+from utils.errors import NothingToDo, Stopped, UserError
 
-EXIT_USER_ERROR = 2
-EXIT_INTERRUPTED = 130
+EXIT_UNEXPECTED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130  # 75: sysexits' "try again later"
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -22,9 +21,11 @@ def parser(description: str, default_config: str, done: str = "0 done") -> argpa
     the exit codes; `done` describes those of a script that has run to its end."""
     result = OneLineParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"{config_help()}\n\nexit codes: {done}, {EXIT_USER_ERROR} wrong input (one line says what), "
-               f"{EXIT_INTERRUPTED} stopped by Ctrl-C")
+        epilog=f"{config_help()}\n\nexit codes: {done}, {EXIT_USER_ERROR} wrong input (one line says what), {EXIT_STOPPED} "
+               f"stopped by a signal with the state saved (resume goes on), {EXIT_INTERRUPTED} stopped by Ctrl-C with nothing "
+               f"to save, {EXIT_UNEXPECTED} unexpected error")
     result.add_argument("--config", default=default_config, metavar="FILE", help="YAML file (default: %(default)s)")
+    result.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return result
 
 
@@ -34,34 +35,49 @@ def run_stage(description: str, default_config: str, run, **fixed) -> int:
     fixed: keys that the script itself decides. Returns the exit code.
     """
     arguments = parser(description, default_config)
+    arguments.add_argument("--resume", action="store_true", help="the same as resume=true")
     arguments.add_argument("overrides", nargs="*", metavar="key=value",
                            help="set a key, e.g. batch_size=2 or cityscapes.data_dir=/data/cityscapes")
     given = arguments.parse_intermixed_args()
 
     def main():
-        cfg = load_config(given.config, given.overrides, **fixed)
+        resume = {"resume": True} if given.resume else {}
+        cfg = load_config(given.config, given.overrides, **fixed, **resume)
         if cfg.ignored_keys:
             print(f"note: no effect on LDBE, ignored: {', '.join(cfg.ignored_keys)}", file=sys.stderr)
         run(cfg)
-    return guarded(main)
+    return guarded(main, given.debug)
 
 
-def guarded(main) -> int:
-    """Call `main()`; return its exit code (None: 0), or, with one line on stderr in place of a traceback, that of what a
-    user can mend: a UserError, a file or folder that the system refuses, Ctrl-C."""
+def guarded(main, debug: bool = False) -> int:
+    """Call `main()`; return its exit code (None: 0), or, with one line on stderr in place of a traceback, that of what
+    went wrong. debug: let every error but a stop through, with its traceback."""
     try:
         return main() or 0
-    except UserError as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return EXIT_USER_ERROR
-    except OSError as error:
-        if error.filename is None:
-            raise
-        print(f"error: {one_line(error.filename)}: {error.strerror}: check the path and the room there.", file=sys.stderr)
-        return EXIT_USER_ERROR
+    except NothingToDo as done:
+        print(done)
+        return 0
+    except Stopped as stop:
+        return _said(EXIT_STOPPED, stop)
     except KeyboardInterrupt:
-        print("stopped: what had been saved before is kept", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return _said(EXIT_INTERRUPTED, "stopped: what had been saved before is kept")
+    except Exception as error:
+        if debug:
+            raise
+        if isinstance(error, UserError):
+            return _said(EXIT_USER_ERROR, f"error: {error}")
+        if isinstance(error, OSError) and error.filename is not None:
+            return _said(EXIT_USER_ERROR, f"error: {error.filename}: {error.strerror}: check the path and the room there.")
+        if type(error).__name__ == "OutOfMemoryError":
+            return _said(EXIT_USER_ERROR, "error: the GPU's memory is full: lower batch_size or crop_tgt, or set "
+                         "checkpointing=true or amp=bf16.")
+        return _said(EXIT_UNEXPECTED, f"error: unexpected {type(error).__name__}: {str(error)[:500]}: run the same command "
+                     "with --debug to see where, and report it.")
+
+
+def _said(exit_code, message):
+    print(one_line(message), file=sys.stderr)
+    return exit_code
 
 
 def one_line(message) -> str:

@@ -18,6 +18,11 @@ STREETS = ("gta5", "synthia", "cityscapes")
 # Keys of the released configurations that have no effect on LDBE.
 NO_EFFECT = ("num_center", "lamb", "src_count", "src_pix_prop", "src_pix_select", "pool_prop", "src_fix", "tgt_fix",
              "src_select", "tgt_select", "start", "neptune", "rec", "scale_min", "scale_max")
+# Keys that may differ when a run is resumed: they change no result, or only where it is computed and written.
+MAY_CHANGE = ("train", "device", "multigpu", "resume", "overwrite", "restore_from", "init_weight", "fix_seed", "checkpointing",
+              "score_budget", "worker", "on_bad_sample", "print_freq", "save_freq", "keep", "val", "val_freq",
+              "tensorboard", "screen", "snapshot", "result", "log", "plabel", "plabel_accuracy")
+SECTION_MAY_CHANGE = ("data_dir", "data_list", "data_list_val", "images", "labels", "palette")
 
 
 @dataclass(frozen=True)
@@ -62,7 +67,9 @@ class Config:
     seed: int = key(1234, int, "seed of all that is drawn at random", low=0, high=2**31 - 1)
     fix_seed: bool = key(True, bool, "False: a fresh seed is drawn; the saved configuration names it")
     multigpu: bool = key(False, bool, "several GPUs; only False in this version")
-    resume: bool = key(False, bool, "go on with a stopped run; only False in this version")
+    resume: bool = key(False, bool, "go on from the newest saved state of this note and stage, if there is one; the "
+                       "same as --resume")
+    overwrite: bool = key(False, bool, "start anew although this note holds the states of an unfinished run of the stage")
     round_start: int = key(0, int, "first round to run, from 0; portion and rate are that round's", low=0)
 
     num_classes: int = key(19, int, "C; street data sets: 19, 16 or 13", low=2, high=255, group="Network")
@@ -126,7 +133,9 @@ class Config:
                              "ones. The validation split is never thinned", choices=("error", "skip"))
 
     print_freq: int = key(100, int, "steps between lines in the log", low=1, group="Logging")
-    save_freq: int = key(30000, int, "steps between saves of the stage's checkpoint; it is saved at the end anyway", low=1)
+    save_freq: int = key(500, int, "steps between saves of the run's whole state, from which resume goes on; it is also "
+                         "saved around each round and when a signal stops the run", low=1)
+    keep: int = key(2, int, "states that stay", low=1)
     val: bool = key(True, bool, "validate, where the target's validation split has labels")
     val_freq: int = key(1000, int, "steps between validations; there is one after each round anyway", low=1)
     tensorboard: bool = key(True, bool, "write TensorBoard scalars")
@@ -164,17 +173,41 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = (), *
 
     Raises ConfigError that names the file or word, the key, what was found and what was expected.
     """
+    return parse_config(values.read_text(path), str(path), overrides, **fixed)
+
+
+def parse_config(text: str, where: str, overrides: list[str] | tuple[str, ...] = (), **fixed) -> Config:
+    """`load_config` of a YAML text; `where` names it in messages."""
     tree = {"top": {}, "sections": {name: dict(d) for name, d in SECTION_DEFAULTS.items()}, "ignored": []}
-    for name, value in values.read_yaml(path).items():
-        _enter(tree, str(path), name, value)
+    for name, value in values.parse_yaml(text, where).items():
+        _enter(tree, where, name, value)
     for word in overrides:
         _override(tree, word)
     sections = MappingProxyType({name: _section(name, content) for name, content in tree["sections"].items()})
     cfg = Config(**{**tree["top"], **fixed}, sections=sections, ignored_keys=tuple(dict.fromkeys(tree["ignored"])))
-    if not cfg.fix_seed:
-        cfg = dataclasses.replace(cfg, seed=secrets.randbelow(2**31), fix_seed=True)
+    if not cfg.fix_seed and not cfg.resume:
+        cfg = with_drawn_seed(cfg)
     _check(cfg)
     return cfg
+
+
+def with_drawn_seed(cfg: Config) -> Config:
+    """The configuration with a fresh seed, fixed from now on."""
+    return dataclasses.replace(cfg, seed=secrets.randbelow(2**31), fix_seed=True)
+
+
+def differences(saved: Config, now: Config) -> list[str]:
+    """`key: was x, is y` of every key whose change would make a resumed run another one than the saved one."""
+    def compare(names, old, new, prefix=""):
+        return [f"{prefix}{name}: was {values.plain(getattr(old, name))}, is {values.plain(getattr(new, name))}"
+                for name in names if getattr(old, name) != getattr(new, name)]
+    found = compare([name for name in KEYS if name not in MAY_CHANGE], saved, now)
+    for side in ("source", "target") if now.method == "source_only" else ("target",):
+        name = getattr(now, side)
+        if name == getattr(saved, side):
+            found += compare([k for k in SECTION_KEYS if k not in SECTION_MAY_CHANGE], saved.section(name),
+                             now.section(name), f"{name}.")
+    return found
 
 
 def to_yaml(cfg: Config) -> str:
@@ -253,8 +286,7 @@ def _check(cfg):
             raise ConfigError(message)
     require(cfg.note not in ("", ".", "..") and not set(cfg.note) & set("/\\"),
             f"note: {cfg.note!r} is no plain folder name.")
-    for name in ("multigpu", "resume"):
-        require(not getattr(cfg, name), f"{name}: True is not available in this version; set it to False.")
+    require(not cfg.multigpu, "multigpu: True is not available in this version; set it to False.")
     require(cfg.restore_from is None, f"restore_from: {cfg.restore_from!r} is not used; give the file as init_weight.")
     require(cfg.method != "be" or cfg.batch_size >= 2, "batch_size: 1 is too small for method be, which mixes each image "
             "of a batch with the next; use 2 or more.")

@@ -129,20 +129,26 @@ def plain(value):
     return dict(value) if isinstance(value, Mapping) else value
 
 
-def read_yaml(path: str | Path) -> dict:
-    """The mapping in a YAML file, by a safe loader that also refuses a key given twice; an empty file is empty."""
+def read_text(path: str | Path) -> str:
+    """The text of a configuration file."""
     try:
-        content = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file: give a configuration with --config.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}): give a YAML file in UTF-8.") from None
+
+
+def parse_yaml(text: str, where: str) -> dict:
+    """The mapping in a YAML text, by a safe loader that also refuses a key given twice; an empty text is empty."""
+    try:
+        content = yaml.load(text, _Loader)
     except Exception as error:  # the parser raises YAMLError, but many other kinds for wrong dates, tags and numbers
-        raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())[:300]}.") from None
+        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())[:300]}.") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
-        raise ConfigError(f"{path}: expected `key: value` lines, found {type(content).__name__}.")
+        raise ConfigError(f"{where}: expected `key: value` lines, found {type(content).__name__}.")
     return content
 
 
@@ -175,7 +181,7 @@ class _Loader(yaml.SafeLoader):
 def _from_text(text):
     try:
         return yaml.load(text, _Loader)
-    except Exception:  # as in read_yaml
+    except Exception:  # as in parse_yaml
         return text
 
 

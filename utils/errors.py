@@ -15,3 +15,15 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A checkpoint cannot be read or does not fit the network."""
+
+
+class TrainingError(UserError):
+    """Training cannot go on: numbers are no longer finite."""
+
+
+class Stopped(Exception):
+    """A signal has asked the run to stop, and its state is saved; the argument says so, or names the signal."""
+
+
+class NothingToDo(Exception):
+    """What was asked for is done already; the argument says so."""

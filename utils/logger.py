@@ -9,20 +9,25 @@ from tqdm import tqdm
 
 class RunLog:
     """Writes `<folder>/<stage>.jsonl` (one event a line, strictly valid JSON: NaN becomes null) and, if asked,
-    TensorBoard scalars below `<folder>/<stage>/`. A stage run again starts its record anew."""
+    TensorBoard scalars below `<folder>/<stage>/`. A stage run again starts its record anew; a resumed one goes on where
+    the saved state had it (`position`, `step`), and what came after is dropped."""
 
-    def __init__(self, folder: str | Path, stage: str, tensorboard: bool):
+    def __init__(self, folder: str | Path, stage: str, tensorboard: bool, position: int = 0, step: int | None = None):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self._events = open(folder / f"{stage}.jsonl", "w", encoding="utf-8")
+        path, self._board = folder / f"{stage}.jsonl", folder / stage
+        self._events = open(path, "r+" if step is not None and path.exists() else "w", encoding="utf-8")
+        self._events.truncate(min(position, self._events.seek(0, 2)))
+        self._events.seek(0, 2)
         self._start = time.time()
-        self._writer = None
-        if tensorboard:
-            from torch.utils.tensorboard import SummaryWriter  # costs over a second, so only where it is wanted
-            board = folder / stage
-            for old in board.glob("events.out.tfevents.*"):
+        self._writer, self._tensorboard, self._step = None, tensorboard, step
+        if step is None:
+            for old in self._board.glob("events.out.tfevents.*"):
                 old.unlink()
-            self._writer = SummaryWriter(board)
+
+    def position(self) -> int:
+        """Bytes of the JSON lines so far."""
+        return self._events.tell()
 
     def say(self, text: str) -> None:
         """A line on the console, above any progress bar."""
@@ -33,7 +38,10 @@ class RunLog:
         record = {"event": kind, "step": step, "seconds": round(time.time() - self._start, 2), **values}
         self._events.write(json.dumps(_jsonable(record)) + "\n")
         self._events.flush()
-        if self._writer:
+        if self._tensorboard:
+            if self._writer is None:  # its import costs as much as a step, so not before the first
+                from torch.utils.tensorboard import SummaryWriter
+                self._writer = SummaryWriter(self._board, purge_step=None if self._step is None else self._step + 1)
             for tag, value in _flatten(kind, values):
                 self._writer.add_scalar(tag, value, step)
             self._writer.flush()

@@ -1,0 +1,150 @@
+"""Kill runs at chosen moments, resume them, compare with the run that nobody killed.
+
+    python tests/crash.py FOLDER STAGE TRIALS SEED     (test_resume.py calls it)
+
+FOLDER holds tiny.yml, the toy world and the weights that the stage starts from. Every run is a fork of this process,
+which has imported everything but has computed nothing. In it each moment that matters counts as an event: before and
+after a step and an optimiser step, inside a checkpoint's or state's file, before and after its renaming, at each image
+scored, inside each pseudo-label file, at each image validated. A fork told to die at event n sends itself SIGKILL there.
+Prints one line a trial; exit code 1 if a trial ends with other weights, pseudo labels or log than the unharmed run.
+"""
+import contextlib
+import io
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+import run as run_script  # noqa: E402
+import run_so as run_so_script  # noqa: E402
+from trainer import base_trainer, evaluate, labelling, ldbe_trainer, source_only_trainer  # noqa: E402,F401
+from utils import checkpoint  # noqa: E402
+from utils.config import load_config  # noqa: E402
+from utils.errors import NothingToDo  # noqa: E402
+
+START = {"source_only": "None", "ld": "snapshot/tiny/source_only.pth", "be": "snapshot/tiny/ld.pth"}
+
+
+class Events:
+    """Counts moments in this process and kills it at the chosen one (None: never)."""
+
+    def __init__(self, fatal: int | None):
+        self.fatal, self.count = fatal, 0
+
+    def __call__(self):
+        self.count += 1
+        if self.count == self.fatal:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def around(self, owner, name):
+        """Events before and after every call of owner.name."""
+        call = getattr(owner, name)
+
+        def watched(*arguments, **named):
+            self()
+            result = call(*arguments, **named)
+            self()
+            return result
+        setattr(owner, name, watched)
+
+    def install(self):
+        for trainer in (source_only_trainer.SourceOnlyTrainer, ldbe_trainer.LDBETrainer):
+            self.around(trainer, "step")
+        self.around(torch.optim.SGD, "step")
+        self.around(checkpoint.os, "replace")
+        self.around(labelling.pl, "pack_scores")
+        self.around(evaluate, "confusion_matrix")
+        save, write_bytes = torch.save, Path.write_bytes
+
+        def half_save(state, file):
+            whole = io.BytesIO()
+            save(state, whole)
+            content = whole.getvalue()
+            file.write(content[: len(content) // 2])
+            file.flush()
+            self()
+            file.write(content[len(content) // 2:])
+
+        def half_write(path, content):
+            write_bytes(path, bytes(content)[: len(content) // 2])
+            self()
+            return write_bytes(path, content)
+        torch.save, Path.write_bytes = half_save, half_write
+
+
+def run_stage(stage: str, words: list[str], fatal: int | None = None) -> int | None:
+    """Fork and run a stage in the working directory. Returns the number of its events, None if it was killed."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            with open("child.log", "a", encoding="utf-8") as log, contextlib.redirect_stdout(log), \
+                    contextlib.redirect_stderr(log):
+                events = Events(fatal)
+                events.install()
+                script, fixed = ((run_so_script, {"method": "source_only"}) if stage == "source_only" else
+                                 (run_script, {"method": stage}))
+                with contextlib.suppress(NothingToDo):
+                    script.run(load_config("tiny.yml", [f"init_weight={START[stage]}", *words], **fixed))
+                os.write(writer, str(events.count).encode())
+                code = 0
+        finally:
+            os._exit(code)
+    os.close(writer)
+    with os.fdopen(reader) as result:
+        count = result.read()
+    status = os.waitpid(child, 0)[1]
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL:
+        return None
+    if status:
+        sys.exit(f"{stage} {words}: {Path('child.log').read_text()[-3000:]}")
+    return int(count)
+
+
+def outcome(stage: str) -> dict:
+    """What a run leaves: weights, pseudo-label files, log without times, scores."""
+    events = [json.loads(line) for line in Path(f"log/tiny/{stage}.jsonl").read_text().splitlines()]
+    return {"weights": {k: v.numpy().tobytes() for k, v in
+                        torch.load(f"snapshot/tiny/{stage}.pth", weights_only=True).items()},
+            "pseudo labels": {str(p): p.read_bytes() for p in sorted(Path("plabel").rglob("*")) if p.is_file()},
+            "log": [{k: v for k, v in event.items() if k != "seconds"} for event in events],
+            "scores": Path(f"miou_result/tiny/{stage}.json").read_text(),
+            "files": sorted(str(p) for p in Path("snapshot").rglob("*"))}
+
+
+def clear(stage):
+    for folder in ("log", "plabel", "miou_result", f"snapshot/tiny/{stage}.state"):
+        shutil.rmtree(folder, ignore_errors=True)
+    for file in (f"snapshot/tiny/{stage}.pth", f"snapshot/tiny/{stage}.yml"):
+        Path(file).unlink(missing_ok=True)
+
+
+def main(folder: str, stage: str, trials: str, seed: str) -> int:
+    os.chdir(folder)
+    torch.set_num_threads(1)
+    rng, failed = np.random.default_rng(int(seed)), 0
+    clear(stage)
+    total = run_stage(stage, ["overwrite=true"])
+    expected = outcome(stage)
+    for trial in range(int(trials)):
+        clear(stage)
+        deaths = [int(rng.integers(1, total + 1)) for _ in range(rng.integers(1, 4))]
+        killed = sum(run_stage(stage, ["resume=true"], fatal) is None for fatal in deaths)
+        run_stage(stage, ["resume=true", f"worker={rng.integers(3)}", f"keep={rng.integers(1, 4)}"])
+        found = outcome(stage)
+        wrong = [what for what in expected if expected[what] != found[what]]
+        failed += bool(wrong)
+        print(f"{stage} {trial}: killed {killed} times, at events {deaths} of {total}: "
+              f"{'differs in ' + ', '.join(wrong) if wrong else 'equal'}", flush=True)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

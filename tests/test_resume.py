@@ -1,0 +1,348 @@
+"""Nothing is lost: kills, signals, full disks, foreign states, second processes, numbers that are not finite."""
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_pipeline import TINY, call, weights
+
+import run as run_script
+import run_so as run_so_script
+from dataset import loaders
+from dataset.segmentation import find_samples
+from dataset.toy import write_toy_world
+from trainer.ldbe_trainer import LDBETrainer
+from trainer.source_only_trainer import SourceOnlyTrainer
+from utils import checkpoint
+from utils.cli import EXIT_STOPPED
+from utils.config import load_config
+from utils.errors import CheckpointError
+
+LD = ("method=ld", "init_weight=snapshot/tiny/source_only.pth")
+BE = ("method=be", "init_weight=snapshot/tiny/ld.pth")
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with the tiny world, its configuration and the first two stages done."""
+    root = tmp_path_factory.mktemp("resume")
+    write_toy_world(root / "world", seed=5, size=(128, 64), source=6, synthia=0, train=5, val=3)
+    (root / "tiny.yml").write_text(yaml.safe_dump({**TINY, "save_freq": 2, "tensorboard": False}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert call(patch, run_so_script) == 0
+        assert call(patch, run_script, *LD) == 0
+    return root
+
+
+@pytest.fixture
+def world(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    for stage in ("source_only", "ld"):  # their weights alone, as if from elsewhere
+        shutil.rmtree(f"snapshot/tiny/{stage}.state")
+    shutil.rmtree("plabel")
+    return Path(".")
+
+
+def crash(folder, stage, trials, seed):
+    done = subprocess.run([sys.executable, ROOT / "tests/crash.py", folder, stage, str(trials), str(seed)],
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("equal") == trials and "killed" in done.stdout
+    return sum(int(line.split("killed ")[1].split()[0]) for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize("stage", ["source_only", "be"])
+def test_killed_runs_end_with_the_same_bits(world, stage):
+    assert crash(world.resolve(), stage, 2, 1) >= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", ["source_only", "ld", "be"])
+def test_many_killed_runs_end_with_the_same_bits(world, stage):
+    assert crash(world.resolve(), stage, 15, 2) >= 25
+
+
+def kill_at(monkeypatch, trainer, step, number=signal.SIGTERM):
+    """The process signals itself in the middle of that step."""
+    plain, count = trainer.step, [0]
+    def watched(self, *arguments):
+        count[0] += 1
+        if count[0] == step:
+            os.kill(os.getpid(), number)
+        return plain(self, *arguments)
+    monkeypatch.setattr(trainer, "step", watched)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(world, monkeypatch, capsys, number):
+    assert call(monkeypatch, run_script, *BE, "note=whole") == 0
+    before = signal.getsignal(number)
+    with monkeypatch.context() as patch:
+        kill_at(patch, LDBETrainer, 3, number)
+        assert call(patch, run_script, *BE, "save_freq=100", "worker=2") == EXIT_STOPPED
+    error = capsys.readouterr().err
+    assert number.name in error and "step 3" in error and "--resume" in error and error.count("\n") == 1
+    assert signal.getsignal(number) == before
+    assert not Path("snapshot/tiny/be.pth").exists()
+    assert call(monkeypatch, run_script, *BE, "--resume") == 0
+    a, b = weights("snapshot/whole/be.pth"), weights("snapshot/tiny/be.pth")
+    assert all(a[k].equal(b[k]) for k in a)
+    records = [[json.loads(line) for line in Path(f"log/{note}/be.jsonl").read_text().splitlines()]
+               for note in ("whole", "tiny")]
+    for record in records:
+        for event in record:
+            del event["seconds"]
+    assert records[0] == records[1]
+
+
+def test_a_finished_stage_has_nothing_to_resume(world, monkeypatch, capsys):
+    assert call(monkeypatch, run_script, *BE) == 0
+    before = Path("snapshot/tiny/be.pth").read_bytes()
+    assert sorted(p.name for p in Path("snapshot/tiny/be.state").iterdir()) == ["finished"]
+    assert call(monkeypatch, run_script, *BE, "--resume") == 0
+    assert "nothing to resume" in capsys.readouterr().out and Path("snapshot/tiny/be.pth").read_bytes() == before
+    assert call(monkeypatch, run_script, *BE) == 0  # anew, as it is finished
+
+
+def stopped(monkeypatch, *words, step=3):
+    with monkeypatch.context() as patch:
+        kill_at(patch, LDBETrainer, step)
+        assert call(patch, run_script, *BE, *words) == EXIT_STOPPED
+
+
+def tree():
+    return {p: p.read_bytes() for p in sorted(Path(".").rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("words, said", [
+    (["--resume", "batch_size=3"], "batch_size: was 2, is 3"), (["--resume", "ema_alpha=0.5"], "ema_alpha"),
+    (["--resume", "seed=5", "round=3"], "seed"), (["--resume", "cityscapes.input_size=96,48"], "cityscapes.input_size"),
+    ([], "overwrite=true"), (["--resume", "num_classes=16"], "num_classes"),
+])
+def test_another_run_is_not_resumed_and_none_is_overwritten_unasked(world, monkeypatch, capsys, words, said):
+    stopped(monkeypatch)
+    capsys.readouterr()
+    before = tree()
+    assert call(monkeypatch, run_script, *BE, *words) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+    assert tree() == before
+
+
+def test_changed_data_are_not_resumed(world, monkeypatch, capsys):
+    stopped(monkeypatch)
+    image = sorted(Path("world/cityscapes/leftImg8bit/train").rglob("*.png"))[0]
+    image.unlink()
+    assert call(monkeypatch, run_script, *BE, "--resume") == 2
+    assert "training images' names or sizes (4 now)" in capsys.readouterr().err
+
+
+def test_keys_that_change_no_result_may_change(world, monkeypatch):
+    assert call(monkeypatch, run_script, *BE, "note=whole") == 0
+    stopped(monkeypatch)
+    Path("world").rename("moved")
+    Path("snapshot/tiny/ld.pth").unlink()  # only the start needs it
+    assert call(monkeypatch, run_script, *BE, "--resume", "worker=1", "print_freq=1", "checkpointing=true", "keep=1",
+                "cityscapes.data_dir=moved/cityscapes", "score_budget=0", "log=elsewhere") == 0
+    a, b = weights("snapshot/whole/be.pth"), weights("snapshot/tiny/be.pth")
+    assert all(a[k].equal(b[k]) for k in a)
+
+
+@pytest.mark.parametrize("harm", ["label", "manifest", "all"])
+@pytest.mark.parametrize("step", [1, 3])  # in the first and in the second round
+def test_lost_or_foreign_pseudo_labels_are_made_again(world, monkeypatch, capsys, harm, step):
+    assert call(monkeypatch, run_script, *BE, "note=whole") == 0
+    stopped(monkeypatch, step=step)
+    folder = sorted(Path("plabel/tiny/be").iterdir())[-1]
+    if harm == "label":
+        sorted(folder.rglob("*.png"))[0].write_bytes(b"")
+    elif harm == "manifest":
+        (folder / "manifest.json").write_text("{}")
+    else:
+        shutil.rmtree(folder)
+    capsys.readouterr()
+    assert call(monkeypatch, run_script, *BE, "--resume") == 0
+    assert "the round is done again" in capsys.readouterr().out
+    a, b = weights("snapshot/whole/be.pth"), weights("snapshot/tiny/be.pth")
+    assert all(a[k].equal(b[k]) for k in a)
+
+
+@pytest.mark.parametrize("harm", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\0" * len(b)])
+def test_a_damaged_state_falls_back_to_the_one_before(world, monkeypatch, capsys, harm):
+    assert call(monkeypatch, run_script, *BE, "note=whole") == 0
+    stopped(monkeypatch, "keep=3")
+    newest = checkpoint.StateFolder(Path("snapshot/tiny/be.state"), 3).paths()[-1]
+    newest.write_bytes(harm(newest.read_bytes()))
+    assert call(monkeypatch, run_script, *BE, "--resume") == 0
+    assert newest.name in capsys.readouterr().out
+    a, b = weights("snapshot/whole/be.pth"), weights("snapshot/tiny/be.pth")
+    assert all(a[k].equal(b[k]) for k in a)
+
+
+def test_no_code_in_a_state_is_run(world, monkeypatch, capsys):
+    class Evil:
+        def __reduce__(self):
+            return os.mkdir, ("evil",)
+    stopped(monkeypatch)
+    for path in checkpoint.StateFolder(Path("snapshot/tiny/be.state"), 3).paths():
+        torch.save({"model": Evil()}, path)
+    assert call(monkeypatch, run_script, *BE, "--resume") == 0
+    assert "nothing in it was run" in capsys.readouterr().out and not Path("evil").exists()
+
+
+def test_the_newest_states_stay(tmp_path):
+    states = checkpoint.StateFolder(tmp_path / "s", 2)
+    def save(global_step, r, step, labelled):
+        states.save({"global_step": global_step, "round": r, "step": step, "labelled": labelled})
+    def names():
+        return [p.stem for p in states.paths()]
+    save(0, 0, 0, True), save(2, 0, 2, True), save(4, 0, 4, True)
+    assert names() == ["00000002-round00-step", "00000004-round00-step"]
+    save(5, 1, 0, False), save(5, 1, 0, True), save(7, 1, 2, True), save(9, 1, 4, True)
+    assert names() == ["00000005-round01-start", "00000007-round01-step", "00000009-round01-step"]
+    save(10, 2, 0, False), save(10, 2, 0, True)
+    assert names() == ["00000010-round02-start", "00000010-round02-step"]
+
+
+def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    def fail(_):
+        raise OSError(28, "No space left on device")
+    for call_that_fails in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint.os, call_that_fails, lambda *_: fail(None))
+            with pytest.raises(CheckpointError, match="No space left"):
+                checkpoint.write_atomically(path, lambda file: file.write(b"new"))
+    with pytest.raises(CheckpointError, match="No space left"):
+        checkpoint.write_atomically(path, fail)
+    assert path.read_bytes() == b"old" and [p.name for p in tmp_path.iterdir()] == ["file"]
+    checkpoint.write_atomically(path, lambda file: file.write(b"new"))
+    assert path.read_bytes() == b"new"
+
+
+def test_a_state_that_cannot_be_saved_is_said_and_training_goes_on(world, monkeypatch, capsys):
+    plain, saved = checkpoint.StateFolder.save, []
+    def full_at_the_second(self, state):
+        saved.append(state["global_step"])
+        if len(saved) == 2:
+            with monkeypatch.context() as patch:
+                patch.setattr(checkpoint.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
+                return plain(self, state)
+        return plain(self, state)
+    monkeypatch.setattr(checkpoint.StateFolder, "save", full_at_the_second)
+    assert call(monkeypatch, run_script, *BE) == 0
+    assert "warning: " in capsys.readouterr().out and len(saved) > 3
+
+
+def test_a_second_process_on_the_same_note_is_refused(world, monkeypatch, capsys):
+    code = "import sys, time; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom utils.checkpoint import RunLock\n" \
+           "held = RunLock(Path('snapshot/tiny')); print('held', flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "held\n"
+        before = tree()
+        assert call(monkeypatch, run_script, *BE) == 2
+        error = capsys.readouterr().err
+        assert "in use by another process" in error and tree() == before
+    finally:
+        other.kill()
+        other.wait()
+    assert call(monkeypatch, run_script, *BE) == 0  # the lock of a dead process is in nobody's way
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_numbers_that_are_not_finite_stop_before_the_optimiser_moves(world, monkeypatch, capsys, where):
+    plain, moved = SourceOnlyTrainer.step, []
+    def broken(self, batch, rng):
+        losses = plain(self, batch, rng)
+        if self.global_step < 3:
+            return losses
+        moved.append({k: v.clone() for k, v in self.model.named_parameters()})
+        self.after = self.model
+        bad = next(self.model.parameters()).sum()
+        # sqrt(0 * x) is 0, its gradient 0 / 0
+        return {**losses, "bad": bad * float("inf") if where == "loss" else (0 * bad).sqrt()}
+    monkeypatch.setattr(SourceOnlyTrainer, "step", broken)
+    stages = []
+    plain_init = SourceOnlyTrainer.__init__
+    monkeypatch.setattr(SourceOnlyTrainer, "__init__", lambda self, cfg: (plain_init(self, cfg), stages.append(self))[0])
+    assert call(monkeypatch, run_so_script, "note=other") == 2
+    error = capsys.readouterr().err
+    for word in ("step 3", f"the {where} is not finite", "cross_entropy", "learning rates", "head", "images ['0000",
+                 "00000002-round00-step.pth"):
+        assert word in error, word
+    after = dict(stages[0].model.named_parameters())
+    assert all(moved[0][k].equal(after[k]) for k in after)
+
+
+def test_batches_do_not_depend_on_the_workers_or_on_where_a_run_began(world):
+    cfg = load_config("tiny.yml", ["num_steps=9"])
+    samples = find_samples("gta5", cfg.source_data, "train")
+    def batches(first, worker):
+        words = ["num_steps=9", f"worker={worker}"]
+        return list(loaders.source_loader(load_config("tiny.yml", words), samples, first))
+    whole = batches(0, 0)
+    assert len(whole) == 9
+    for first, worker in ((0, 2), (0, 4), (4, 0), (7, 2)):
+        part = batches(first, worker)
+        assert len(part) == 9 - first
+        for a, b in zip(whole[first:], part):
+            assert a["name"] == b["name"] and a["image"].equal(b["image"]) and a["label"].equal(b["label"])
+
+
+@pytest.mark.parametrize("words", [("cb_prop=1", "portion_step=0"), ("cb_prop=1e-9", "portion_step=0", "select_image=False"),
+                                   ("batch_size=7",), ("crop_tgt=8", "input_tgt=8")])
+def test_extreme_but_lawful_numbers_run(world, monkeypatch, words):
+    assert call(monkeypatch, run_script, "method=ld", "init_weight=snapshot/tiny/source_only.pth", "note=x", *words) == 0
+    assert call(monkeypatch, run_script, "method=be", "init_weight=snapshot/x/ld.pth", "note=x", *words) == 0
+
+
+def test_a_target_of_one_image(world, monkeypatch):
+    for path in sorted(Path("world/cityscapes/leftImg8bit/train").rglob("*.png"))[1:]:
+        path.unlink()
+    assert call(monkeypatch, run_script, *LD, "note=x") == 0
+    assert call(monkeypatch, run_script, "method=be", "init_weight=snapshot/x/ld.pth", "note=x") == 0
+
+
+def test_a_second_signal_is_not_swallowed():
+    from utils.interrupt import Interrupt
+    with pytest.raises(KeyboardInterrupt):
+        with Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            assert interrupt.requested == "SIGINT"
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+
+def test_no_handlers_outside_the_main_thread():
+    from utils.interrupt import Interrupt
+    seen = []
+    def work():
+        with Interrupt() as interrupt:
+            interrupt.check()
+            seen.append(True)
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [True]
+
+
+def test_a_digest_knows_names_values_and_types():
+    base = {"a": torch.arange(3.0), "b": torch.tensor(1)}
+    assert checkpoint.digest(base) == checkpoint.digest({k: v.clone() for k, v in base.items()})
+    for other in ({"c": base["a"], "b": base["b"]}, {**base, "a": torch.tensor([0, 1, np.nextafter(2, 3)])}):
+        assert checkpoint.digest(base) != checkpoint.digest(other)

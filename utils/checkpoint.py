@@ -1,0 +1,143 @@
+"""Saved states of a run: written atomically, read as plain tensors, the newest few kept; one process a run."""
+import hashlib
+import os
+import pickle
+from pathlib import Path
+from typing import BinaryIO, Callable
+
+import torch
+
+try:
+    import fcntl
+except ImportError:  # no POSIX system: runs are not guarded against each other
+    fcntl = None
+
+from utils.errors import CheckpointError, ConfigError
+
+FINISHED = "finished"  # file beside a stage's states once the stage is done
+
+
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
+    """Call `write(file)`; whoever reads `path`, at whatever moment, finds the old content or the whole new one.
+
+    Raises CheckpointError, with the old file left as it was, if the disk refuses.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        raise CheckpointError(f"{path}: cannot be written ({_first_line(error)}); what was there before is still "
+                              "whole: make room, or choose another folder.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what writers that were killed left in a folder and below."""
+    for path in folder.rglob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def digest(state: dict[str, torch.Tensor]) -> str:
+    """Hexadecimal SHA-256 of tensors with their names."""
+    result = hashlib.sha256()
+    for name, tensor in state.items():
+        result.update(name.encode())
+        result.update(tensor.detach().cpu().contiguous().numpy().data)
+    return result.hexdigest()
+
+
+class RunLock:
+    """Holds a folder for this process until `release` or the process's end, whatever ends it.
+
+    Raises ConfigError if another process has it. A POSIX record lock: unlike flock's, data-reading child processes,
+    which outlive a killed run for seconds, do not inherit it.
+    """
+
+    def __init__(self, folder: Path):
+        self._file = open(folder / ".lock", "a+b")
+        try:
+            if fcntl:
+                fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._file.close()
+            raise ConfigError(f"note: {str(folder)!r} is in use by another process: wait for it, or give this run another "
+                              "note.") from None
+
+    def release(self) -> None:
+        self._file.close()
+
+
+class StateFolder:
+    """The saved states of one stage, `<folder>/<global step>-round<r>-<start|step>.pth`, in the order of training.
+
+    A state at a round's start, before its pseudo labels are written, stays until the next round's is there: it is what
+    the round can be done again from. Of the others the last `keep` stay.
+    """
+
+    def __init__(self, folder: Path, keep: int):
+        self.folder, self.keep = folder, keep
+
+    def paths(self) -> list[Path]:
+        """All states, oldest first."""
+        return sorted(self.folder.glob("[0-9]*-round*-*.pth"))
+
+    def finished(self) -> bool:
+        return (self.folder / FINISHED).exists()
+
+    def save(self, state: dict) -> Path:
+        """Write a state (`global_step`, `round`, `step`, `labelled` and whatever else), then remove those no longer kept."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        kind = "step" if state["step"] or state["labelled"] else "start"
+        path = self.folder / f"{state['global_step']:08d}-round{state['round']:02d}-{kind}.pth"
+        write_atomically(path, lambda file: torch.save(state, file))
+        others = self.paths()
+        starts = [p for p in others if p.stem.endswith("start")]
+        for old in set(others[:-self.keep]) - set(starts[-1:]):
+            old.unlink(missing_ok=True)
+        return path
+
+    def finish(self) -> None:
+        """Remove the states: the stage's checkpoint is written."""
+        write_atomically(self.folder / FINISHED, lambda file: None)
+        for path in self.paths():
+            path.unlink(missing_ok=True)
+
+    def clear(self) -> None:
+        """Remove whatever an earlier run left."""
+        for path in (*self.paths(), self.folder / FINISHED):
+            path.unlink(missing_ok=True)
+
+
+def read_state(path: Path) -> dict:
+    """A saved state on the CPU. Raises CheckpointError if it is damaged or holds more than plain tensors and values."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(f"{path}: not a state of this project, nothing in it was run: remove it.") from None
+    except Exception as error:  # torch raises many kinds for damaged files
+        raise CheckpointError(f"{path}: cannot be read ({_first_line(error)}): remove it; an older state is "
+                              "used then.") from None
+    if not isinstance(state, dict) or not {"global_step", "round", "step", "labelled", "config", "model"} <= state.keys():
+        raise CheckpointError(f"{path}: not a saved state of a run: remove it.")
+    return state
+
+
+def _first_line(error):
+    return (str(error) or type(error).__name__).splitlines()[0][:120]
+
+
+def _sync_folder(folder):
+    """Make a rename in `folder` survive a loss of power."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
