@@ -14,7 +14,7 @@ from bench.harness import Check, Row, Spread, Target, interleave, peak_memory
 from bench.inputs import FULL, NUM_CLASSES, QUICK, Inputs
 from model.deeplabv2 import DeepLabV2
 from trainer import evaluate
-from trainer.base_trainer import build_model
+from trainer.build import build_model
 from utils.schedule import round_portion
 
 RESOLUTION = 2**-7        # relative, of 1 - conf: the width of the bins that thresholds come from

@@ -24,7 +24,7 @@ def move_statistics(cfg, weights: str, moved: str) -> None:
     from dataset import loaders, segmentation
     from dataset.transforms import network_input
     from model.weights import save_weights
-    from trainer.base_trainer import build_model, pick_device
+    from trainer.build import build_model, pick_device
     device = pick_device(cfg.device)
     model, _ = build_model(cfg, device, weights)
     samples = segmentation.find_samples(cfg.target, cfg.target_data, "train")

@@ -10,16 +10,17 @@ import torch
 from tqdm import tqdm
 
 from dataset import loaders, segmentation
-from model.deeplabv2 import DeepLabV2, compile_blocks, freeze_bn_affine, parameter_groups
-from model.weights import load_weights, save_weights
+from model.deeplabv2 import parameter_groups
+from model.weights import save_weights
 from trainer import evaluate
-from utils.checkpoint import RunLock, StateFolder, read_state, remove_unfinished, write_atomically
-from utils.config import Config, differences, parse_config, to_yaml, with_drawn_seed
-from utils.errors import CheckpointError, ConfigError, NothingToDo, Stopped, TrainingError
+from trainer.build import build_model, pick_device
+from trainer.resume import newest_state
+from utils.checkpoint import RunLock, StateFolder, remove_unfinished, write_atomically
+from utils.config import Config, to_yaml, with_drawn_seed
+from utils.errors import CheckpointError, Stopped, TrainingError
 from utils.interrupt import Interrupt
 from utils.logger import RunLog
 
-AUTOCAST = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of the key `amp`
 MIN_SCALE = 2.0**-10  # of the fp16 loss scaler, which halves with every overflow: below it, halving no longer helps
 
 
@@ -53,18 +54,20 @@ class BaseTrainer(ABC):
         remarks += [f"validation skipped: {why_not}"] if why_not else []
         self.snapshot = Path(cfg.snapshot) / cfg.note
         self.states = StateFolder(self.snapshot / f"{self.stage}.state", cfg.keep)
-        self._resumed = self._saved_state(remarks)
-        cfg = self.cfg = self.cfg if self.cfg.fix_seed else with_drawn_seed(self.cfg)
+        self._last_state, self._resumed = newest_state(cfg, self.states, self.samples, self.usable, remarks)
+        if self._resumed and not cfg.fix_seed:
+            cfg = self.cfg = dataclasses.replace(cfg, seed=self._resumed["seed"], fix_seed=True)
+        elif not cfg.fix_seed:
+            cfg = self.cfg = with_drawn_seed(cfg)
         torch.manual_seed(cfg.seed)
         self.model, report = build_model(cfg, self.device, load=not self._resumed)
         if self.stage != "source_only" and not self._resumed and report.initialised:
-            raise CheckpointError(f"init_weight: {cfg.init_weight} leaves {report.initialised[0]} and others at their random "
-                                  f"start ({report.format}): stage {self.stage} starts from a trained segmentation network.")
+            raise CheckpointError(f"init_weight: {cfg.init_weight} ({report.format}) leaves {report.initialised[0]} "
+                                  f"and others at random: stage {self.stage} starts from a trained segmentation network.")
         self.position, self.global_step = Position(cfg.round_start if self.stage != "source_only" else 0), 0
         self.scores, self._validated_at = None, -1
         self.optimizer = self.scaler = None
         self.interrupt = Interrupt()
-        self._last_state = None
         self._start_writing(remarks, report)
 
     @abstractmethod
@@ -77,7 +80,7 @@ class BaseTrainer(ABC):
 
     @abstractmethod
     def step(self, batch: dict, rng: np.random.Generator) -> dict[str, torch.Tensor]:
-        """Losses of one batch by name; their sum is minimised. rng: this step's own, a function of seed and counters."""
+        """Losses of one batch by name; their sum is minimised. rng: this step's own, from seed and counters."""
 
     def after_step(self) -> None:
         """Called after each optimiser step."""
@@ -110,7 +113,8 @@ class BaseTrainer(ABC):
 
     def run_steps(self, loader, base_lr: float, lr_at) -> None:
         """One optimiser over all batches of `loader`, which begins at `position`. lr_at(base_lr, step) -> learning rate
-        of a step of the round. Raises TrainingError, before the optimiser moves, where a loss or gradient is not finite."""
+        of a step of the round. Raises TrainingError, before the optimiser moves, where a loss or gradient is not
+        finite."""
         cfg, first = self.cfg, self.position.step
         self._build_optimizer(base_lr)
         bar = tqdm(loader, self.stage, disable=not cfg.screen, initial=first, total=first + len(loader))
@@ -156,7 +160,8 @@ class BaseTrainer(ABC):
         self.scores = evaluate.protocol_scores(confusion, self.class_set)
         self._validated_at = self.global_step
         self.log.event("val", self.global_step, **self.scores)
-        means = ", ".join(f"{s['miou']:.2f} ({protocol})" for protocol, s in self.scores.items() if s["miou"] is not None)
+        means = ", ".join(f"{s['miou']:.2f} ({protocol})" for protocol, s in self.scores.items()
+                          if s["miou"] is not None)
         self.log.say(f"step {self.global_step}: mIoU {means}")
 
     def save(self) -> None:
@@ -174,7 +179,8 @@ class BaseTrainer(ABC):
 
     def state(self) -> dict:
         """Plain tensors and values only, so that reading a state runs no code."""
-        return {**dataclasses.asdict(self.position), "global_step": self.global_step, "config": to_yaml(self.cfg),
+        return {**dataclasses.asdict(self.position), "global_step": self.global_step,
+                "seed": self.cfg.seed, "config": to_yaml(self.cfg),
                 "data": segmentation.fingerprint(self.samples), "model": self.model.state_dict(),
                 "optimizer": self.optimizer and self.optimizer.state_dict(),
                 "scaler": self.scaler and self.scaler.state_dict(),
@@ -204,44 +210,6 @@ class BaseTrainer(ABC):
                                              foreach=True)
             self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.cfg.amp == "fp16")
 
-    def _saved_state(self, remarks) -> dict | None:
-        """The newest usable state if the run is to be resumed, else None; adds to `remarks` what was passed over."""
-        cfg, paths = self.cfg, self.states.paths()
-        if not cfg.resume:
-            if paths and cfg.train and not cfg.overwrite and not self.states.finished():
-                raise ConfigError(f"note: {self.states.folder} holds the states of an unfinished run, the newest "
-                                  f"{paths[-1].name}: add --resume to go on, or overwrite=true to start anew.")
-            return None
-        if self.states.finished():
-            self.states.finish()  # in case it was cut off
-            raise NothingToDo(f"stage {self.stage} of {cfg.note!r} is finished, nothing to resume: its checkpoint is "
-                              f"{self.snapshot / self.stage}.pth.")
-        for path in reversed(paths):
-            try:
-                state = read_state(path)
-                self._require_same_run(path, state)
-            except CheckpointError as error:
-                remarks.append(f"warning: {error}")
-                continue
-            if self.usable(state):
-                self._last_state = path
-                remarks.append(f"resumed from {path}")
-                return state
-            remarks.append(f"warning: {path}: the pseudo labels of its round are gone or changed, so the round is done again")
-        remarks.append(f"resume: no usable state in {self.states.folder}, the stage starts anew")
-        return None
-
-    def _require_same_run(self, path, state):
-        saved = parse_config(state["config"], str(path), method=self.stage)
-        if not self.cfg.fix_seed:
-            self.cfg = dataclasses.replace(self.cfg, seed=saved.seed, fix_seed=True)
-        found = differences(saved, self.cfg)
-        if not found and state["data"] != segmentation.fingerprint(self.samples):
-            found = [f"the training images' names or sizes ({len(self.samples)} now)"]
-        if found:
-            raise ConfigError(f"resume: {path} is the state of another run; these differ: {'; '.join(found)}. Set them back, "
-                              "or start anew under another note or with overwrite=true resume=false.")
-
     def _start_writing(self, remarks, report):
         """All is checked: take the run's folder, and write the first lines."""
         cfg, state = self.cfg, self._resumed
@@ -266,8 +234,8 @@ class BaseTrainer(ABC):
         write_atomically(folder / f"{self.stage}.json", lambda file: file.write(content.encode()))
 
     def _require_finite(self, losses, total, batch):
-        """One reading for the loss and all gradients. With fp16 the scaler skips steps that overflow, so only a scale that
-        has collapsed counts."""
+        """One reading for the loss and all gradients. With fp16 the scaler skips steps that overflow, so only a scale
+        that has collapsed counts."""
         if self.scaler.is_enabled():
             fine = self.scaler.get_scale() >= MIN_SCALE
         else:
@@ -276,9 +244,10 @@ class BaseTrainer(ABC):
         if not fine:
             values = {name: loss.item() for name, loss in losses.items()}
             kept = f"the last good state is {self._last_state}" if self._last_state else "no state had been saved yet"
-            raise TrainingError(f"step {self.global_step}: the {'loss' if not np.isfinite(total.item()) else 'gradient'} is not "
-                                f"finite (losses {values}, learning rates {self._rates()}, images {batch['name']}); {kept}: "
-                                "lower learning_rate, or check these images and init_weight.")
+            which = "gradient" if np.isfinite(total.item()) else "loss"
+            raise TrainingError(f"step {self.global_step}: the {which} is not finite (losses {values}, learning rates "
+                                f"{self._rates()}, images {batch['name']}); {kept}: lower learning_rate, or check "
+                                "these images and init_weight.")
 
     def _rates(self):
         return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
@@ -300,30 +269,3 @@ class BaseTrainer(ABC):
         if not segmentation.has_labels(samples):
             return None, f"{cfg.target} has no labels for its split 'val'"
         return loaders.whole_image_loader(cfg, cfg.target, samples, True, self.device.type == "cuda"), None
-
-
-def build_model(cfg: Config, device: torch.device, weights: str | None = None, load: bool = True):
-    """The network of a configuration with `weights` (default: init_weight) loaded: (model on device, what was loaded).
-    load: False leaves the random start, for weights that come from elsewhere.
-
-    Raises CheckpointError if they do not fit.
-    """
-    model = DeepLabV2(cfg.num_classes, cfg.layers, cfg.width)
-    report = load_weights(model, (weights or cfg.init_weight) if load else None)
-    if cfg.fixbn:
-        freeze_bn_affine(model)
-    model.autocast, model.checkpointing = AUTOCAST[cfg.amp], cfg.checkpointing
-    model.to(device, memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)
-    if cfg.compile:
-        compile_blocks(model)
-    return model, report
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto`: the first GPU, else the CPU. Raises ConfigError if a GPU is asked for that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {name!r} is not there ({torch.cuda.device_count()} GPUs found): use auto or cpu.")
-    return device

@@ -1,5 +1,5 @@
-"""A round's pseudo labels: one pass of the network over the target images, thresholds, one PNG file an image, and at the
-end a manifest that vouches for them."""
+"""A round's pseudo labels: one pass of the network over the target images, thresholds, one PNG file an image, and at
+the end a manifest that vouches for them."""
 import hashlib
 import io
 import json
@@ -71,7 +71,7 @@ def label_round(model: DeepLabV2, cfg: Config, samples: list[Sample], names: tup
                 writers.submit(_write_label, folder, sample.name, host_copy(chosen), manifest["labels"])
     content = json.dumps(manifest, indent=1, sort_keys=True).encode()
     write_atomically(folder / MANIFEST, lambda file: file.write(content))
-    return RoundLabels(thresholds.cpu(), *counts.shares(names), hashlib.sha256(content).hexdigest())
+    return RoundLabels(thresholds.cpu(), *counts.shares(names), _sha256(content))
 
 
 def labels_intact(folder: Path, samples: list[Sample], manifest: str) -> bool:
@@ -80,8 +80,8 @@ def labels_intact(folder: Path, samples: list[Sample], manifest: str) -> bool:
     try:
         content = (folder / MANIFEST).read_bytes()
         hashes = json.loads(content)["labels"]
-        return (hashlib.sha256(content).hexdigest() == manifest and hashes.keys() == {s.name for s in samples} and all(
-            hashlib.sha256((folder / f"{name}.png").read_bytes()).hexdigest() == known for name, known in hashes.items()))
+        found = {s.name: _sha256((folder / f"{s.name}.png").read_bytes()) for s in samples}
+        return _sha256(content) == manifest and hashes == found
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -112,6 +112,10 @@ def _truths(cfg, samples, device):
     return (label.to(device, non_blocking=True) for label in loader)
 
 
+def _sha256(content) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
 def _keep(spool: TensorSpool, packed: Callable[[], Tensor]):
     spool.append(packed())
 
@@ -121,7 +125,7 @@ def _write_label(folder: Path, name: str, label: Callable[[], Tensor], hashes: d
     Image.fromarray(label().numpy()).save(png, "PNG", compress_level=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(png.getbuffer())
-    hashes[name] = hashlib.sha256(png.getbuffer()).hexdigest()
+    hashes[name] = _sha256(png.getbuffer())
 
 
 class _LabelCounts:

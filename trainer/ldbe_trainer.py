@@ -25,8 +25,9 @@ class LDBETrainer(BaseTrainer):
     def __init__(self, cfg):
         self.stage = cfg.method
         if cfg.init_weight is None:
-            raise ConfigError(f"init_weight: stage {cfg.method} starts from a trained network: give its checkpoint, such "
-                              f"as {cfg.snapshot}/{cfg.note}/{'source_only' if cfg.method == 'ld' else 'ld'}.pth.")
+            before = "source_only" if cfg.method == "ld" else "ld"
+            raise ConfigError(f"init_weight: stage {cfg.method} starts from a trained network: give its checkpoint, "
+                              f"such as {cfg.snapshot}/{cfg.note}/{before}.pth.")
         super().__init__(cfg)
         self.manifest = None  # of the round's pseudo labels
         self.teacher = Teacher(self.model, cfg.ema_alpha) if cfg.method == "be" else None
@@ -73,7 +74,7 @@ class LDBETrainer(BaseTrainer):
             self.teacher.update(self.model)
 
     def labelled_samples(self, round_index: int) -> list[segmentation.Sample]:
-        """The target's samples with the round's pseudo labels, which are written first unless a resumed state has them."""
+        """The target's samples with the round's pseudo labels, written first unless a resumed state has them."""
         if self.position.labelled:
             folder = self._label_folder(round_index)
             return [replace(s, label=folder / f"{s.name}.png") for s in self.samples]
@@ -93,8 +94,8 @@ class LDBETrainer(BaseTrainer):
         self.log.event("pseudo_label", self.global_step, round=round_index, portion=portion, coverage=found.coverage,
                        threshold=dict(zip(names, pl.threshold_confidence(found.thresholds).tolist())), **accuracy)
         right = f", accuracy {found.accuracy['all']:.1%}" if found.accuracy else ""
-        self.log.say(f"round {round_index}: portion {portion:.2f}, pseudo labels cover {found.coverage['all']:.1%} of the "
-                     f"target's pixels{right}")
+        self.log.say(f"round {round_index}: portion {portion:.2f}, pseudo labels cover {found.coverage['all']:.1%} of "
+                     f"the target's pixels{right}")
         return [replace(s, label=folder / f"{s.name}.png") for s in self.samples]
 
     def state(self):
@@ -109,7 +110,8 @@ class LDBETrainer(BaseTrainer):
             self.teacher.updates = state["teacher"]["updates"]
 
     def usable(self, state):
-        return not state["labelled"] or labels_intact(self._label_folder(state["round"]), self.samples, state["manifest"])
+        folder = self._label_folder(state["round"])
+        return not state["labelled"] or labels_intact(folder, self.samples, state["manifest"])
 
     def _label_folder(self, round_index: int) -> Path:
         return Path(self.cfg.plabel) / self.cfg.note / self.stage / f"round{round_index}"

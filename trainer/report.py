@@ -7,7 +7,7 @@ from PIL import Image
 from dataset import loaders, segmentation
 from dataset.labels import ClassSet
 from trainer import evaluate
-from trainer.base_trainer import build_model, pick_device
+from trainer.build import build_model, pick_device
 from utils.config import Config
 from utils.errors import CheckpointError, ConfigError, DataError
 from utils.visualize import colourise, grid

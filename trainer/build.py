@@ -1,0 +1,37 @@
+"""Configuration -> device and network."""
+import torch
+
+from model.deeplabv2 import DeepLabV2, compile_blocks, freeze_bn_affine
+from model.weights import LoadReport, load_weights
+from utils.config import Config
+from utils.errors import ConfigError
+
+AUTOCAST = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of the key `amp`
+
+
+def build_model(cfg: Config, device: torch.device, weights: str | None = None,
+                load: bool = True) -> tuple[DeepLabV2, LoadReport]:
+    """The network of a configuration with `weights` (default: init_weight) loaded: (model on device, what was loaded).
+    load: False leaves the random start, for weights that come from elsewhere.
+
+    Raises CheckpointError if they do not fit.
+    """
+    model = DeepLabV2(cfg.num_classes, cfg.layers, cfg.width)
+    report = load_weights(model, (weights or cfg.init_weight) if load else None)
+    if cfg.fixbn:
+        freeze_bn_affine(model)
+    model.autocast, model.checkpointing = AUTOCAST[cfg.amp], cfg.checkpointing
+    model.to(device, memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)
+    if cfg.compile:
+        compile_blocks(model)
+    return model, report
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: the first GPU, else the CPU. Raises ConfigError if a GPU is asked for that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device: {name!r} is not there ({torch.cuda.device_count()} GPUs found): use auto or cpu.")
+    return device
