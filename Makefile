@@ -1,6 +1,7 @@
 # make demo   the three stages on the toy world, a table and a figure, in about eight minutes on 2 cores
 # make test   the default test suite;   make test-slow   every test
-# make bench  the table of the README: the demo on seeds 0, 1, 2
+# make bench  every piece's cost beside the published recipe's, into bench/RESULTS.md (an hour); make bench-ROW  one row
+# make toy-table  the accuracy table of the README: the demo on seeds 0, 1, 2
 # Each installs into .venv first, once.
 
 PYTHON ?= python3
@@ -8,7 +9,7 @@ SEED ?= 0
 RUN := .venv/bin/python
 TOY := config/toy
 
-.PHONY: demo test test-slow bench clean
+.PHONY: demo test test-slow bench toy-table clean
 
 .venv/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; say make PYTHON=...")'
@@ -32,6 +33,12 @@ test-slow: .venv/.installed
 	$(RUN) -m pytest -q tests
 
 bench: .venv/.installed
+	$(RUN) -m bench --markdown bench/RESULTS.md
+
+bench-%: .venv/.installed
+	$(RUN) -m bench $*
+
+toy-table: .venv/.installed
 	$(RUN) -m bench.toy_accuracy --seeds 0 1 2
 
 clean:
