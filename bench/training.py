@@ -9,7 +9,7 @@ import torch
 from bench import baseline
 from bench.harness import Check, Row, Spread, Target, interleave, peak_memory, process_seconds
 from bench.inputs import FULL, NUM_CLASSES, QUICK, Inputs
-from dataset import segmentation
+from dataset import files, segmentation, views
 from dataset.labels import CITYSCAPES_IDS
 from dataset.transforms import network_input
 from model.deeplabv2 import parameter_groups
@@ -76,15 +76,15 @@ def _sample_row(inputs, dataset, repeats):
                 for key in keys]
 
     def ours(scales=cfg.scales):
-        crops = segmentation.TrainingCrops(samples, table, cfg.input_tgt, cfg.crop_tgt, scales, cfg.mirror, cfg.seed)
+        crops = views.TrainingCrops(samples, table, cfg.input_tgt, cfg.crop_tgt, scales, cfg.mirror, cfg.seed)
         items = [crops[key] for key in keys]
         # The batch is made floating-point on the device: here it counts as work of the sample.
         return [(network_input(item["image"].unsqueeze(0))[0], item["label"].long()) for item in items]
 
     def decode():
         for _, _, index in keys:
-            segmentation.read_image(samples[index].image)
-            segmentation.read_label(samples[index].label, table)
+            files.read_image(samples[index].image)
+            files.read_label(samples[index].label, table)
 
     # Where the crop does not fit, ours resamples once what the obvious version resamples twice: not to be compared.
     fitting = tuple(s for s in cfg.scales if s * cfg.input_tgt >= cfg.crop_tgt)

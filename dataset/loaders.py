@@ -4,7 +4,7 @@ import os
 import numpy as np
 from torch.utils.data import DataLoader
 
-from dataset import labels, segmentation
+from dataset import labels, segmentation, views
 from dataset.segmentation import Sample
 from utils.config import Config
 from utils.errors import DataError
@@ -36,14 +36,14 @@ def whole_image_loader(cfg: Config, section_name: str, samples: list[Sample], wi
     """Every image of `samples` once, in order, one at a time, never padded or repeated."""
     section = cfg.section(section_name)
     table = segmentation.label_table(section, cfg.num_classes) if with_labels else None
-    return _loader(cfg, segmentation.WholeImages(samples, section.input_size, table), pin_memory)
+    return _loader(cfg, views.WholeImages(samples, section.input_size, table), pin_memory)
 
 
 def whole_label_loader(cfg: Config, section_name: str, samples: list[Sample],
                        pin_memory: bool = False) -> "ReadingLoader":
     """The label of every sample once, in order, uint8 [H, W] train ids."""
     table = segmentation.label_table(cfg.section(section_name), cfg.num_classes)
-    return _loader(cfg, segmentation.WholeLabels(samples, table), pin_memory)
+    return _loader(cfg, views.WholeLabels(samples, table), pin_memory)
 
 
 def crop_keys(seed: int, round_index: int, num_samples: int, count: int) -> list[tuple[int, int, int]]:
@@ -78,7 +78,7 @@ class ReadingLoader:
 
 
 def _crop_loader(cfg, samples, table, shorter_edge, crop, round_index, steps, pin_memory):
-    dataset = segmentation.TrainingCrops(samples, table, shorter_edge, crop, cfg.scales, cfg.mirror, cfg.seed)
+    dataset = views.TrainingCrops(samples, table, shorter_edge, crop, cfg.scales, cfg.mirror, cfg.seed)
     keys = crop_keys(cfg.seed, round_index, len(samples), steps.stop * cfg.batch_size)[steps.start * cfg.batch_size:]
     return _loader(cfg, dataset, pin_memory, batch_size=cfg.batch_size, sampler=keys)
 

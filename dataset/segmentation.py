@@ -1,17 +1,15 @@
-"""The data sets: where each keeps its files, how its labels are read, and the two views that training and evaluation
-take of it. No sample is ever replaced: whatever cannot be read raises a DataError that names the file."""
+"""The data sets: where each keeps its files and how its labels are read. What is listed but not there, or cannot be
+read, raises a DataError that names it."""
 import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import torch
 from PIL import Image
-from torch.utils.data import Dataset
 
-from dataset import labels, transforms
-from dataset.files import read_image, read_label, read_size, require_same_size
+from dataset import labels
+from dataset.files import read_image, read_label, require_same_size
 from utils.config import DataConfig
 from utils.errors import DataError
 
@@ -136,66 +134,6 @@ def read_pair(sample: Sample, table: np.ndarray) -> tuple[Image.Image, np.ndarra
     image, label = read_image(sample.image), read_label(sample.label, table)
     require_same_size(sample.image, image.size, sample.label, label)
     return image, label
-
-
-class TrainingCrops(Dataset):
-    """Random crops, addressed by (round, epoch, index): a crop is a function of these and the seed alone, whatever
-    number of workers draws it. Items: image uint8 [3, crop, crop] RGB, label int64 [crop, crop] train ids, name."""
-
-    def __init__(self, samples: list[Sample], table: np.ndarray, shorter_edge: int, crop: int,
-                 scales: tuple[float, ...], mirror: bool, seed: int):
-        self.samples, self.table, self.seed = samples, table, seed
-        self.shorter_edge, self.crop, self.scales, self.mirror = shorter_edge, crop, scales, mirror
-
-    def __getitem__(self, key: tuple[int, int, int]):
-        sample = self.samples[key[2]]
-        image, label = read_pair(sample, self.table)
-        rng = np.random.default_rng([self.seed, *key])
-        window = transforms.draw_window(rng, label.shape, self.shorter_edge, self.crop, self.scales, self.mirror)
-        image = transforms.cut(image, window, self.crop, Image.Resampling.BICUBIC)
-        label = transforms.cut(Image.fromarray(label), window, self.crop, Image.Resampling.NEAREST)
-        return {"image": transforms.image_tensor(image), "label": torch.from_numpy(np.array(label)).long(),
-                "name": sample.name}
-
-
-class WholeImages(Dataset):
-    """Whole images at the evaluation size. Items: image uint8 [1, 3, h, w] RGB, size (H, W) of the file, name, and,
-    where a table is given, label uint8 [H, W] train ids."""
-
-    def __init__(self, samples: list[Sample], input_size: tuple[int, int], table: np.ndarray | None = None):
-        self.samples, self.input_size, self.table = samples, tuple(input_size), table
-
-    def __len__(self):
-        return len(self.samples)
-
-    def __getitem__(self, index: int):
-        sample = self.samples[index]
-        item = {"name": sample.name}
-        if self.table is None:
-            image = read_image(sample.image)
-        else:
-            image, label = read_pair(sample, self.table)
-            item["label"] = torch.from_numpy(label)
-        item["size"] = (image.height, image.width)
-        resized = image.resize(self.input_size, Image.Resampling.BICUBIC)
-        item["image"] = transforms.image_tensor(resized).unsqueeze(0)
-        return item
-
-
-class WholeLabels(Dataset):
-    """The labels of whole images alone. Items: uint8 [H, W] train ids, checked to have the image's size."""
-
-    def __init__(self, samples: list[Sample], table: np.ndarray):
-        self.samples, self.table = samples, table
-
-    def __len__(self):
-        return len(self.samples)
-
-    def __getitem__(self, index: int):
-        sample = self.samples[index]
-        label = read_label(sample.label, self.table)
-        require_same_size(sample.image, read_size(sample.image), sample.label, label)
-        return torch.from_numpy(label)
 
 
 def _split_pattern(pattern: str, split: str) -> tuple[str, str | None]:
