@@ -26,7 +26,7 @@ _SHOWN = 3  # pairs of equal images in a note
 
 @dataclass
 class Report:
-    """What is known about one part. `ids`: label id -> [pixels, files, first file]; `digests`: image digest -> image."""
+    """What is known of a part. `ids`: label id -> [pixels, files, first file]; `digests`: image digest -> image."""
 
     title: str
     errors: list[str] = field(default_factory=list)
@@ -70,14 +70,14 @@ def check_part(cfg: Config, part: str) -> Report:
 
 
 def _judge_gaps(report, cfg, part, samples):
-    """Report missing labels as a whole; return the samples with those labels whose absence is to be found one by one."""
+    """Report missing labels as a whole; return the samples with the labels whose absence is to be found one by one."""
     there = [bool(s.label) and os.path.isfile(s.label) for s in samples]
     report.title += f": {len(samples)} images, {sum(there)} labels"
     if all(there) or part != "target_train" and any(there):
         return samples
     if part == "source_train":
-        report.errors.append(f"{samples[0].image}: its label {samples[0].label} is missing, as are all others: run_so.py "
-                             "needs them.")
+        report.errors.append(f"{samples[0].image}: its label {samples[0].label} is missing, as are all others: "
+                             "run_so.py needs them.")
     else:
         lost = "validation is skipped" if part == "target_val" else "the accuracy of pseudo labels is not reported"
         report.notes.append(f"{there.count(False)} of {len(there)} labels are not there: {lost}")
@@ -105,7 +105,7 @@ def _judge_ids(report, table, known):
 
 
 def check(cfg: Config, parts: list[str]) -> dict[str, Report]:
-    """`check_part` of each, and what only shows between them: images that the target's training and validation share."""
+    """`check_part` of each, and what only shows between them: images that target training and validation share."""
     reports = {part: check_part(cfg, part) for part in parts}
     if {"target_train", "target_val"} <= reports.keys():
         train, val = reports["target_train"].digests, reports["target_val"]
@@ -148,7 +148,8 @@ def _whole(pixels, train_id):
 
 
 def main(arguments: list[str] | None = None) -> int:
-    options = parser(__doc__, "config/ldbe_config.yml", f"0 nothing would stop a run, {EXIT_WOULD_STOP} something would")
+    exit_codes = f"0 nothing would stop a run, {EXIT_WOULD_STOP} something would"
+    options = parser(__doc__, "config/ldbe_config.yml", exit_codes)
     options.prog = "python -m dataset.check"
     options.add_argument("--split", nargs="+", choices=PARTS, help="what to read (default: see above)")
     options.add_argument("overrides", nargs="*", metavar="key=value", help="set a key, e.g. worker=8")

@@ -27,8 +27,8 @@ def read_image(path: Path) -> Image.Image:
 
 
 def read_label_ids(path: Path) -> np.ndarray:
-    """Label ids uint8 or uint16 [H, W] as the file holds them: 8-bit grey or palette (the index is the id), 16-bit grey,
-    or 16-bit RGB in a PNG (the id is in the first channel, as in SYNTHIA). Raises DataError."""
+    """Label ids uint8 or uint16 [H, W] as the file holds them: 8-bit grey or palette (the index is the id), 16-bit
+    grey, or 16-bit RGB in a PNG (the id is in the first channel, as in SYNTHIA). Raises DataError."""
     with _opened(path, "a label", LABEL_FORMATS) as image:
         if image.mode in ("L", "P"):
             return np.asarray(image)

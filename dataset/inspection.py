@@ -68,8 +68,8 @@ def readable(samples: list[Sample], labels_needed: bool, workers: int,
              title: str | None = None) -> tuple[list[Sample], list[tuple[Sample, str]]]:
     """Which samples training can read: (those, [(sample, what is wrong with it)]), both in order.
 
-    With `labels_needed` a sample with a broken label is left out. Without, its image alone decides: labels of the target
-    must not choose what is trained on, so the sample stays, without the label.
+    With `labels_needed` a sample with a broken label is left out. Without, its image alone decides: labels of the
+    target must not choose what is trained on, so the sample stays, without the label.
     """
     good, broken = [], []
     for sample, found in zip(samples, findings(samples, workers, title), strict=True):

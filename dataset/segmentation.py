@@ -111,8 +111,8 @@ def has_labels(samples: list[Sample]) -> bool:
     """True if every sample's label file exists, False if none does. Raises DataError naming the first of a few gaps."""
     missing = [s for s in samples if s.label is None or not os.path.isfile(s.label)]
     if missing and len(missing) < len(samples):
-        raise DataError(f"{missing[0].image}: its label {missing[0].label} is missing ({len(missing)} of {len(samples)} "
-                        "labels are): add it, or take the image out of the split.")
+        raise DataError(f"{missing[0].image}: its label {missing[0].label} is missing ({len(missing)} of "
+                        f"{len(samples)} labels are): add it, or take the image out of the split.")
     return not missing
 
 
@@ -152,12 +152,12 @@ def _label_path(root: Path, pattern: str | None, split: str, name: str) -> Path 
 def _require_inside(root: Path, folder: Path, path: Path, list_file: str) -> None:
     real = os.path.realpath(path)
     if not any(real.startswith(os.path.join(os.path.realpath(f), "")) for f in (root, folder)):
-        raise DataError(f"{path}: named by {list_file!r}, is a link out of {str(root)!r} to {real!r}: copy the file there, "
-                        "or link the whole data folder.")
+        raise DataError(f"{path}: named by {list_file!r}, is a link out of {str(root)!r} to {real!r}: copy the file "
+                        "there, or link the whole data folder.")
 
 
 def _scan(folder: Path, suffix: str | None) -> dict[str, str]:
-    """name -> path below `folder` of every image in it, sorted by name. A dangling link counts: reading will name it."""
+    """name -> path below `folder` of every image in it, sorted. A dangling link counts: reading will name it."""
     def refuse(error):
         raise DataError(f"{error.filename}: cannot be listed ({error.strerror}): make the folder readable.")
     endings = tuple(e.lower() for e in (IMAGE_EXTENSIONS if suffix is None else (suffix,)))

@@ -22,8 +22,8 @@ WRAPPERS = ("state_dict", "model_state_dict", "model")
 RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's normalisation of RGB in 0..1
 _SHOWN = 4  # names listed in a message
 _MOST_WRAPPERS = 4
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
-           torch.uint8, torch.bool)
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+           torch.int8, torch.uint8, torch.bool)
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
     while isinstance(content, dict) and (inner := [content[k] for k in WRAPPERS if isinstance(content.get(k), dict)]):
         content, depth = inner[0], depth + 1
         if depth > _MOST_WRAPPERS:  # a dictionary may even hold itself
-            raise CheckpointError(f"{path}: more than {_MOST_WRAPPERS} wrappers around the tensors: expected a state dict.")
+            raise CheckpointError(f"{path}: more than {_MOST_WRAPPERS} wrappers around the tensors: expected a "
+                                  "state dict.")
     tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
     if not tensors or not all(isinstance(name, str) for name in tensors):
         raise CheckpointError(f"{path}: holds no tensors under parameter names: expected a state dict.")
@@ -89,8 +90,8 @@ def _unpickle(path):
         raise CheckpointError(f"{path}: not a file of plain tensors{asked}, nothing in it was run: save the network's "
                               "state_dict() alone.") from None
     except Exception as error:  # torch raises many kinds for damaged files
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}): copy or download it anew, "
-                              "or give another.") from None
+        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}): copy or download it "
+                              "anew, or give another.") from None
 
 
 def convert(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
@@ -134,12 +135,13 @@ def load_weights(model: nn.Module, source: str | Path | None) -> LoadReport:
         raise CheckpointError(f"{source}: {_misfit(expected, given, missing, unexpected, other_shape)}")
     if other_kind:
         k = other_kind[0]
-        raise CheckpointError(f"{source}: {k!r} holds {given[k].dtype}, expected {expected[k].dtype}: give a checkpoint "
-                              "whose weights are floating-point numbers and whose counters are whole ones.")
+        raise CheckpointError(f"{source}: {k!r} holds {given[k].dtype}, expected {expected[k].dtype}: give a "
+                              "checkpoint whose weights are floating-point numbers and whose counters are whole ones.")
     given = {k: v.to(expected[k].dtype) for k, v in given.items()}
     if broken := [k for k, v in given.items() if _fault(v) or k.endswith("running_var") and (v < 0).any()]:
-        raise CheckpointError(f"{source}: {_some(broken)} hold values out of range (beyond {expected[broken[0]].dtype}, or "
-                              "a negative variance): this is no usable network, give another checkpoint.")
+        raise CheckpointError(f"{source}: {_some(broken)} hold values out of range (beyond "
+                              f"{expected[broken[0]].dtype}, or a negative variance): this is no usable network, give "
+                              "another checkpoint.")
     model.load_state_dict(given, strict=False)
     random_start = tuple(k for k in expected if k not in given and not k.endswith("num_batches_tracked"))
     return LoadReport(name, len(given), len(expected), random_start, dropped)

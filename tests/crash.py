@@ -5,8 +5,8 @@
 FOLDER holds tiny.yml, the toy world and the weights that the stage starts from. Every run is a fork of this process,
 which has imported everything but has computed nothing. In it each moment that matters counts as an event: before and
 after a step and an optimiser step, inside a checkpoint's or state's file, before and after its renaming, at each image
-scored, inside each pseudo-label file, at each image validated. A fork told to die at event n sends itself SIGKILL there.
-Prints one line a trial; exit code 1 if a trial ends with other weights, pseudo labels or log than the unharmed run.
+scored, inside each pseudo-label file, at each image validated. A fork told to die at event n sends itself SIGKILL
+there. Prints one line a trial; exit code 1 if a trial ends with other weights, pseudo labels or log than one unharmed.
 """
 import contextlib
 import io

@@ -1,5 +1,5 @@
-"""What users and strangers get wrong: every case ends with its exit code and one line that names the culprit, and leaves
-the disk as it was. Properties and fuzzing are in test_fuzz.py."""
+"""What users and strangers get wrong: every case ends with its exit code and one line that names the culprit, and
+leaves the disk as it was. Properties and fuzzing are in test_fuzz.py."""
 import hashlib
 import io
 import os
@@ -96,7 +96,8 @@ def test_the_unharmed_world_passes(here, monkeypatch, capfd):
 
 LAUGHS = ", ".join(f"&a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))
 MERGES = "\n".join(f"y{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}" for i in range(1, 12))
-OWN = "source: own\ntarget: own\nnum_classes: 2\nneg_rank_width: 0\nown: {type: folder, data_dir: world, input_size: [8, 8], "
+OWN = ("source: own\ntarget: own\nnum_classes: 2\nneg_rank_width: 0\n"
+       "own: {type: folder, data_dir: world, input_size: [8, 8], ")
 CONFIGS = {
     "a list": ("- note\n- x", "key: value"),
     "not YAML": ("note: [1, 2", "not valid YAML"),
@@ -143,8 +144,9 @@ COMMANDS = [
     ("run_so", ["--config", "nowhere.yml"], "nowhere.yml"), ("run", ["--config", "world"], "world"),
     ("run_so", ["--config", LONG], "too long"), ("run", ["--config", "a\nb.yml"], "a\\nb.yml"),
     ("run", ["batch_size"], "batch_size"), ("run_so", ["learning_rat=1"], "learning_rate"),
-    ("run_so", ["batch_size="], "batch_size"), ("run_so", ["scales=2021-99-99"], "scales"), ("run", ["--verbose"], "--verbose"),
-    ("run", ["--config"], "--config"), ("run_so", ["device=cuda:77"], "device"), ("run", ["cityscapes.datadir=x"], "data_dir"),
+    ("run_so", ["batch_size="], "batch_size"), ("run_so", ["scales=2021-99-99"], "scales"),
+    ("run", ["--verbose"], "--verbose"), ("run", ["--config"], "--config"),
+    ("run_so", ["device=cuda:77"], "device"), ("run", ["cityscapes.datadir=x"], "data_dir"),
     ("run", ["method=source_only"], "method"), ("run", ["init_weight=None"], "init_weight"),
     ("run", ["method=be", "batch_size=1"], "batch_size"), ("run", ["init_weight=gone.pth"], "gone.pth"),
     ("run", ["init_weight=world"], "world"), ("run", [f"init_weight={LONG}"], "no such checkpoint"),
@@ -152,8 +154,9 @@ COMMANDS = [
     ("run_so", [f"gta5.data_dir={LONG}"], "gta5.data_dir"), ("run_so", ["gta5.data_dir=world"], "gta5"),
     ("run", ["cityscapes.data_dir=nowhere"], "cityscapes.data_dir"),
     ("eval", [], "CKPT"), ("eval", ["note=x"], "checkpoints"), ("eval", ["net.pth", "net.pth"], "net.pth"),
-    ("eval", ["net.pth", "gone.pth"], "gone.pth"), ("eval", [LONG + "=1"], "unknown key"), ("eval", ["tiny.yml"], "tiny.yml"),
-    ("eval", ["net.pth", "--json", "net.pth/where.json"], "net.pth"), ("eval", ["net.pth", "--json", "world"], "--json"),
+    ("eval", ["net.pth", "gone.pth"], "gone.pth"), ("eval", [LONG + "=1"], "unknown key"),
+    ("eval", ["tiny.yml"], "tiny.yml"), ("eval", ["net.pth", "--json", "net.pth/where.json"], "net.pth"),
+    ("eval", ["net.pth", "--json", "world"], "--json"),
     ("eval", ["net.pth", "--figure", "figure.txt"], "--figure"), ("eval", ["net.pth", "--images", "0"], "--images"),
     ("eval", ["net.pth", "--images", "few"], "--images"), ("eval", ["net.pth", "num_classes=16"], "num_classes"),
     ("eval", ["net.pth", "layers=1,1,2,1"], "layers"), ("eval", ["net.pth", "width=8"], "net.pth"),
@@ -193,7 +196,8 @@ LISTS = {
     "a link out": ("leak.png", "secret.png", lambda: link("world/gta5/images/leak.png", "secret.png")),
     "a linked folder out": ("out/secret.png", "secret.png", lambda: link("world/gta5/images/out", ".")),
     "a dangling link out": ("leak.png", "leak.png", lambda: link("world/gta5/images/leak.png", "nowhere.png")),
-    "a label that is a link out": ("00001.png", "labels/00001.png", lambda: link("world/gta5/labels/00001.png", "secret.png")),
+    "a label that is a link out": ("00001.png", "labels/00001.png",
+                                   lambda: link("world/gta5/labels/00001.png", "secret.png")),
     "another kind of file": ("00001.png\n00002.txt", "list.txt, line 2", None),
     "no name": (".png", "list.txt, line 1", None),
     "the folder itself": ("images/", "list.txt, line 1", None),
@@ -222,8 +226,10 @@ def test_lists(here, monkeypatch, capfd, name):
     ("run", [], "cityscapes", lambda: shutil.rmtree("world/cityscapes/leftImg8bit/train")),
     ("run", ["val=True"], LABEL, lambda: Path(LABEL).unlink()),
     ("eval", ["net.pth"], "labels", lambda: shutil.rmtree("world/cityscapes/gtFine")),
-    ("eval", ["net.pth", "cityscapes.data_list_val=list.txt"], "line 1", lambda: Path("list.txt").write_text("/x_leftImg8bit.png")),
-], ids=["one label missing", "all labels missing", "no images", "no target", "a val label missing", "no val labels", "val list"])
+    ("eval", ["net.pth", "cityscapes.data_list_val=list.txt"], "line 1",
+     lambda: Path("list.txt").write_text("/x_leftImg8bit.png")),
+], ids=["one label missing", "all labels missing", "no images", "no target", "a val label missing", "no val labels",
+        "val list"])
 def test_folders(here, monkeypatch, capfd, script, words, said, prepare):
     prepare()
     refused(monkeypatch, capfd, here, script, words, said)
@@ -275,14 +281,16 @@ def with_wrong_byte(content):
 GREY = Image.fromarray(np.full((32, 64), 7, np.uint8))
 FILES = {
     **{f"{kind} bomb of {depth} bits, colour type {colour}": (path, lambda d=depth, c=colour: png(60000, 60000, d, c))
-       for kind, path in (("image", IMAGE), ("label", LABEL)) for depth, colour in ((8, 2), (8, 0), (8, 3), (16, 0), (16, 2))},
+       for kind, path in (("image", IMAGE), ("label", LABEL))
+       for depth, colour in ((8, 2), (8, 0), (8, 3), (16, 0), (16, 2))},
     "image bomb below Pillow's own error": (IMAGE, lambda: png(12000, 12000, 8, 2)),
     "label bomb below Pillow's own error": (LABEL, lambda: png(12000, 12000, 16, 2)),
     "label of two headers": (LABEL, two_headers),
     "image cut short": (IMAGE, lambda: Path(IMAGE).read_bytes()[:2000]),
     "label cut short": (LABEL, lambda: Path(LABEL).read_bytes()[:100]),
     "16-bit label cut short": (LABEL, lambda: png(64, 32, 16, 2, bytes(32 * 385))[:60]),
-    "16-bit label with a wrong byte": (LABEL, lambda: with_wrong_byte(png(64, 32, 16, 2, bytes(range(256)) * 48 + bytes(32)))),
+    "16-bit label with a wrong byte": (
+        LABEL, lambda: with_wrong_byte(png(64, 32, 16, 2, bytes(range(256)) * 48 + bytes(32)))),
     "label of too few rows": (LABEL, lambda: png(64, 32, 16, 0, bytes(100))),
     "image of no bytes": (IMAGE, lambda: b""),
     "label of no bytes": (LABEL, lambda: b""),
@@ -295,7 +303,8 @@ FILES = {
     "label as JPEG": (LABEL, lambda: encoded(GREY, "JPEG")),
     "label in colour": (LABEL, lambda: encoded(GREY.convert("RGB"), "PNG")),
     "label of negative ids": (LABEL, lambda: encoded(Image.fromarray(np.full((32, 64), -1, np.int32)), "TIFF")),
-    "label of ids beyond 16 bits": (LABEL, lambda: encoded(Image.fromarray(np.full((32, 64), 70000, np.int32)), "TIFF")),
+    "label of ids beyond 16 bits": (
+        LABEL, lambda: encoded(Image.fromarray(np.full((32, 64), 70000, np.int32)), "TIFF")),
     "label of another size": (LABEL, lambda: encoded(GREY.resize((63, 32)), "PNG")),
 }
 

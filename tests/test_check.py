@@ -31,8 +31,9 @@ def cfg(template, tmp_path, monkeypatch):
     """cfg(*words): the configuration of a world of its own, in the working directory."""
     shutil.copytree(template, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
-    Path("c.yml").write_text("worker: 0\nscreen: False\nbatch_size: 2\nnum_steps: 6\ncrop_src: 16\ncrop_tgt: 16\n" + "".join(
-        f"{name}: {{data_dir: world/{name}}}\n" for name in ("gta5", "synthia", "cityscapes")))
+    sections = "".join(f"{name}: {{data_dir: world/{name}}}\n" for name in ("gta5", "synthia", "cityscapes"))
+    Path("c.yml").write_text("worker: 0\nscreen: False\nbatch_size: 2\nnum_steps: 6\ncrop_src: 16\ncrop_tgt: 16\n"
+                             + sections)
     return lambda *words: load_config("c.yml", words)
 
 
@@ -95,8 +96,8 @@ def test_every_fault_is_named_once(cfg, capsys, worker):
     code, lines = checked(capsys, f"worker={worker}")
     assert code == 1 and lines[-1] == "errors: 8; a run would stop"
     for words in (("images/00002.png", "truncated"), ("images/00003.png", "cannot be read as an image"),
-                  ("labels/00004.png", "not found"), ("labels/00005.png", "9x9", "64x32"), ("images/00007.png", "not found"),
-                  ("labels/00007.png", "not found"), ("morwald", "leftImg8bit.png"),
+                  ("labels/00004.png", "not found"), ("labels/00005.png", "9x9", "64x32"),
+                  ("images/00007.png", "not found"), ("labels/00007.png", "not found"), ("morwald", "leftImg8bit.png"),
                   ("suderburg_000002_000019_gtFine_labelIds.png", "not found")):
         assert "error: " in only(lines, *words)
     assert "1 files" in only(lines, "label id 99 ", "labels/00006.png")
@@ -235,7 +236,8 @@ def test_nothing_left_is_an_error(cfg):
 def test_a_finding_holds_what_was_read(cfg):
     (sample, *_) = segmentation.find_samples("gta5", cfg().source_data, "train")
     found, ids = inspect(sample), np.array(Image.open(sample.label))
-    assert found.pixels == dict(zip(*(v.tolist() for v in np.unique(ids, return_counts=True)))) and found.size == (64, 32)
+    assert found.pixels == dict(zip(*(v.tolist() for v in np.unique(ids, return_counts=True))))
+    assert found.size == (64, 32)
     Image.open(sample.image).save("copy.bmp")  # the same pixels in another file
     assert inspect(replace(sample, image=Path("copy.bmp"))).digest == found.digest
     assert readable([], True, 0) == ([], [])

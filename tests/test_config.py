@@ -137,11 +137,11 @@ def test_every_configuration_of_the_repository_loads(path):
 
 def test_the_real_configurations_hold_the_released_values():
     ldbe = load_config(ROOT / "config/ldbe_config.yml")
-    expected = dict(cb_prop=0.1, learning_rate=1e-4, num_steps=5000, epochs=1, weight_decay=5e-4, momentum=0.9, power=0.9,
-                    round=2, batch_size=3, input_tgt=720, crop_tgt=600, mirror=True, scales=(0.5, 0.75, 1.0, 1.25, 1.5),
-                    bn_stats="batch", fixbn=True, backbone_lr_mult=3.0, head_lr_mult=10.0, portion_step=0.05,
-                    ema_alpha=0.99, conf_thresh=0.97, neg_rank_width=3, entropy_on="all", select_image=True,
-                    layers=(3, 4, 23, 3), width=64, num_classes=19)
+    expected = dict(cb_prop=0.1, learning_rate=1e-4, num_steps=5000, epochs=1, weight_decay=5e-4, momentum=0.9,
+                    power=0.9, round=2, batch_size=3, input_tgt=720, crop_tgt=600, mirror=True,
+                    scales=(0.5, 0.75, 1.0, 1.25, 1.5), bn_stats="batch", fixbn=True, backbone_lr_mult=3.0,
+                    head_lr_mult=10.0, portion_step=0.05, ema_alpha=0.99, conf_thresh=0.97, neg_rank_width=3,
+                    entropy_on="all", select_image=True, layers=(3, 4, 23, 3), width=64, num_classes=19)
     assert {k: getattr(ldbe, k) for k in expected} == expected
     assert ldbe.round_lr_decay == pytest.approx(2**0.5, rel=1e-9)
     source_only = load_config(ROOT / "config/so_config.yml", method="source_only")
@@ -187,8 +187,9 @@ def test_values_of_files(load, written, key, value):
 @pytest.mark.parametrize("word, key, value", [
     ("learning_rate=1e-4", "learning_rate", 1e-4), ("fixbn=True", "fixbn", True), ("fixbn=false", "fixbn", False),
     ("note=001", "note", "001"), ("note=yes", "note", "yes"), ("layers=[2,2,2,2]", "layers", (2, 2, 2, 2)),
-    ("layers=2,2,2,2", "layers", (2, 2, 2, 2)), ("scales=1", "scales", (1.0,)), ("init_weight=None", "init_weight", None),
-    ("init_weight=a=b.pth", "init_weight", "a=b.pth"), ("source=synthia", "source", "synthia")])
+    ("layers=2,2,2,2", "layers", (2, 2, 2, 2)), ("scales=1", "scales", (1.0,)),
+    ("init_weight=None", "init_weight", None), ("init_weight=a=b.pth", "init_weight", "a=b.pth"),
+    ("source=synthia", "source", "synthia")])
 def test_values_of_the_command_line(load, word, key, value):
     found = getattr(load("", word), key)
     assert found == value and type(found) is type(value)

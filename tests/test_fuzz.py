@@ -1,5 +1,5 @@
-"""Properties: whatever is written into a configuration or a list ends in a value or in one clear error. Fuzzing: so does
-every mutation of a valid image, label or checkpoint."""
+"""Properties: whatever is written into a configuration or a list ends in a value or in one clear error. Fuzzing: so
+does every mutation of a valid image, label or checkpoint."""
 import io
 import os
 import struct
@@ -32,7 +32,8 @@ FUZZ = settings(max_examples=1500)
 
 TEXT = st.one_of(st.text(max_size=20), st.from_regex(r"[-\[\]{}:,&*!|>'\"%@`#?0-9a-z .=~]{0,20}", fullmatch=True))
 NUMBERS = st.one_of(st.integers(), st.floats(), st.integers(0, 300))
-WORDS = st.sampled_from(["true", "no", "None", "~", "1e-4", "0x1f", "0b_", "1:30", "2021-99-99", "<<", "=", "!!bool x", ".inf"])
+WORDS = st.sampled_from(["true", "no", "None", "~", "1e-4", "0x1f", "0b_", "1:30", "2021-99-99", "<<", "=", "!!bool x",
+                         ".inf"])
 VALUES = st.recursive(st.one_of(st.none(), st.booleans(), NUMBERS, TEXT, WORDS, st.dates()), lambda inner: st.one_of(
     st.lists(inner, max_size=5), st.dictionaries(st.one_of(TEXT, NUMBERS), inner, max_size=4)), max_leaves=8)
 KEY_NAMES = [*KEYS, *SECTION_DEFAULTS, *(f"{s}.{k}" for s in SECTION_DEFAULTS for k in SECTION_KEYS)]
@@ -77,7 +78,8 @@ def test_files_are_read_or_refused(tmp_path, tree):
 LINE = st.builds("{}: {}".format, st.sampled_from(KEY_NAMES), WORDS)
 
 
-@given(st.one_of(LINE.map(str.encode), st.binary(max_size=60), TEXT.map(str.encode), st.lists(TEXT, max_size=4).map("\n".join).map(str.encode)))
+@given(st.one_of(LINE.map(str.encode), st.binary(max_size=60), TEXT.map(str.encode),
+                 st.lists(TEXT, max_size=4).map("\n".join).map(str.encode)))
 def test_bytes_are_read_or_refused(tmp_path, content):
     path = tmp_path / "c.yml"
     path.write_bytes(content)
@@ -124,8 +126,10 @@ def test_valid_values_arrive_and_read_back(tmp_path, data):
 
 # ---- lists -----------------------------------------------------------------------------------------------------------
 
-PARTS = st.sampled_from(["a", "b", "..", ".", "", "/", "images", "~", "\0", "a.png", ".png", "é", "link", "out", "\u2028"])
-LINES = st.one_of(st.lists(PARTS, max_size=5).map("/".join), st.lists(PARTS, max_size=4).map(lambda p: "/".join(p) + ".png"),
+PARTS = st.sampled_from(["a", "b", "..", ".", "", "/", "images", "~", "\0", "a.png", ".png", "é", "link", "out",
+                         "\u2028"])
+LINES = st.one_of(st.lists(PARTS, max_size=5).map("/".join),
+                  st.lists(PARTS, max_size=4).map(lambda p: "/".join(p) + ".png"),
                   st.sampled_from(["a/a.png", "b.png", "link/a.png", "out.png", "out/b.png", "out/a/a.png", "c/b.png",
                                    "images/b.png"]), st.text(max_size=20))
 
@@ -152,10 +156,11 @@ def test_names_of_lists_stay_inside(folder, content, complete, pattern):
     (folder / "list.txt").write_bytes(content)
     (folder / "c.yml").write_text(yaml.safe_dump({
         "source": "own", "target": "own", "num_classes": 2, "neg_rank_width": 0,
-        "own": {"type": "folder", "data_dir": str(folder / "data"), "data_list": str(folder / "list.txt"), "images": pattern,
-                "labels": "labels", "classes": ["x", "y"], "input_size": [8, 8]}}))
+        "own": {"type": "folder", "data_dir": str(folder / "data"), "data_list": str(folder / "list.txt"),
+                "images": pattern, "labels": "labels", "classes": ["x", "y"], "input_size": [8, 8]}}))
     try:
-        samples = segmentation.find_samples("own", load_config(folder / "c.yml").target_data, "train", complete=complete)
+        section = load_config(folder / "c.yml").target_data
+        samples = segmentation.find_samples("own", section, "train", complete=complete)
     except DataError:
         return
     assert samples and len({s.name for s in samples}) == len(samples)
@@ -179,8 +184,8 @@ def test_valid_lists_are_read_in_full(folder, names, with_folder, ending):
 
 # ---- damaged files ---------------------------------------------------------------------------------------------------
 
-MUTATIONS = st.lists(st.tuples(st.sampled_from(["set", "flip", "cut", "insert", "remove", "repeat"]), st.floats(0, 1, exclude_max=True),
-                               st.integers(0, 255)), min_size=1, max_size=6)
+MUTATIONS = st.lists(st.tuples(st.sampled_from(["set", "flip", "cut", "insert", "remove", "repeat"]),
+                               st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=6)
 
 
 def mutate(content, mutations):
@@ -220,9 +225,9 @@ def encoded(array, kind="PNG", **options):
 
 
 NOISE = np.random.default_rng(0).integers(0, 20, (12, 16, 3), dtype=np.uint8)
-IMAGES = [encoded(NOISE), encoded(NOISE[..., 0]), encoded(NOISE, "JPEG"), encoded(NOISE, "TIFF"), encoded(NOISE, "WEBP"),
-          encoded(NOISE[..., 0].astype(np.uint16)), png_rgb16(NOISE.astype(np.uint16)), encoded(NOISE[..., 0], "BMP"),
-          encoded(NOISE[..., 0].astype(np.int32), "TIFF")]
+IMAGES = [encoded(NOISE), encoded(NOISE[..., 0]), encoded(NOISE, "JPEG"), encoded(NOISE, "TIFF"),
+          encoded(NOISE, "WEBP"), encoded(NOISE[..., 0].astype(np.uint16)), png_rgb16(NOISE.astype(np.uint16)),
+          encoded(NOISE[..., 0], "BMP"), encoded(NOISE[..., 0].astype(np.int32), "TIFF")]
 
 
 @pytest.mark.slow

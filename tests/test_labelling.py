@@ -94,7 +94,8 @@ def test_a_round_equals_two_passes_and_full_sorts(world, tmp_path, words):
     assert wrong <= total * 1e-3, f"{wrong} of {total} pixels"
     selected = sum((a != 255).sum().item() for a in labels)
     assert found.coverage["all"] == pytest.approx(selected / total) and PORTION - 0.02 < found.coverage["all"] < 1
-    truth = [torch.from_numpy(segmentation.read_pair(s, segmentation.label_table(cfg.target_data, 19))[1]) for s in samples]
+    table = segmentation.label_table(cfg.target_data, 19)
+    truth = [torch.from_numpy(segmentation.read_pair(s, table)[1]) for s in samples]
     pairs = [(a[a != 255], t[a != 255]) for a, t in zip(labels, truth)]
     right = sum((a == t).sum().item() for a, t in pairs)
     assert found.accuracy["all"] == pytest.approx(right / sum((t != 255).sum().item() for _, t in pairs))

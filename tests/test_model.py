@@ -112,8 +112,8 @@ def test_a_step_leaves_frozen_batch_norm_and_moves_its_statistics():
     optimizer.step()
     after = model.state_dict()
     for name in before:
-        is_bn_affine = any(part in name for part in ("bn1.", "bn2.", "bn3.", "downsample.1.")) and name.split(".")[-1] in (
-            "weight", "bias")
+        in_bn = any(part in name for part in ("bn1.", "bn2.", "bn3.", "downsample.1."))
+        is_bn_affine = in_bn and name.split(".")[-1] in ("weight", "bias")
         assert before[name].equal(after[name]) == is_bn_affine, name
 
 
@@ -163,7 +163,8 @@ def test_compiled_blocks_equal_plain_ones():
     assert list(plain.state_dict()) == list(fused.state_dict())
     x = torch.randn(2, 3, 40, 48)
     expected, found = gradients(plain, x), gradients(fused, x)
-    assert all(torch.allclose(expected[n], found[n], rtol=1e-3, atol=1e-6 + 1e-4 * expected[n].abs().max()) for n in expected)
+    assert all(torch.allclose(expected[n], found[n], rtol=1e-3, atol=1e-6 + 1e-4 * expected[n].abs().max())
+               for n in expected)
     assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-6)
                for a, b in zip(plain.state_dict().values(), fused.state_dict().values()))
 

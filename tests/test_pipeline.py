@@ -156,7 +156,8 @@ def test_every_method_key_reaches_the_result(world, monkeypatch, key):
     assert call(monkeypatch, run_so_script) == 0
     def adapted(*words):
         for method, start in (("ld", "source_only"), ("be", "ld")):
-            assert call(monkeypatch, run_script, f"method={method}", f"init_weight=snapshot/tiny/{start}.pth", *words) == 0
+            init_weight = f"init_weight=snapshot/tiny/{start}.pth"
+            assert call(monkeypatch, run_script, f"method={method}", init_weight, *words) == 0
         return weights("snapshot/tiny/be.pth")
     plain, changed = adapted(), adapted(key)
     assert any(not plain[k].equal(changed[k]) for k in plain)

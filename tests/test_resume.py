@@ -248,7 +248,8 @@ def test_a_state_that_cannot_be_saved_is_said_and_training_goes_on(world, monkey
 
 
 def test_a_second_process_on_the_same_note_is_refused(world, monkeypatch, capsys):
-    code = "import sys, time; sys.path.insert(0, sys.argv[1])\nfrom pathlib import Path\nfrom utils.checkpoint import RunLock\n" \
+    code = "import sys, time; sys.path.insert(0, sys.argv[1])\n" \
+           "from pathlib import Path\nfrom utils.checkpoint import RunLock\n" \
            "held = RunLock(Path('snapshot/tiny')); print('held', flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], stdout=subprocess.PIPE, text=True)
     try:
@@ -278,7 +279,8 @@ def test_numbers_that_are_not_finite_stop_before_the_optimiser_moves(world, monk
     monkeypatch.setattr(SourceOnlyTrainer, "step", broken)
     stages = []
     plain_init = SourceOnlyTrainer.__init__
-    monkeypatch.setattr(SourceOnlyTrainer, "__init__", lambda self, cfg: (plain_init(self, cfg), stages.append(self))[0])
+    monkeypatch.setattr(SourceOnlyTrainer, "__init__",
+                        lambda self, cfg: (plain_init(self, cfg), stages.append(self))[0])
     assert call(monkeypatch, run_so_script, "note=other") == 2
     error = capsys.readouterr().err
     for word in ("step 3", f"the {where} is not finite", "cross_entropy", "learning rates", "head", "images ['0000",
@@ -303,10 +305,12 @@ def test_batches_do_not_depend_on_the_workers_or_on_where_a_run_began(world):
             assert a["name"] == b["name"] and a["image"].equal(b["image"]) and a["label"].equal(b["label"])
 
 
-@pytest.mark.parametrize("words", [("cb_prop=1", "portion_step=0"), ("cb_prop=1e-9", "portion_step=0", "select_image=False"),
+@pytest.mark.parametrize("words", [("cb_prop=1", "portion_step=0"),
+                                   ("cb_prop=1e-9", "portion_step=0", "select_image=False"),
                                    ("batch_size=7",), ("crop_tgt=8", "input_tgt=8")])
 def test_extreme_but_lawful_numbers_run(world, monkeypatch, words):
-    assert call(monkeypatch, run_script, "method=ld", "init_weight=snapshot/tiny/source_only.pth", "note=x", *words) == 0
+    init_weight = "init_weight=snapshot/tiny/source_only.pth"
+    assert call(monkeypatch, run_script, "method=ld", init_weight, "note=x", *words) == 0
     assert call(monkeypatch, run_script, "method=be", "init_weight=snapshot/x/ld.pth", "note=x", *words) == 0
 
 

@@ -67,8 +67,8 @@ class RunLock:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             self._file.close()
-            raise ConfigError(f"note: {str(folder)!r} is in use by another process: wait for it, or give this run another "
-                              "note.") from None
+            raise ConfigError(f"note: {str(folder)!r} is in use by another process: wait for it, or give this run "
+                              "another note.") from None
 
     def release(self) -> None:
         self._file.close()
@@ -92,7 +92,7 @@ class StateFolder:
         return (self.folder / FINISHED).exists()
 
     def save(self, state: dict) -> Path:
-        """Write a state (`global_step`, `round`, `step`, `labelled` and whatever else), then remove those no longer kept."""
+        """Write a state (`global_step`, `round`, `step`, `labelled` and whatever else), then remove those not kept."""
         self.folder.mkdir(parents=True, exist_ok=True)
         kind = "step" if state["step"] or state["labelled"] else "start"
         path = self.folder / f"{state['global_step']:08d}-round{state['round']:02d}-{kind}.pth"
@@ -124,7 +124,8 @@ def read_state(path: Path) -> dict:
     except Exception as error:  # torch raises many kinds for damaged files
         raise CheckpointError(f"{path}: cannot be read ({_first_line(error)}): remove it; an older state is "
                               "used then.") from None
-    if not isinstance(state, dict) or not {"global_step", "round", "step", "labelled", "config", "model"} <= state.keys():
+    needed = {"global_step", "round", "step", "labelled", "config", "model"}
+    if not isinstance(state, dict) or not needed <= state.keys():
         raise CheckpointError(f"{path}: not a saved state of a run: remove it.")
     return state
 

@@ -21,9 +21,9 @@ def parser(description: str, default_config: str, done: str = "0 done") -> argpa
     the exit codes; `done` describes those of a script that has run to its end."""
     result = OneLineParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"{config_help()}\n\nexit codes: {done}, {EXIT_USER_ERROR} wrong input (one line says what), {EXIT_STOPPED} "
-               f"stopped by a signal with the state saved (resume goes on), {EXIT_INTERRUPTED} stopped by Ctrl-C with nothing "
-               f"to save, {EXIT_UNEXPECTED} unexpected error")
+        epilog=f"{config_help()}\n\nexit codes: {done}, {EXIT_USER_ERROR} wrong input (one line says what), "
+               f"{EXIT_STOPPED} stopped by a signal with the state saved (resume goes on), "
+               f"{EXIT_INTERRUPTED} stopped by Ctrl-C with nothing to save, {EXIT_UNEXPECTED} unexpected error")
     result.add_argument("--config", default=default_config, metavar="FILE", help="YAML file (default: %(default)s)")
     result.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return result
@@ -67,12 +67,13 @@ def guarded(main, debug: bool = False) -> int:
         if isinstance(error, UserError):
             return _said(EXIT_USER_ERROR, f"error: {error}")
         if isinstance(error, OSError) and error.filename is not None:
-            return _said(EXIT_USER_ERROR, f"error: {error.filename}: {error.strerror}: check the path and the room there.")
+            return _said(EXIT_USER_ERROR, f"error: {error.filename}: {error.strerror}: check the path and the room "
+                         "there.")
         if type(error).__name__ == "OutOfMemoryError":
             return _said(EXIT_USER_ERROR, "error: the GPU's memory is full: lower batch_size or crop_tgt, or set "
                          "checkpointing=true or amp=bf16.")
-        return _said(EXIT_UNEXPECTED, f"error: unexpected {type(error).__name__}: {str(error)[:500]}: run the same command "
-                     "with --debug to see where, and report it.")
+        return _said(EXIT_UNEXPECTED, f"error: unexpected {type(error).__name__}: {str(error)[:500]}: run the same "
+                     "command with --debug to see where, and report it.")
 
 
 def _said(exit_code, message):

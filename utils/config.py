@@ -14,9 +14,9 @@ from utils.config_values import nearest
 from utils.errors import ConfigError
 
 # Keys that may differ when a run is resumed: they change no result, or only where it is computed and written.
-MAY_CHANGE = ("train", "device", "multigpu", "resume", "overwrite", "restore_from", "init_weight", "fix_seed", "checkpointing",
-              "score_budget", "worker", "on_bad_sample", "print_freq", "save_freq", "keep", "val", "val_freq",
-              "tensorboard", "screen", "snapshot", "result", "log", "plabel", "plabel_accuracy")
+MAY_CHANGE = ("train", "device", "multigpu", "resume", "overwrite", "restore_from", "init_weight", "fix_seed",
+              "checkpointing", "score_budget", "worker", "on_bad_sample", "print_freq", "save_freq", "keep", "val",
+              "val_freq", "tensorboard", "screen", "snapshot", "result", "log", "plabel", "plabel_accuracy")
 SECTION_MAY_CHANGE = ("data_dir", "data_list", "data_list_val", "images", "labels", "palette")
 
 
@@ -98,7 +98,8 @@ def _enter(tree, where, name, value):
         raise ConfigError(f"{where}: {name}: expected a section with keys such as data_dir, found {value!r}.")
     else:
         also = "; a data set of your own needs its `type`" if isinstance(value, Mapping) else ""
-        raise ConfigError(f"{where}: unknown key {str(name)!r}{nearest(name, (*KEYS, *tree['sections'], *NO_EFFECT))}{also}.")
+        known = (*KEYS, *tree["sections"], *NO_EFFECT)
+        raise ConfigError(f"{where}: unknown key {str(name)!r}{nearest(name, known)}{also}.")
 
 
 def _override(tree, word):
@@ -127,7 +128,8 @@ def _section(name, content):
     needed = ("type", "data_dir", "input_size") + (("images", "classes") if content["type"] == "folder" else ())
     for inner in needed:
         if content.get(inner) is None:
-            raise ConfigError(f"{name}.{inner}: missing; a section of type {content['type']} needs {', '.join(needed)}.")
+            raise ConfigError(f"{name}.{inner}: missing; a section of type {content['type']} needs "
+                              f"{', '.join(needed)}.")
     return DataConfig(**content)
 
 
@@ -140,8 +142,8 @@ def _check(cfg):
             f"note: {cfg.note!r} is no plain folder name.")
     require(not cfg.multigpu, "multigpu: True is not available in this version; set it to False.")
     require(cfg.restore_from is None, f"restore_from: {cfg.restore_from!r} is not used; give the file as init_weight.")
-    require(cfg.method != "be" or cfg.batch_size >= 2, "batch_size: 1 is too small for method be, which mixes each image "
-            "of a batch with the next; use 2 or more.")
+    require(cfg.method != "be" or cfg.batch_size >= 2,
+            "batch_size: 1 is too small for method be, which mixes each image of a batch with the next; use 2 or more.")
     require(cfg.method == "source_only" or cfg.round_start < cfg.round,
             f"round_start: {cfg.round_start} leaves nothing to run of the {cfg.round} rounds from 0 on; use less.")
     middle, width = cfg.num_classes // 2, cfg.neg_rank_width

@@ -50,18 +50,20 @@ class Config:
                       choices=("source_only", "ld", "be"))
     model: str = key("deeplab", str, "network: DeepLabV2 on a ResNet", choices=("deeplab",))
     train: bool = key(True, bool, "False: only validate init_weight")
-    device: str = key("auto", str, "auto (a GPU if there is one), cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:\d\d?)?")
+    device: str = key("auto", str, "auto (a GPU if there is one), cpu, cuda or cuda:N",
+                      pattern=r"auto|cpu|cuda(:\d\d?)?")
     seed: int = key(1234, int, "seed of all that is drawn at random", low=0, high=2**31 - 1)
     fix_seed: bool = key(True, bool, "False: a fresh seed is drawn; the saved configuration names it")
     multigpu: bool = key(False, bool, "several GPUs; only False in this version")
     resume: bool = key(False, bool, "go on from the newest saved state of this note and stage, if there is one; the "
                        "same as --resume")
-    overwrite: bool = key(False, bool, "start anew although this note holds the states of an unfinished run of the stage")
+    overwrite: bool = key(False, bool, "start anew although this note holds the states of an unfinished run of the "
+                          "stage")
     round_start: int = key(0, int, "first round to run, from 0; portion and rate are that round's", low=0)
 
     num_classes: int = key(19, int, "C; street data sets: 19, 16 or 13", low=2, high=255, group="Network")
-    layers: tuple = key((3, 4, 23, 3), [int], "bottlenecks in the four stages; 3, 4, 23, 3 is ResNet-101", low=1, high=999,
-                        length=4)
+    layers: tuple = key((3, 4, 23, 3), [int], "bottlenecks in the four stages; 3, 4, 23, 3 is ResNet-101", low=1,
+                        high=999, length=4)
     width: int = key(64, int, "channels of the stem; all others grow with it", low=1, high=1024)
     init_weight: str | None = key(None, str, "checkpoint to start from, or imagenet; None: random start", optional=True)
     restore_from: str | None = key(None, str, "only None: use init_weight", optional=True)
@@ -70,12 +72,14 @@ class Config:
                         "running ones; the teacher's too. Training uses the batch's, evaluation the running ones",
                         choices=("batch", "running"))
 
-    amp: str = key("off", str, "precision of the network's convolutions: off (float32), bf16, or fp16 with a loss scaler; "
-                   "thresholds, losses, optimiser and teacher stay float32", choices=("off", "bf16", "fp16"), group="Speed")
+    amp: str = key("off", str, "precision of the network's convolutions: off (float32), bf16, or fp16 with a loss "
+                   "scaler; thresholds, losses, optimiser and teacher stay float32",
+                   choices=("off", "bf16", "fp16"), group="Speed")
     channels_last: bool = key(True, bool, "keep the channels of a pixel side by side in memory")
-    compile: bool = key(False, bool, "fuse network blocks and losses with torch.compile; what it cannot compile runs plain")
-    checkpointing: bool = key(False, bool, "train in less than half the memory and a quarter slower: what is inside each "
-                              "bottleneck is computed again in the backward pass")
+    compile: bool = key(False, bool, "fuse network blocks and losses with torch.compile; what it cannot compile runs "
+                        "plain")
+    checkpointing: bool = key(False, bool, "train in less than half the memory and a quarter slower: what is inside "
+                              "each bottleneck is computed again in the backward pass")
     score_budget: int = key(32, int, "MiB of memory for a round's score maps; more of them go to a scratch file below "
                             "plabel", low=0)
 
@@ -89,15 +93,16 @@ class Config:
     power: float = key(0.9, float, "exponent of the poly schedule, lr (1 - t/T)^power", low=0)
     round: int = key(2, int, "R, rounds of pseudo-labelling and training", low=1)
     batch_size: int = key(3, int, "B, crops in a batch", low=1, high=4096)
-    backbone_lr_mult: float = key(3.0, float, "factor on the rate of the backbone; 3: the released code lists most of its "
-                                  "tensors three times", low=0)
+    backbone_lr_mult: float = key(3.0, float, "factor on the rate of the backbone; 3: the released code lists most of "
+                                  "its tensors three times", low=0)
     head_lr_mult: float = key(10.0, float, "factor on the rate of the head", low=0)
     round_lr_decay: float = key(math.sqrt(2), float, "the rate is divided by this after each round", low=0, above=True)
 
     cb_prop: float = key(0.1, float, "alpha of round 0: share of each class's pixels that is selected", low=0, high=1,
                          above=True, group="Method")
     portion_step: float = key(0.05, float, "added to alpha after each round", low=0, high=1)
-    select_image: bool = key(True, bool, "select each image's own top alpha pixels too (released code; not in the paper)")
+    select_image: bool = key(True, bool, "select each image's own top alpha pixels too (released code; not in the "
+                             "paper)")
     entropy_on: str = key("all", str, "pixels of the entropy loss: all (released code) or unselected (paper)",
                           choices=("all", "unselected"))
     neg_rank_width: int = key(3, int, "w: rank of the complementary class is floor(C/2) + U{-w..w}", low=0)
@@ -108,20 +113,21 @@ class Config:
 
     source: str = key("gta5", str, "section of the source data set", group="Data")
     target: str = key("cityscapes", str, "section of the target data set")
-    worker: int = key(4, int, "processes that read images, at most one per core; the result does not depend on it", low=0)
+    worker: int = key(4, int, "processes that read images, at most one per core; the result does not depend on it",
+                      low=0)
     input_src: int = key(720, int, "shorter edge of a source image at scale 1, pixels", low=1, high=16384)
     input_tgt: int = key(720, int, "shorter edge of a target image at scale 1, pixels", low=1, high=16384)
     crop_src: int = key(600, int, "side of a source crop, pixels", low=1, high=16384)
     crop_tgt: int = key(600, int, "side of a target crop, pixels", low=1, high=16384)
     scales: tuple = key((0.5, 0.75, 1.0, 1.25, 1.5), [float], "random factors on the shorter edge", low=0, above=True)
     mirror: bool = key(True, bool, "flip half of the crops")
-    on_bad_sample: str = key("error", str, "a training image or label that is missing, damaged or of another size: error "
-                             "ends the run; skip reads every sample before training, and leaves out and logs the broken "
-                             "ones. The validation split is never thinned", choices=("error", "skip"))
+    on_bad_sample: str = key("error", str, "a training image or label that is missing, damaged or of another size: "
+                             "error ends the run; skip reads every sample before training, and leaves out and logs the "
+                             "broken ones. The validation split is never thinned", choices=("error", "skip"))
 
     print_freq: int = key(100, int, "steps between lines in the log", low=1, group="Logging")
-    save_freq: int = key(500, int, "steps between saves of the run's whole state, from which resume goes on; it is also "
-                         "saved around each round and when a signal stops the run", low=1)
+    save_freq: int = key(500, int, "steps between saves of the run's whole state, from which resume goes on; it is "
+                         "also saved around each round and when a signal stops the run", low=1)
     keep: int = key(2, int, "states that stay", low=1)
     val: bool = key(True, bool, "validate, where the target's validation split has labels")
     val_freq: int = key(1000, int, "steps between validations; there is one after each round anyway", low=1)

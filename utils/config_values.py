@@ -93,7 +93,8 @@ class Key:
         limits += [f"{'below' if self.below else 'at most'} {self.high}"] if self.high is not None else []
         shape = f"of {self.length} values " if self.length else ""
         pattern = f" matching {self.pattern}" if self.pattern else ""
-        return f"{kind_name(self.kind)} {shape}{' and '.join(limits)}".strip() + pattern + (" or None" if self.optional else "")
+        none = " or None" if self.optional else ""
+        return f"{kind_name(self.kind)} {shape}{' and '.join(limits)}".strip() + pattern + none
 
 
 def key(default, kind, meaning: str, **rules):

@@ -27,8 +27,8 @@ class TensorSpool:
         try:
             self._file.write(memoryview(tensor.contiguous().numpy()).cast("B"))
         except OSError as error:
-            raise UserError(f"{self._folder}: the scratch file of the score maps cannot be written ({error}): make room, "
-                            "choose another plabel folder or raise score_budget.") from None
+            raise UserError(f"{self._folder}: the scratch file of the score maps cannot be written ({error}): make "
+                            "room, choose another plabel folder or raise score_budget.") from None
         self._shapes.append(tensor.shape)
 
     def __iter__(self) -> Iterator[Tensor]:

@@ -96,8 +96,9 @@ def write_toy_world(root: str | Path, seed: int = 0, size: tuple[int, int] = (25
     Raises ConfigError for impossible parameters, DataError where `root` holds anything else.
     """
     root, counts = Path(root), {"source": source, "synthia": synthia, "train": train, "val": val}
-    for name, value, low, high in (("seed", seed, 0, 2**63), ("strength", strength, 0, 1.5), ("size", min(size), 32, 4096),
-                                   ("size", max(size), 32, 4096), *((k, n, 0, 99999) for k, n in counts.items())):
+    for name, value, low, high in (("seed", seed, 0, 2**63), ("strength", strength, 0, 1.5),
+                                   ("size", min(size), 32, 4096), ("size", max(size), 32, 4096),
+                                   *((k, n, 0, 99999) for k, n in counts.items())):
         if not low <= value <= high:
             raise ConfigError(f"--{name}: {value} is not within {low}..{high}.")
     old, files = read_marker(root), list(world_files(root, **counts))
@@ -117,7 +118,7 @@ def write_toy_world(root: str | Path, seed: int = 0, size: tuple[int, int] = (25
     for folder in {path.parent for item in files for path in item[3:]}:
         folder.mkdir(parents=True, exist_ok=True)
     workers = min(os.cpu_count() or 1, 8, 1 + len(files) // 64)
-    with Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:  # Ctrl-C is the main process's to answer
+    with Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:  # Ctrl-C is the main process's
         done = pool.imap_unordered(partial(write_pair, seed=seed, size=size, strength=strength), files, chunksize=8)
         for _ in tqdm(done, total=len(files), desc="toy world", unit="image"):
             pass
