@@ -1,4 +1,4 @@
-"""Imports run strictly downward: scripts -> trainer -> {dataset, model} -> utils."""
+"""Imports run strictly downward: scripts -> trainer -> {dataset, model} -> utils. Lines fit the page."""
 import ast
 from pathlib import Path
 
@@ -8,6 +8,7 @@ ROOT = Path(__file__).parent.parent
 ROOMS = ("trainer", "dataset", "model", "utils")
 MAY_IMPORT = {"trainer": {"trainer", "dataset", "model", "utils"}, "dataset": {"dataset", "utils"},
               "model": {"model", "utils"}, "utils": {"utils"}}
+LONGEST_LINE = 120
 PURE = {"trainer/losses.py": {"torch", "functools", "utils"}, "trainer/classmix.py": {"torch"},
         "trainer/pseudo_label.py": {"torch", "math", "utils"}}
 
@@ -28,3 +29,11 @@ def test_rooms_import_only_lower_rooms(path):
     assert found & {*ROOMS, "bench", "tests", "run", "run_so", "eval"} <= MAY_IMPORT[path.relative_to(ROOT).parts[0]]
     allowed = PURE.get(path.relative_to(ROOT).as_posix())
     assert allowed is None or found <= allowed
+
+
+def test_lines_are_short():
+    files = [*ROOT.glob("*.py"), *(p for folder in (*ROOMS, "bench", "tests") for p in (ROOT / folder).rglob("*.py"))]
+    too_long = [f"{path.relative_to(ROOT).as_posix()}:{number}" for path in sorted(files)
+                for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1)
+                if len(line) > LONGEST_LINE]
+    assert too_long == []
