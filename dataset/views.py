@@ -6,7 +6,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from dataset import transforms
-from dataset.files import read_image, read_label, read_size, require_same_size
+from dataset.files import read_image, read_label, read_label_ids, read_size, require_same_size
 from dataset.segmentation import Sample, read_pair
 
 
@@ -21,12 +21,13 @@ class TrainingCrops(Dataset):
 
     def __getitem__(self, key: tuple[int, int, int]):
         sample = self.samples[key[2]]
-        image, label = read_pair(sample, self.table)
+        image, ids = read_image(sample.image), read_label_ids(sample.label)
+        require_same_size(sample.image, image.size, sample.label, ids)
         rng = np.random.default_rng([self.seed, *key])
-        window = transforms.draw_window(rng, label.shape, self.shorter_edge, self.crop, self.scales, self.mirror)
+        window = transforms.draw_window(rng, ids.shape, self.shorter_edge, self.crop, self.scales, self.mirror)
         image = transforms.cut(image, window, self.crop, Image.Resampling.BICUBIC)
-        label = transforms.cut(Image.fromarray(label), window, self.crop, Image.Resampling.NEAREST)
-        return {"image": transforms.image_tensor(image), "label": torch.from_numpy(np.array(label)).long(),
+        ids = transforms.cut(Image.fromarray(ids), window, self.crop, Image.Resampling.NEAREST)
+        return {"image": transforms.image_tensor(image), "label": torch.from_numpy(self.table[np.asarray(ids)]).long(),
                 "name": sample.name}
 
 

@@ -63,7 +63,7 @@ class BaseTrainer(ABC):
         self.model, report = build_model(cfg, self.device, load=not self._resumed)
         if self.stage != "source_only" and not self._resumed and report.initialised:
             raise CheckpointError(f"init_weight: {cfg.init_weight} ({report.format}) leaves {report.initialised[0]} "
-                                  f"and others at random: stage {self.stage} starts from a trained segmentation network.")
+                                  f"and others at random: stage {self.stage} starts from a trained network.")
         self.position, self.global_step = Position(cfg.round_start if self.stage != "source_only" else 0), 0
         self.scores, self._validated_at = None, -1
         self.optimizer = self.scaler = None

@@ -42,6 +42,8 @@ class Interrupt:
 
 def ignore_signals(_worker: int) -> None:
     """For processes that read data: the terminal and the scheduler signal the whole group, and the main process needs
-    its readers until it has finished its step. They end with it."""
+    its readers until it has finished its step. A second SIGTERM ends them: Python sends more than one to the children
+    of a process that exits, and waits until they are gone."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, lambda number, _: signal.signal(number, signal.SIG_DFL))
