@@ -1,5 +1,9 @@
 """The losses against plain float64 loops over pixels, and their gradients against finite differences."""
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,3 +179,29 @@ def test_mixed_cross_entropy_equals_the_loop(seed):
 def test_mixed_cross_entropy_without_confident_pixels_is_zero():
     logits, label = random_case(1, ignored=0.0)
     assert losses.mixed_cross_entropy(logits, label, torch.zeros(label.shape), 0.97).item() == 0
+
+
+COMPILED = """
+import sys, torch
+from trainer.losses import ld_losses
+g = torch.Generator().manual_seed(0)
+label = torch.randint(0, 7, (2, 20, 30), generator=g)
+label[label == 0] = 255
+found = []
+for compile in (False, True):
+    logits = (4 * torch.randn(2, 7, 20, 30, generator=torch.Generator().manual_seed(1))).requires_grad_()
+    terms = ld_losses(logits, label, 3, compile=compile)
+    sum(terms.values()).backward()
+    found.append([*terms.values(), logits.grad])
+assert all(torch.allclose(a, b, rtol=1e-5, atol=1e-8) for a, b in zip(*found)), found
+print("equal")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("compiler", [{}, {"CXX": "/nowhere/g++"}], ids=["compiler", "no compiler"])
+def test_compiled_losses_equal_plain_ones_and_run_plain_without_a_compiler(tmp_path, compiler):
+    done = subprocess.run([sys.executable, "-c", COMPILED], cwd=Path(__file__).parent.parent, capture_output=True,
+                          text=True, env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), **compiler})
+    assert done.stdout == "equal\n", done.stderr[-2000:]
+    assert ("InvalidCxxCompiler" in done.stderr) == bool(compiler)

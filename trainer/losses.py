@@ -152,4 +152,7 @@ def _wide(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-_compiled = functools.cache(torch.compile)
+@functools.cache
+def _compiled(function):
+    torch._dynamo.config.suppress_errors = True  # where there is no compiler, it runs as it is
+    return torch.compile(function)
