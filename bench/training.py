@@ -15,6 +15,7 @@ from dataset.transforms import network_input
 from model.deeplabv2 import parameter_groups
 from model.ema import ema_decay
 from trainer import losses
+from trainer.base_trainer import Position
 
 EPOCHS = 4                     # crops of each image in one call of the sample row
 CHECK_RATE, RATE = 1e-2, 1e-6  # learning rates: of the step whose update is compared, and of those that are timed
@@ -84,7 +85,7 @@ def _sample_row(inputs, dataset, repeats):
     def decode():
         for _, _, index in keys:
             files.read_image(samples[index].image)
-            files.read_label(samples[index].label, table)
+            files.read_label_ids(samples[index].label)
 
     # Where the crop does not fit, ours resamples once what the obvious version resamples twice: not to be compared.
     fitting = tuple(s for s in cfg.scales if s * cfg.input_tgt >= cfg.crop_tgt)
@@ -138,6 +139,7 @@ class OurStep:
         self.trainer = inputs.trainer(method=method, batch_size=len(batch["label"]), **keys)
 
     def __call__(self, rate: float = RATE, steps: int = 1):
+        self.trainer.position = Position(0)  # the same random numbers every time
         self.trainer.run_steps([self.batch] * steps, rate, lambda lr, step: lr)
 
     def losses(self):

@@ -255,9 +255,9 @@ def test_a_second_process_on_the_same_note_is_refused(world, monkeypatch, capsys
     try:
         assert other.stdout.readline() == "held\n"
         before = tree()
-        assert call(monkeypatch, run_script, *BE) == 2
-        error = capsys.readouterr().err
-        assert "in use by another process" in error and tree() == before
+        for words in ((), ("--resume",), ("overwrite=true",)):
+            assert call(monkeypatch, run_script, *BE, *words) == 2
+            assert "in use by another process" in capsys.readouterr().err and tree() == before
     finally:
         other.kill()
         other.wait()

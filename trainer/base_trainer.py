@@ -54,6 +54,7 @@ class BaseTrainer(ABC):
         remarks += [f"validation skipped: {why_not}"] if why_not else []
         self.snapshot = Path(cfg.snapshot) / cfg.note
         self.states = StateFolder(self.snapshot / f"{self.stage}.state", cfg.keep)
+        self.lock = RunLock(self.snapshot) if self.snapshot.is_dir() else None  # before a look at what lies there
         self._last_state, self._resumed = newest_state(cfg, self.states, self.samples, self.usable, remarks)
         if self._resumed and not cfg.fix_seed:
             cfg = self.cfg = dataclasses.replace(cfg, seed=self._resumed["seed"], fix_seed=True)
@@ -214,7 +215,7 @@ class BaseTrainer(ABC):
         """All is checked: take the run's folder, and write the first lines."""
         cfg, state = self.cfg, self._resumed
         self.snapshot.mkdir(parents=True, exist_ok=True)
-        self.lock = RunLock(self.snapshot)
+        self.lock = self.lock or RunLock(self.snapshot)
         if cfg.train and not state:
             self.states.clear()
         remove_unfinished(self.snapshot)
