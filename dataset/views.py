@@ -12,7 +12,7 @@ from dataset.segmentation import Sample, read_pair
 
 class TrainingCrops(Dataset):
     """Random crops, addressed by (round, epoch, index): a crop is a function of these and the seed alone, whatever
-    number of workers draws it. Items: image uint8 [3, crop, crop] RGB, label int64 [crop, crop] train ids, name."""
+    number of workers draws it. Items: image uint8 [3, crop, crop] RGB, label uint8 [crop, crop] train ids, name."""
 
     def __init__(self, samples: list[Sample], table: np.ndarray, shorter_edge: int, crop: int,
                  scales: tuple[float, ...], mirror: bool, seed: int):
@@ -27,7 +27,7 @@ class TrainingCrops(Dataset):
         window = transforms.draw_window(rng, ids.shape, self.shorter_edge, self.crop, self.scales, self.mirror)
         image = transforms.cut(image, window, self.crop, Image.Resampling.BICUBIC)
         ids = transforms.cut(Image.fromarray(ids), window, self.crop, Image.Resampling.NEAREST)
-        return {"image": transforms.image_tensor(image), "label": torch.from_numpy(self.table[np.asarray(ids)]).long(),
+        return {"image": transforms.image_tensor(image), "label": torch.from_numpy(self.table[np.asarray(ids)]),
                 "name": sample.name}
 
 

@@ -183,7 +183,7 @@ def test_stage_0_equals_the_plain_loop(world):
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     velocity = {name: torch.zeros_like(p) for name, p in trainable.items()}
     for step, batch in enumerate(loaders.source_loader(cfg, trainer.samples)):
-        loss = F.cross_entropy(model(network_input(batch["image"])), batch["label"], ignore_index=255)
+        loss = F.cross_entropy(model(network_input(batch["image"])), batch["label"].long(), ignore_index=255)
         gradients = torch.autograd.grad(loss, list(trainable.values()))
         rate = 0.001 * (1 - step / 5) ** 0.9
         with torch.no_grad():

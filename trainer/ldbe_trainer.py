@@ -53,13 +53,13 @@ class LDBETrainer(BaseTrainer):
 
     def ld_step(self, batch, rng):
         logits = self.model(network_input(batch["image"].to(self.device, non_blocking=True)))
-        pseudo_label = batch["label"].to(self.device, non_blocking=True)
+        pseudo_label = batch["label"].to(self.device, non_blocking=True).long()
         rank = losses.negative_rank(self.cfg.num_classes, self.cfg.neg_rank_width, rng)
         return losses.ld_losses(logits, pseudo_label, rank, self.cfg.entropy_on, compile=self.cfg.compile)
 
     def be_step(self, batch, rng):
         images = network_input(batch["image"].to(self.device, non_blocking=True))
-        pseudo_label = batch["label"].to(self.device, non_blocking=True)
+        pseudo_label = batch["label"].to(self.device, non_blocking=True).long()
         with torch.inference_mode():
             self.teacher.model.train(self.cfg.bn_stats == "batch")
             conf, label = self.teacher.model(images).softmax(1).max(1)

@@ -24,7 +24,7 @@ class SourceOnlyTrainer(BaseTrainer):
 
     def step(self, batch, rng):
         logits = self.model(network_input(batch["image"].to(self.device, non_blocking=True)))
-        label = batch["label"].to(self.device, non_blocking=True)
+        label = batch["label"].to(self.device, non_blocking=True).long()
         # The mean over labelled pixels, and 0 for a batch without any, where the built-in mean is NaN.
         loss = F.cross_entropy(logits, label, ignore_index=IGNORE_INDEX, reduction="sum")
         return {"cross_entropy": loss / (label != IGNORE_INDEX).sum().clamp(min=1)}
