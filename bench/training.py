@@ -222,7 +222,7 @@ def start_rows(inputs: Inputs, repeats: int) -> list[Row]:
     size = replace(inputs.size, cityscapes=(128, 64), gta5=(64, 64), input_size=(128, 64), images=3)
     small = Inputs(inputs.root / "start", size)
     small.root.mkdir()
-    command = small.yaml(note="start", worker=2)
+    command = small.yaml(note="start", worker=2, overwrite=True)
     build = f"import torch, torchvision; from model.deeplabv2 import DeepLabV2; DeepLabV2({NUM_CLASSES}, " \
             f"{tuple(inputs.size.layers)}, {inputs.size.width})"
     values = interleave({"ours": process_seconds("-m", "bench.start", "--config", str(command)),
