@@ -1,6 +1,7 @@
 """DeepLabV2 (Chen et al., TPAMI 2018) on a ResNet with output stride 8, under the parameter names that the field's
 checkpoints use: conv1 bn1 layer1..layer4 layer5.conv2d_list.0..3."""
 import contextlib
+from typing import Callable
 
 import torch
 import torch.nn.functional as F
@@ -55,8 +56,8 @@ class DeepLabV2(nn.Module):
     the stages have width, 2, 4 and 8 times width, times 4 behind each block. Convolution weights start at N(0, 0.01).
 
     Two attributes change how it is computed, not what. autocast: torch.bfloat16 or torch.float16 for its convolutions
-    (parameters and logits stay float32), None for none. checkpointing: in training keep only the input of each
-    bottleneck and compute the rest again in the backward pass: less memory, one more forward pass.
+    (parameters and logits stay float32), None for none. checkpointing: in training keep only the input of stem
+    and bottlenecks and compute the rest again in the backward pass: less memory, one more forward pass.
     """
 
     def __init__(self, num_classes: int, layers: tuple[int, ...] = (3, 4, 23, 3), width: int = 64):
@@ -78,13 +79,16 @@ class DeepLabV2(nn.Module):
 
     def score_map(self, x: Tensor) -> Tensor:
         """Logits float [B, C, h, w] at output stride 8; x as in `forward`."""
-        recompute = self.checkpointing and self.training and torch.is_grad_enabled()
+        run = _recomputed if self.checkpointing and self.training and torch.is_grad_enabled() else _run
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
-            x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+            x = run(self._stem, self.bn1, x)
             for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
                 for block in stage:
-                    x = _recomputed(block, x) if recompute else block(x)
+                    x = run(block, block, x)
             return self.layer5(x)
+
+    def _stem(self, x):
+        return self.maxpool(self.relu(self.bn1(self.conv1(x))))
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Logits float [B, C, *size], upsampled bilinearly with aligned corners.
@@ -125,10 +129,14 @@ def parameter_groups(model: DeepLabV2, backbone_lr_mult: float, head_lr_mult: fl
             {"name": "head", "lr_mult": head_lr_mult, "params": [p for p in trainable if id(p) in head]}]
 
 
-def _recomputed(block: nn.Module, x: Tensor) -> Tensor:
-    """block(x), whose inner tensors are computed again when the backward pass needs them."""
-    contexts = (contextlib.nullcontext(), _copied_buffers(block))
-    return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
+def _run(call: Callable[[Tensor], Tensor], _owner: nn.Module, x: Tensor) -> Tensor:
+    return call(x)
+
+
+def _recomputed(call: Callable[[Tensor], Tensor], owner: nn.Module, x: Tensor) -> Tensor:
+    """call(x), whose inner tensors are computed again when the backward pass needs them; owner: of its buffers."""
+    contexts = (contextlib.nullcontext(), _copied_buffers(owner))
+    return checkpoint(call, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
 
 
 @contextlib.contextmanager

@@ -137,10 +137,10 @@ def test_teacher_agrees():
 def test_steps_agree_and_a_wrong_one_is_found(inputs, method):
     batch = inputs.batch(2)
     assert all(c.holds for c in training.step_checks(training.OurStep(inputs, method, batch),
-                                                     training.PlainStep(inputs, method, batch)))
+                                                     training.PlainStep(inputs, method, batch), batch))
     wrong = {**batch, "label": batch["label"].flip(0)}
     assert not any(c.holds for c in training.step_checks(training.OurStep(inputs, method, batch),
-                                                         training.PlainStep(inputs, method, wrong)))
+                                                         training.PlainStep(inputs, method, wrong), batch))
 
 
 def test_samples_agree_and_a_wrong_one_is_found(inputs):

@@ -187,3 +187,16 @@ def test_count_equals_a_loop(device):
     expected = [sum(int(v) == i for v in index.flatten()) for i in range(12)]
     assert count(index.to(device), 12).tolist() == expected
     assert host_copy(index.to(device))().equal(index)
+
+
+def test_memory_is_kept_only_where_glibc_is():
+    import sys
+    from utils import allocator
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "platform", "darwin")
+        patch.setattr(allocator.ctypes, "CDLL", lambda _: 1 / 0)
+        allocator.keep_freed_memory()
+        patch.setattr(sys, "platform", "linux")
+        patch.setattr(allocator.ctypes, "CDLL", lambda _: (_ for _ in ()).throw(OSError("no such library")))
+        allocator.keep_freed_memory()
+    allocator.keep_freed_memory()

@@ -281,3 +281,14 @@ def test_a_folder_that_cannot_be_made_is_one_line(world, monkeypatch, capsys, ke
 def test_three_stages_on_a_gpu(world, monkeypatch):
     all_stages(monkeypatch, "device=cuda")
     assert evaluate(monkeypatch, "snapshot/tiny/be.pth", "device=cuda") == 0
+
+
+def test_a_broken_training_image_ends_a_run_or_is_left_out_and_logged(world, monkeypatch, capsys):
+    image = Path("world/gta5/images/00002.png")
+    image.write_bytes(image.read_bytes()[:300])
+    assert call(monkeypatch, run_so_script) == 2
+    assert str(image) in capsys.readouterr().err
+    assert call(monkeypatch, run_so_script, "on_bad_sample=skip", "overwrite=true") == 0
+    said = capsys.readouterr().out
+    assert f"on_bad_sample: {image}" in said and "1 of 6 training samples of gta5 left out" in said
+    assert "stage source_only: 5 images" in said

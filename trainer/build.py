@@ -3,6 +3,7 @@ import torch
 
 from model.deeplabv2 import DeepLabV2, compile_blocks, freeze_bn_affine
 from model.weights import LoadReport, load_weights
+from utils.allocator import keep_freed_memory
 from utils.config import Config
 from utils.errors import ConfigError
 
@@ -28,10 +29,11 @@ def build_model(cfg: Config, device: torch.device, weights: str | None = None,
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: the first GPU, else the CPU. Raises ConfigError if a GPU is asked for that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
+    """`auto`: the first GPU, else the CPU, whose memory this process then keeps. Raises ConfigError if a GPU is asked
+    for that is not there."""
+    device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu":
+        keep_freed_memory()
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: {name!r} is not there ({torch.cuda.device_count()} GPUs found): use auto or cpu.")
     return device
