@@ -114,7 +114,7 @@ FREE = [k for k in KEYS if k not in ("multigpu", "resume", "restore_from", "sour
 def test_valid_values_arrive_and_read_back(tmp_path, data):
     names = data.draw(st.lists(st.sampled_from(FREE), unique=True, max_size=5))
     tree = {name: data.draw(valid(KEYS[name]), label=name) for name in names}
-    fits = {"num_classes": 19, "neg_rank_width": 3, "batch_size": 2}  # these depend on each other
+    fits = {"num_classes": 19, "neg_rank_width": 3, "batch_size": 2, "round_start": 0}  # these depend on others
     tree = {k: fits.get(k, v) for k, v in tree.items()}
     path = tmp_path / "c.yml"
     path.write_text(yaml.safe_dump({"batch_size": 2, **tree}, allow_unicode=True), encoding="utf-8")

@@ -71,7 +71,7 @@ def test_killed_runs_end_with_the_same_bits(world, stage):
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["source_only", "ld", "be"])
 def test_many_killed_runs_end_with_the_same_bits(world, stage):
-    assert crash(world.resolve(), stage, 15, 2) >= 25
+    assert crash(world.resolve(), stage, 20, 2) >= 25
 
 
 def kill_at(monkeypatch, trainer, step, number=signal.SIGTERM):

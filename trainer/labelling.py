@@ -19,7 +19,7 @@ from dataset.transforms import network_input
 from model.deeplabv2 import DeepLabV2, upsample
 from trainer import pseudo_label as pl
 from utils.background import Background, host_copy
-from utils.checkpoint import digest, write_atomically
+from utils.checkpoint import digest, remove_unfinished, write_atomically
 from utils.config import Config
 from utils.counting import count
 from utils.metrics import confusion_matrix
@@ -54,6 +54,7 @@ def label_round(model: DeepLabV2, cfg: Config, samples: list[Sample], names: tup
     device = next(model.parameters()).device
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
+    remove_unfinished(folder)
     manifest = {"weights": digest(model.state_dict()), "portion": portion, "labels": {}}
     with TensorSpool(cfg.score_budget * 2**20, folder) as spool:
         histogram, sizes = _score_target(model, cfg, samples, device, spool, check)
