@@ -321,11 +321,18 @@ def test_readers_that_ignore_one_signal_do_not_outlive_the_run(world):
 
 @pytest.mark.parametrize("words", [("cb_prop=1", "portion_step=0"),
                                    ("cb_prop=1e-9", "portion_step=0", "select_image=False"),
-                                   ("batch_size=7",), ("crop_tgt=8", "input_tgt=8")])
+                                   ("batch_size=7",), ("crop_tgt=8", "input_tgt=8"),
+                                   ("cityscapes.input_size=8,8",)])
 def test_extreme_but_lawful_numbers_run(world, monkeypatch, words):
     init_weight = "init_weight=snapshot/tiny/source_only.pth"
     assert call(monkeypatch, run_script, "method=ld", init_weight, "note=x", *words) == 0
     assert call(monkeypatch, run_script, "method=be", "init_weight=snapshot/x/ld.pth", "note=x", *words) == 0
+
+
+def test_the_smallest_crop_leaves_batch_norm_enough(world, monkeypatch, capsys):
+    assert call(monkeypatch, run_so_script, "crop_src=8", "batch_size=1", "note=x") == 0
+    assert call(monkeypatch, run_so_script, "crop_src=7", "batch_size=1", "note=y") == 2
+    assert "crop_src: expected whole number at least 8" in capsys.readouterr().err
 
 
 def test_a_target_of_one_image(world, monkeypatch):

@@ -22,7 +22,7 @@ class DataConfig:
                                 optional=True)
     data_list_val: str | None = key(None, str, "the same for the validation images", optional=True)
     input_size: tuple = key(None, [int], "(width, height) at which whole images are labelled and evaluated, pixels",
-                            low=1, high=16384, length=2)
+                            low=8, high=16384, length=2)
     images: str | None = key(None, str, "folder only: where images are, below data_dir; may hold {split} and {name}",
                              optional=True)
     labels: str | None = key(None, str, "folder only: where their labels are; None: there are none", optional=True)
@@ -117,8 +117,9 @@ class Config:
                       low=0)
     input_src: int = key(720, int, "shorter edge of a source image at scale 1, pixels", low=1, high=16384)
     input_tgt: int = key(720, int, "shorter edge of a target image at scale 1, pixels", low=1, high=16384)
-    crop_src: int = key(600, int, "side of a source crop, pixels", low=1, high=16384)
-    crop_tgt: int = key(600, int, "side of a target crop, pixels", low=1, high=16384)
+    # At 8 pixels the score map has 2 x 2 positions; batch norm cannot normalise a single one.
+    crop_src: int = key(600, int, "side of a source crop, pixels", low=8, high=16384)
+    crop_tgt: int = key(600, int, "side of a target crop, pixels", low=8, high=16384)
     scales: tuple = key((0.5, 0.75, 1.0, 1.25, 1.5), [float], "random factors on the shorter edge", low=0, above=True)
     mirror: bool = key(True, bool, "flip half of the crops")
     on_bad_sample: str = key("error", str, "a training image or label that is missing, damaged or of another size: "
