@@ -23,7 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import run as run_script  # noqa: E402
 import run_so as run_so_script  # noqa: E402
-from trainer import base_trainer, evaluate, labelling, ldbe_trainer, source_only_trainer  # noqa: E402,F401
+from trainer import evaluate, labelling, ldbe_trainer, source_only_trainer  # noqa: E402
 from utils import checkpoint  # noqa: E402
 from utils.config import load_config  # noqa: E402
 from utils.errors import NothingToDo  # noqa: E402

@@ -124,7 +124,8 @@ def read_state(path: Path) -> dict:
     except Exception as error:  # torch raises many kinds for damaged files
         raise CheckpointError(f"{path}: cannot be read ({_first_line(error)}): remove it; an older state is "
                               "used then.") from None
-    needed = {"global_step", "round", "step", "labelled", "config", "model"}
+    needed = {"round", "step", "labelled", "global_step", "seed", "config", "data", "model", "optimizer", "scaler",
+              "scores", "validated_at", "log"}
     if not isinstance(state, dict) or not needed <= state.keys():
         raise CheckpointError(f"{path}: not a saved state of a run: remove it.")
     return state
