@@ -74,6 +74,7 @@ class ReadingLoader:
         try:
             yield from self.loader
         except DataError as error:
+            error.__traceback__ = None  # its frames keep the workers, which a late collection cannot end in order
             raise DataError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.DataError: ")) from None
 
 
