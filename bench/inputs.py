@@ -161,15 +161,15 @@ class Inputs:
     def batch(self, count: int) -> dict:
         """A training batch of random crops, as the loader gives it, with about a third of the pixels labelled."""
         generator, crop = torch.Generator().manual_seed(1), self.size.crop
-        images = torch.stack([torch.from_numpy(photo("cityscapes", "train", i, (crop, crop))[0]).permute(2, 0, 1)
+        images = torch.stack([torch.from_numpy(photo("cityscapes", "train", i, (crop, crop))[0])
                               for i in range(count)])
         label = torch.randint(0, 3 * NUM_CLASSES, (count, crop // 4, crop // 4), generator=generator)
         label = label.masked_fill(label >= NUM_CLASSES, baseline.IGNORE).repeat_interleave(4, 1).repeat_interleave(4, 2)
-        return {"image": images.contiguous(), "label": label, "name": [f"crop {i}" for i in range(count)]}
+        return {"image": images, "label": label, "name": [f"crop {i}" for i in range(count)]}
 
     def plain_batch(self, batch: dict) -> tuple[torch.Tensor, torch.Tensor]:
         """The same batch as the obvious version's workers deliver it: float images."""
-        return network_input(batch["image"]).contiguous(), batch["label"]
+        return network_input(batch["image"]), batch["label"]
 
 
 def photo(dataset: str, split: str, index: int, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

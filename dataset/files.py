@@ -16,14 +16,14 @@ LABEL_FORMATS = ("PNG", "BMP", "TIFF", "PPM")  # lossless: JPEG invents ids alon
 _RGB8, _RGB16 = b"\x08\x02", b"\x10\x02"     # bit depth and colour type of PNG
 
 
-def read_image(path: Path) -> Image.Image:
-    """The image as RGB, decoded. Raises DataError."""
+def read_image(path: Path) -> np.ndarray:
+    """The image's pixels, RGB, uint8 [H, W, 3]. Raises DataError."""
     with _opened(path, "an image", IMAGE_FORMATS) as image:
         if _png_kind(path, image) == _RGB8 and "transparency" not in image.info:
-            return Image.fromarray(_decode_png(path))
+            return _decode_png(path)
         if image.mode.startswith(("I", "F")):  # conversion would clip every value above 255
             raise ValueError(f"mode {image.mode}, expected 8 bits per channel")
-        return image.convert("RGB")
+        return np.array(image.convert("RGB"))
 
 
 def read_label_ids(path: Path) -> np.ndarray:
@@ -44,7 +44,7 @@ def read_label_ids(path: Path) -> np.ndarray:
 
 def read_label(path: Path, table: np.ndarray) -> np.ndarray:
     """Train ids uint8 [H, W]: the file's ids looked up in `table` (`labels.lookup_table`). Raises DataError."""
-    return table[read_label_ids(path)]
+    return table.take(read_label_ids(path))
 
 
 def read_size(path: Path) -> tuple[int, int]:

@@ -35,16 +35,16 @@ def inspect(sample: Sample) -> Finding:
     try:
         if sample.label:
             ids = files.read_label_ids(sample.label)
-            if image:
-                files.require_same_size(sample.image, image.size, sample.label, ids)
+            if image is not None:
+                files.require_same_size(sample.image, image.shape[1::-1], sample.label, ids)
     except DataError as error:
         label_error = str(error)
     counts = np.bincount(ids.ravel()) if ids is not None else np.zeros(0, int)
     pixels = {int(label_id): int(counts[label_id]) for label_id in np.flatnonzero(counts)}
     if image is None:
         return Finding(image_error, label_error, pixels=pixels)
-    digest = hashlib.blake2b(repr(image.size).encode() + image.tobytes(), digest_size=16).digest()
-    return Finding(None, label_error, image.size, digest, pixels)
+    digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest()
+    return Finding(None, label_error, image.shape[1::-1], digest, pixels)
 
 
 class _Findings(Dataset):

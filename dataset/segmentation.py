@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-from PIL import Image
 
 from dataset import labels
 from dataset.files import read_image, read_label, require_same_size
@@ -129,10 +128,10 @@ def fingerprint(samples: list[Sample]) -> str:
     return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 
-def read_pair(sample: Sample, table: np.ndarray) -> tuple[Image.Image, np.ndarray]:
-    """Image and train ids of one sample. Raises DataError if their sizes differ."""
+def read_pair(sample: Sample, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Image uint8 [H, W, 3] and train ids uint8 [H, W] of one sample. Raises DataError if their sizes differ."""
     image, label = read_image(sample.image), read_label(sample.label, table)
-    require_same_size(sample.image, image.size, sample.label, label)
+    require_same_size(sample.image, image.shape[1::-1], sample.label, label)
     return image, label
 
 

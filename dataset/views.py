@@ -2,7 +2,6 @@
 replaced: whatever cannot be read raises a DataError that names the file."""
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import Dataset
 
 from dataset import transforms
@@ -12,7 +11,7 @@ from dataset.segmentation import Sample, read_pair
 
 class TrainingCrops(Dataset):
     """Random crops, addressed by (round, epoch, index): a crop is a function of these and the seed alone, whatever
-    number of workers draws it. Items: image uint8 [3, crop, crop] RGB, label uint8 [crop, crop] train ids, name."""
+    number of workers draws it. Items: image uint8 [crop, crop, 3] RGB, label uint8 [crop, crop] train ids, name."""
 
     def __init__(self, samples: list[Sample], table: np.ndarray, shorter_edge: int, crop: int,
                  scales: tuple[float, ...], mirror: bool, seed: int):
@@ -22,17 +21,16 @@ class TrainingCrops(Dataset):
     def __getitem__(self, key: tuple[int, int, int]):
         sample = self.samples[key[2]]
         image, ids = read_image(sample.image), read_label_ids(sample.label)
-        require_same_size(sample.image, image.size, sample.label, ids)
+        require_same_size(sample.image, image.shape[1::-1], sample.label, ids)
         rng = np.random.default_rng([self.seed, *key])
         window = transforms.draw_window(rng, ids.shape, self.shorter_edge, self.crop, self.scales, self.mirror)
-        image = transforms.cut(image, window, self.crop, Image.Resampling.BICUBIC)
-        ids = transforms.cut(Image.fromarray(ids), window, self.crop, Image.Resampling.NEAREST)
-        return {"image": transforms.image_tensor(image), "label": torch.from_numpy(self.table[np.asarray(ids)]),
-                "name": sample.name}
+        image = transforms.cut_image(image, window, self.crop)
+        label = self.table.take(transforms.cut_label(ids, window, self.crop))
+        return {"image": torch.from_numpy(image), "label": torch.from_numpy(label), "name": sample.name}
 
 
 class WholeImages(Dataset):
-    """Whole images at the evaluation size. Items: image uint8 [1, 3, h, w] RGB, size (H, W) of the file, name, and,
+    """Whole images at the evaluation size. Items: image uint8 [1, h, w, 3] RGB, size (H, W) of the file, name, and,
     where a table is given, label uint8 [H, W] train ids."""
 
     def __init__(self, samples: list[Sample], input_size: tuple[int, int], table: np.ndarray | None = None):
@@ -49,9 +47,8 @@ class WholeImages(Dataset):
         else:
             image, label = read_pair(sample, self.table)
             item["label"] = torch.from_numpy(label)
-        item["size"] = (image.height, image.width)
-        resized = image.resize(self.input_size, Image.Resampling.BICUBIC)
-        item["image"] = transforms.image_tensor(resized).unsqueeze(0)
+        item["size"] = image.shape[:2]
+        item["image"] = torch.from_numpy(transforms.resize_image(image, self.input_size[::-1])).unsqueeze(0)
         return item
 
 

@@ -1,4 +1,5 @@
 """The data sets in their real file formats, and what happens to damaged ones."""
+import multiprocessing
 import struct
 import zlib
 
@@ -216,6 +217,7 @@ def test_damaged_files_are_named_and_never_replaced(gta5, tmp_path, kind, culpri
         for _ in loaders.source_loader(cfg, samples):
             pass
     assert culprit in str(error.value) and "\n" not in str(error.value)
+    assert not multiprocessing.active_children()  # who reads has ended with the error, at once
 
 
 def test_labels_all_some_none(gta5, tmp_path):
@@ -240,7 +242,7 @@ def test_crops_are_functions_of_seed_and_key_whatever_the_workers(gta5, tmp_path
         cfg = load_config(tmp_path / "config.yml", [f"worker={workers}", "num_steps=5"])
         samples = segmentation.find_samples("gta5", cfg.source_data, "train")
         batches[workers] = list(loaders.source_loader(cfg, samples))
-    assert len(batches[0]) == 5 and batches[0][0]["image"].shape == (2, 3, 8, 8)
+    assert len(batches[0]) == 5 and batches[0][0]["image"].shape == (2, 8, 8, 3)
     for workers in (2, 3):
         for a, b in zip(batches[0], batches[workers], strict=True):
             assert a["name"] == b["name"] and a["image"].equal(b["image"]) and a["label"].equal(b["label"])
@@ -251,11 +253,11 @@ def test_target_crops_have_their_own_size_and_change_with_the_round(gta5, tmp_pa
     cfg = load_config(tmp_path / "config.yml", ["target=gta5", "crop_tgt=12", "input_tgt=20", "scales=[1.0]"])
     samples = segmentation.find_samples("gta5", cfg.target_data, "train")
     first, again, second = (next(iter(loaders.round_loader(cfg, samples, r, 1))) for r in (0, 0, 1))
-    assert first["image"].shape == (2, 3, 12, 12) and first["label"].shape == (2, 12, 12)
+    assert first["image"].shape == (2, 12, 12, 3) and first["label"].shape == (2, 12, 12)
     assert first["image"].equal(again["image"]) and not first["image"].equal(second["image"])
     # At scale 1 the crop holds pixels of the image as they are: its shorter edge is input_tgt already.
     whole = np.asarray(Image.open(next(s.image for s in samples if s.name == first["name"][0])))
-    crop = first["image"][0].permute(1, 2, 0).numpy()
+    crop = first["image"][0].numpy()
     windows = np.lib.stride_tricks.sliding_window_view(np.concatenate([whole, whole[:, ::-1]], 1), (12, 12), (0, 1))
     assert (windows.transpose(0, 1, 3, 4, 2) == crop).all((2, 3, 4)).any()
 
@@ -273,7 +275,7 @@ def test_whole_images_are_resized_and_labels_are_not(gta5, tmp_path):
     cfg, samples = gta5()
     items = list(loaders.whole_image_loader(cfg, "gta5", samples, True))
     assert [i["name"] for i in items] == [s.name for s in samples]
-    assert items[0]["image"].shape == (1, 3, 720, 1280) and items[0]["label"].shape == (20, 36)
+    assert items[0]["image"].shape == (1, 720, 1280, 3) and items[0]["label"].shape == (20, 36)
     assert tuple(items[0]["size"]) == (20, 36)
     assert "label" not in next(iter(loaders.whole_image_loader(cfg, "gta5", samples, False)))
 

@@ -36,7 +36,7 @@ def trainer(tmp_path):
 
 
 def batch(label):
-    image = torch.randint(256, (len(label), 3, 4, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    image = torch.randint(256, (len(label), 4, 6, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     return {"image": image, "label": torch.tensor(label).view(-1, 1, 1).expand(-1, 4, 6).contiguous()}
 
 

@@ -1,45 +1,62 @@
-"""Training crops: image and label stay aligned, the window follows its law, the network's input convention."""
+"""Training crops: image and label stay aligned, equal the crop of the resized whole, the window follows its law; the
+network's input convention."""
+import math
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from dataset import transforms
 from utils.constants import BGR_MEAN
+
+SIZES = [(72, 144), (144, 72), (31, 97), (200, 201), (17, 60)]
 
 
 def window_of(seed, size, shorter_edge=72, crop=60, scales=(0.5, 0.75, 1.0, 1.25, 1.5), mirror=True):
     return transforms.draw_window(np.random.default_rng(seed), size, shorter_edge, crop, scales, mirror)
 
 
-@pytest.mark.parametrize("size", [(72, 144), (144, 72), (31, 97), (200, 201)])
+def plain_cut(image, window, crop, resample):
+    """The whole image is resized, then cropped; a crop of another size is resized once more."""
+    whole = image.resize(window.resized[::-1], resample)
+    box = (window.left, window.top, window.left + window.side, window.top + window.side)
+    part = np.asarray(whole.crop(box).resize((crop, crop), resample))
+    return part[:, ::-1] if window.flip else part
+
+
+def noise(size, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_windows_lie_inside_and_have_the_drawn_scale(size):
-    scales = (0.5, 1.0, 1.5)
-    seen = set()
+    scales, seen = (0.5, 1.0, 1.5), set()
     for seed in range(60):
-        left, top, right, bottom = window_of(seed, size, scales=scales).box
-        assert 0 <= left < right <= size[1] and 0 <= top < bottom <= size[0]
-        # A crop of 60 from an image whose shorter edge is 72 * s spans 60 / (72 s) of the shorter edge, at most all.
-        spans = [min(1.0, 60 / (72 * s)) * min(size) for s in scales]
-        # Rounding the resized image to whole pixels moves each span by up to half a pixel of the resized image.
-        fits = [abs((bottom - top) - span) < 0.03 * span and abs((right - left) - span) < 0.03 * span for span in spans]
-        assert any(fits)
-        seen.add(fits.index(True))
-    assert seen == {0, 1, 2}
+        window = window_of(seed, size, scales=scales)
+        assert 0 <= window.top <= window.resized[0] - window.side
+        assert 0 <= window.left <= window.resized[1] - window.side
+        scale = min(window.resized) / 72
+        assert scale in scales and window.side == min(60, *window.resized)
+        assert max(window.resized) == round(max(size) * 72 * scale / min(size))
+        seen.add(scale)
+    assert seen == set(scales)
 
 
 def test_windows_reach_every_edge():
-    boxes = np.array([window_of(seed, (100, 200), scales=(1.0,)).box for seed in range(800)])
-    assert boxes[:, 0].min() == 0 and boxes[:, 1].min() == 0
-    assert boxes[:, 2].max() == 200 and boxes[:, 3].max() == 100
+    windows = [window_of(seed, (100, 200), scales=(1.0,)) for seed in range(800)]
+    assert {w.top for w in windows} == set(range(13))
+    assert min(w.left for w in windows) == 0 and max(w.left + w.side for w in windows) == 144
 
 
 def test_an_image_smaller_than_the_crop_gives_a_square_of_its_shorter_side():
-    for seed in range(20):
-        left, top, right, bottom = window_of(seed, (30, 80), shorter_edge=30, crop=60, scales=(1.0,)).box
-        assert (top, bottom) == (0, 30) and right - left == pytest.approx(30)
-    image = Image.fromarray(np.zeros((30, 80, 3), np.uint8))
-    assert transforms.cut(image, window_of(0, (30, 80), 30), 60, Image.Resampling.BICUBIC).size == (60, 60)
+    windows = [window_of(seed, (30, 80), shorter_edge=30, crop=60, scales=(1.0,)) for seed in range(20)]
+    assert all(w.top == 0 and w.side == 30 for w in windows)
+    assert transforms.cut_image(noise((30, 80)), windows[0], 60).shape == (60, 60, 3)
+    assert transforms.cut_label(noise((30, 80))[..., 0], windows[0], 60).shape == (60, 60)
 
 
 def test_flips_are_half_of_all_or_none():
@@ -49,11 +66,58 @@ def test_flips_are_half_of_all_or_none():
 
 
 def test_a_flip_mirrors_image_and_label():
-    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (72, 144, 3), dtype=np.uint8))
-    for picture in (image, image.getchannel(0)):
-        plain, flipped = (np.asarray(transforms.cut(picture, transforms.Window((9, 5, 60.5, 56.5), flip), 60,
-                                                    Image.Resampling.NEAREST)) for flip in (False, True))
+    image = noise((72, 144))
+    for cut, x in ((transforms.cut_image, image), (transforms.cut_label, image[..., 0])):
+        plain, flipped = (cut(x, transforms.Window((90, 180), 9, 5, 57, flip), 60) for flip in (False, True))
         assert (flipped == plain[:, ::-1]).all() and (flipped != plain).any()
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_crops_equal_those_of_the_whole_resized_image(size):
+    """Images to within the rounding of two resamplers, labels but where a centre falls on the edge of two pixels."""
+    image, label = noise(size), noise(size, 1)[..., 0]
+    compared = 0
+    for seed in range(20):
+        window = window_of(seed, size)
+        expected = plain_cut(Image.fromarray(image), window, 60, Image.Resampling.BICUBIC)
+        difference = np.abs(transforms.cut_image(image, window, 60) - expected.astype(int))
+        assert difference.max() <= 3 and difference.mean() < 0.2
+        rows, columns = (off_edges(*axis, window.side) for axis in zip(size, window.resized, (window.top, window.left)))
+        expected = plain_cut(Image.fromarray(label), window, 60, Image.Resampling.NEAREST)
+        certain = np.ix_(rows, columns[::-1] if window.flip else columns)
+        assert (transforms.cut_label(label, window, 60)[certain] == expected[certain]).all()
+        compared += expected[certain].size
+    assert compared > 9000
+
+
+def off_edges(extent, resized, start, side, crop=60):
+    """bool [crop]: whether the centres of these pixels fall within a pixel, not on an edge, at both resamplings."""
+    first = [Fraction(2 * i + 1, 2) * side / crop for i in range(crop)]
+    second = [(start + math.floor(c) + Fraction(1, 2)) * extent / resized for c in first]
+    return np.array([a.denominator > 1 and b.denominator > 1 for a, b in zip(first, second)])
+
+
+@given(st.integers(1, 60), st.integers(1, 60), st.integers(0, 59), st.integers(1, 60))
+def test_a_part_of_an_axis_is_resized_as_the_whole_is(extent, resized, start, length):
+    start, length = start % resized, min(length, resized - start % resized)
+    pixels = noise((extent, 1), extent)
+    part, size, offset = transforms._needed_part(extent, resized, start, length)
+    got = transforms.resize_image(pixels[part], (size, 1))[offset: offset + length]
+    expected = transforms.resize_image(pixels, (resized, 1))[start: start + length]
+    assert len(got) == length and np.abs(got.astype(int) - expected).max() <= 1
+
+
+@given(st.integers(1, 99), st.integers(1, 99))
+def test_the_nearest_pixel_holds_the_centre(extent, resized):
+    pixels = np.arange(resized)
+    nearest, centre = transforms._nearest(extent, resized, pixels), (pixels + 0.5) * extent / resized
+    assert (nearest <= centre + 1e-9).all() and (centre < nearest + 1 + 1e-9).all() and nearest.max() < extent
+
+
+def test_what_is_not_needed_is_not_resized():
+    """Cityscapes at scale 1: 64 of its pixels become 45."""
+    part, size, offset = transforms._needed_part(2048, 1440, 500, 600)
+    assert part == slice(64 * 11, 64 * 25) and size == 45 * 14 and offset == 5
 
 
 @pytest.mark.parametrize("size", [(72, 144), (150, 90), (20, 33)])
@@ -62,11 +126,11 @@ def test_image_and_label_stay_aligned(size):
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 8, (-(-size[0] // 8), -(-size[1] // 8)), dtype=np.uint8)
     label = np.kron(blocks, np.ones((8, 8), np.uint8))[: size[0], : size[1]]
-    image = Image.fromarray(np.repeat(label[:, :, None] * 30, 3, axis=2))
+    image = np.repeat(label[:, :, None] * 30, 3, axis=2)
     for seed in range(40):
         window = window_of(seed, size)
-        x = np.asarray(transforms.cut(image, window, 60, Image.Resampling.BICUBIC))[:, :, 0].astype(float) / 30
-        y = np.asarray(transforms.cut(Image.fromarray(label), window, 60, Image.Resampling.NEAREST))
+        x = transforms.cut_image(image, window, 60)[:, :, 0].astype(float) / 30
+        y = transforms.cut_label(label, window, 60)
         assert set(np.unique(y)) <= set(range(8))
         flat = np.ones_like(y, bool)  # pixels whose neighbourhood has one label
         for dy in (-2, 0, 2):
@@ -76,29 +140,15 @@ def test_image_and_label_stay_aligned(size):
         assert np.abs(x - y)[flat].mean() < 0.2
 
 
-def test_cut_agrees_with_resizing_the_whole_image_first():
-    rng = np.random.default_rng(1)
-    coarse = Image.fromarray(rng.integers(0, 255, (12, 24, 3), dtype=np.uint8))
-    smooth = coarse.resize((192, 96), Image.Resampling.BICUBIC)
-    for seed in range(10):
-        window = window_of(seed, (96, 192), shorter_edge=96, crop=48, mirror=False)
-        scale = 48 / (window.box[2] - window.box[0])
-        whole = smooth.resize((round(192 * scale), round(96 * scale)), Image.Resampling.BICUBIC)
-        left, top = round(window.box[0] * scale), round(window.box[1] * scale)
-        expected = np.asarray(whole.crop((left, top, left + 48, top + 48)), float)
-        got = np.asarray(transforms.cut(smooth, window, 48, Image.Resampling.BICUBIC), float)
-        inner = np.s_[4:-4, 4:-4]  # the whole-image version may look beyond the window's edge
-        assert np.abs(expected - got)[inner].mean() < 1.5
+def test_labels_of_16_bits_keep_their_ids():
+    ids = np.random.default_rng(0).integers(0, 65536, (40, 50), dtype=np.uint16)
+    cut = transforms.cut_label(ids, transforms.Window((40, 50), 3, 7, 30, False), 30)
+    assert cut.dtype == np.uint16 and (cut == ids[3:33, 7:37]).all()
 
 
 def test_network_input_is_bgr_minus_mean():
-    rgb = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    rgb = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
     x = transforms.network_input(rgb)
-    assert x.dtype == torch.float32
+    assert x.dtype == torch.float32 and x.shape == (2, 3, 5, 7) and x.is_contiguous()
     for channel in range(3):
-        assert torch.allclose(x[:, channel], rgb[:, 2 - channel].float() - BGR_MEAN[channel])
-
-
-def test_image_tensor_keeps_pixels():
-    pixels = np.random.default_rng(0).integers(0, 256, (4, 6, 3), dtype=np.uint8)
-    assert (transforms.image_tensor(Image.fromarray(pixels)).numpy().transpose(1, 2, 0) == pixels).all()
+        assert torch.allclose(x[:, channel], rgb[..., 2 - channel].float() - BGR_MEAN[channel])
