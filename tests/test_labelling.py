@@ -62,7 +62,7 @@ def obvious_round(model, cfg, samples, select_image):
             with torch.no_grad():
                 scores = model.score_map(network_input(item["image"]).double())
                 return F.interpolate(scores, size, mode="bilinear", align_corners=True)[0].softmax(0)
-        conf, label = probabilities(item["image"].shape[-2:]).max(0)
+        conf, label = probabilities(item["image"].shape[1:3]).max(0)
         for c in label.unique().tolist():
             per_class.setdefault(c, []).extend(conf[label == c].tolist())
         images.append(probabilities(tuple(item["size"])).topk(2, dim=0))
@@ -130,6 +130,21 @@ def test_packed_scores_keep_every_doubt(scale):
     kept = exact > 1e-23  # below, the end of the range at e^-64 shows
     assert kept.float().mean() > 0.9
     assert (doubt / exact - 1)[kept].abs().max() < math.exp(2**-10) - 1 + 1e-5
+
+
+@pytest.mark.parametrize("num_classes", [2, 19, 60])
+def test_classes_surer_than_16_bits_can_say_are_selected(num_classes):
+    """Both the scores and what is kept of them fall into bin 0, however many classes there are."""
+    scores = torch.full((num_classes, 4, 5), -200.0)
+    scores[1] = 0
+    thresholds = pl.class_thresholds(pl.doubt_histogram(*binned(scores), num_classes), 0.1)
+    label, doubt = pl.predict(pl.unpack_scores(pl.pack_scores(scores)))
+    assert (pl.select(label, doubt, thresholds, None) == 1).all()
+
+
+def binned(scores):
+    label, doubt = pl.predict(scores)
+    return label, pl.doubt_bin(doubt)
 
 
 @pytest.mark.parametrize("budget", [0, 5000, 10**8])

@@ -97,10 +97,10 @@ def _score_target(model, cfg, samples, device, spool, check):
         for item in tqdm(loader, "thresholds", disable=not cfg.screen, leave=False):
             check()
             image = network_input(item["image"].to(device, non_blocking=True))
-            packed = pl.pack_scores(model.score_map(image)[0])
-            label, doubt = pl.predict(upsample(pl.unpack_scores(packed), image.shape[-2:]))
+            scores = model.score_map(image)[0]
+            label, doubt = pl.predict(upsample(scores, image.shape[-2:]))
             histogram += pl.doubt_histogram(label, pl.doubt_bin(doubt), cfg.num_classes)
-            keeper.submit(_keep, spool, host_copy(packed))
+            keeper.submit(_keep, spool, host_copy(pl.pack_scores(scores)))
             sizes.append(tuple(item["size"]))
     return histogram, sizes
 

@@ -5,7 +5,9 @@ Confidence is carried as *doubt*, 1 - conf, computed from the logits without can
 whole data set come from histograms of doubt per predicted class, whose bins are the float32 numbers cut to their upper
 19 bits: 1,024 bins per factor of two. Two histograms add up, and their size does not depend on the number of images.
 
-What a round keeps of an image is its score map at output stride 8, in 16 bits a number (`pack_scores`).
+What a round keeps of an image is its score map at output stride 8, in 16 bits a number (`pack_scores`): enough to tell
+who passes a threshold, not for the threshold itself. Where 50 pixels are predicted as a class, one that the rounding
+moves to another class moves the class's quantile by a pixel, which may be far.
 """
 import math
 
@@ -15,7 +17,8 @@ from torch import Tensor
 from utils.counting import count
 
 _CUT = 13                                # bits of a float32 that its bin leaves out
-NUM_BINS = (0x3F800000 >> _CUT) + 1      # the bin of float32 1.0, the largest doubt, and one for bin 0
+_FIRST = (127 - 80 << 23) >> _CUT        # 2^-80: below, all doubts are one, as packed scores end at e^-64
+NUM_BINS = (127 << 23 >> _CUT) - _FIRST + 1  # up to the bin of float32 1.0, the largest doubt
 NOTHING = -1                             # threshold of a class that nobody predicts: selects no pixel
 _STEP, _TOP = 2.0**-10, 2**15 - 1        # of packed scores: distance of two neighbours, the value that stands for 0
 
@@ -24,7 +27,8 @@ def pack_scores(scores: Tensor) -> Tensor:
     """Score map float [C, h, w] -> int16 [C, h, w], less each position's maximum, which softmax does not see.
 
     Fixed point, not half precision: a logit's absolute error is a probability's relative one. It is at most 2^-11 down
-    to 64 below the maximum, where the scores end (a doubt of 1e-28), so a doubt keeps a relative error below 2^-10.
+    to 64 below the maximum, where the scores end (a doubt of 1e-28), so a doubt keeps a relative error below 2^-10 as
+    far as bins tell doubts apart.
     """
     below = scores.float() - scores.float().amax(0)
     return (below / _STEP + _TOP).round().clamp(-_TOP - 1, _TOP).to(torch.int16)
@@ -48,9 +52,9 @@ def predict(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def doubt_bin(doubt: Tensor) -> Tensor:
-    """int64 bin of each doubt, 0..NUM_BINS-1, monotone; a bin spans a factor of at most 1 + 2^-10 in doubt (down to
-    the smallest normal float32, 1e-38)."""
-    return (doubt.contiguous().view(torch.int32) >> _CUT).long()
+    """int64 bin of each doubt, 0..NUM_BINS-1, monotone; a bin spans a factor of at most 1 + 2^-10 in doubt, but for
+    bin 0, which has all doubts up to 2^-80."""
+    return ((doubt.contiguous().view(torch.int32) >> _CUT) - _FIRST).clamp_(min=0).long()
 
 
 def doubt_histogram(label: Tensor, bins: Tensor, num_classes: int) -> Tensor:
@@ -76,7 +80,7 @@ def threshold_confidence(bins: Tensor) -> Tensor:
 
     It is the lowest confidence in the bin: 1 minus the bin's upper edge.
     """
-    edge = ((bins.clamp(min=0) + 1) << _CUT).int() - 1
+    edge = ((bins.clamp(min=0) + _FIRST + 1) << _CUT).int() - 1
     confidence = 1 - edge.view(torch.float32).double().clamp(max=1)
     return torch.where(bins == NOTHING, torch.nan, confidence)
 
