@@ -4,7 +4,7 @@ Each piece computes what trainer/ and dataset/ compute (same method, same random
 mind: the network runs twice over an image that is to be labelled, confidences of all pixels pile up in Python lists,
 every use of the probabilities takes a softmax of its own, quantiles come from sorting, whole images are resized to keep
 a part of them.
-The model of every function is a `model.deeplabv2.DeepLabV2` in contiguous format on the device where it is to run.
+The model of every function is a `network` on the device where it is to run.
 """
 import math
 from pathlib import Path
@@ -15,9 +15,24 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from model.deeplabv2 import DeepLabV2, Head
 from utils.constants import BGR_MEAN
 
 IGNORE = 255
+
+
+class PlainHead(Head):
+    """The sum of the four convolutions, one after the other."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return sum(conv(x) for conv in self.conv2d_list)
+
+
+def network(num_classes: int, layers: tuple[int, ...], width: int) -> DeepLabV2:
+    """The network in contiguous format with the plain head, under the same parameter names."""
+    model = DeepLabV2(num_classes, layers, width)
+    model.layer5 = PlainHead(width * 32, num_classes)
+    return model
 
 
 def to_input(image: Image.Image) -> Tensor:

@@ -138,7 +138,7 @@ class Inputs:
 
     def plain_network(self, device: str = "cpu") -> DeepLabV2:
         """The obvious version's network: the same weights, contiguous format."""
-        model = DeepLabV2(NUM_CLASSES, self.size.layers, self.size.width)
+        model = baseline.network(NUM_CLASSES, self.size.layers, self.size.width)
         model.load_state_dict(torch.load(self.weights, weights_only=True))
         freeze_bn_affine(model)
         return model.to(device)

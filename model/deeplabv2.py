@@ -45,8 +45,17 @@ class Head(nn.Module):
             nn.Conv2d(in_channels, num_classes, 3, padding=d, dilation=d) for d in DILATIONS)
 
     def forward(self, x: Tensor) -> Tensor:
+        """float [B, in_channels, h, w] -> logits float32 (float64 for float64) [B, C, h, w].
+
+        One matrix product for the 4 x 9 taps of all convolutions, whose results are then shifted and added up: a third
+        of the time that four convolutions with few output channels take (`python -m bench step`).
+        """
+        taps = [conv.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2) for conv in self.conv2d_list]
+        products = F.conv2d(x, torch.cat(taps)[:, :, None, None]).flatten(2)
         # Half-precision terms are added up in float32.
-        return sum(conv(x).to(torch.promote_types(x.dtype, torch.float32)) for conv in self.conv2d_list)
+        products = products.to(torch.promote_types(products.dtype, torch.float32)).chunk(len(DILATIONS), dim=1)
+        shifted = [F.fold(part, x.shape[-2:], 3, dilation=d, padding=d) for part, d in zip(products, DILATIONS)]
+        return sum(shifted) + sum(conv.bias for conv in self.conv2d_list).view(-1, 1, 1)
 
 
 class DeepLabV2(nn.Module):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.deeplabv2 import DeepLabV2, freeze_bn_affine, parameter_groups
+from model.deeplabv2 import DeepLabV2, Head, freeze_bn_affine, parameter_groups
 from model.ema import Teacher, ema_decay
 
 
@@ -33,6 +33,23 @@ def expected_names():
             if block == 0:
                 names += [f"{at}.downsample.0.weight", *(n.format(f"{at}.downsample.1") for n in bn)]
     return names + [f"layer5.conv2d_list.{i}.{s}" for i in range(4) for s in ("weight", "bias")]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(1, 1), (5, 30), (27, 40)])
+def test_head_equals_four_convolutions(size, memory_format):
+    """Values and all gradients, in float64, on maps smaller and larger than the dilations."""
+    torch.manual_seed(0)
+    head = Head(6, 5).double().to(memory_format=memory_format)
+    x = torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
+    upstream = torch.randn(2, 5, *size, dtype=torch.float64)
+    inputs = [x, *head.parameters()]
+    plain = sum(F.conv2d(x, c.weight, c.bias, padding=d, dilation=d)
+                for c, d in zip(head.conv2d_list, (6, 12, 18, 24)))
+    ours = head(x.to(memory_format=memory_format))
+    torch.testing.assert_close(ours, plain)
+    for mine, theirs in zip(torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(plain, inputs, upstream)):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_resnet101_names_and_count(resnet101):
