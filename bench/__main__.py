@@ -20,7 +20,8 @@ ROWS = {
     "validation": ("labelling:validation_rows", 5),
     "losses": ("training:loss_rows", 15),
     "sample": ("training:sample_rows", 15),
-    "step": ("training:step_rows", 5),
+    "step": ("steps:step_rows", 5),
+    "keys": ("steps:key_rows", 5),
     "start": ("training:start_rows", 7),
     "scaling": ("scaling:scaling_rows", 5),
     "gpu_step": ("gpu:step_rows", 9),
@@ -31,6 +32,8 @@ ROWS = {
 def measure(names: list[str], repeats: int | None, quick: bool, root: Path) -> list[Row]:
     """The table's lines of the named rows, with files below `root`. repeats: None = each row's own number."""
     from bench.inputs import FULL, QUICK, Inputs  # late, so that --help answers at once
+    from utils.allocator import keep_freed_memory
+    keep_freed_memory()  # as a run on the CPU does
     inputs, rows = Inputs(root, QUICK if quick else FULL), []
     for name in names:
         where, own = ROWS[name]

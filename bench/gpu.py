@@ -11,11 +11,12 @@ from bench import baseline
 from bench.harness import Check, Row, Target, interleave
 from bench.inputs import NUM_CLASSES, Inputs
 from bench.labelling import DIFFERING, PlainRound, label_checks, reported_thresholds, threshold_check
-from bench.training import OurStep, PlainStep, step_checks
+from bench.steps import OurStep, PlainStep, all_labelled, step_checks
 from dataset import loaders
 from trainer import evaluate
 from utils.schedule import round_portion
 
+DEVICE = "cuda"
 STEPS, BATCH = 5, 3        # steps in one call; crops in a batch
 IMAGES = 16                # in one call of a round or validation: enough to hide what a round does once
 AMP = "bf16"
@@ -33,11 +34,12 @@ def step_rows(inputs: Inputs, repeats: int) -> list[Row]:
 
 def _step_row(inputs, method, repeats, rate):
     batch = decoded([inputs.batch(BATCH)])[0]
-    fp32 = OurStep(inputs, method, batch, device="cuda", amp="off")
+    labelled = all_labelled(batch)
+    fp32 = OurStep(inputs, method, batch, device=DEVICE, amp="off")
     with plain_cudnn(tf32=False):
-        checks = step_checks(fp32, PlainStep(inputs, method, batch, "cuda"))
+        checks = step_checks(fp32, PlainStep(inputs, method, labelled, DEVICE), labelled)
     del fp32
-    plain, ours = PlainStep(inputs, method, batch, "cuda"), OurStep(inputs, method, batch, device="cuda", amp=AMP)
+    plain, ours = PlainStep(inputs, method, batch, DEVICE), OurStep(inputs, method, batch, device=DEVICE, amp=AMP)
 
     def obvious():
         with plain_cudnn(tf32=False):
@@ -75,7 +77,7 @@ def plain_cudnn(tf32: bool):
 
 def matmul_rate() -> float:
     """FLOP/s of a large bf16 matrix product, by CUDA events; the best of ten."""
-    a, b = (torch.randn(MATRIX, MATRIX, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    a, b = (torch.randn(MATRIX, MATRIX, device=DEVICE, dtype=torch.bfloat16) for _ in range(2))
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     milliseconds = []
     for _ in range(13):
@@ -100,10 +102,10 @@ def round_rows(inputs: Inputs, repeats: int) -> list[Row]:
 
 
 def _round_row(inputs, repeats):
-    trainer = inputs.trainer(device="cuda", amp=AMP)
+    trainer = inputs.trainer(device=DEVICE, amp=AMP)
     items = decoded(loaders.whole_image_loader(trainer.cfg, "cityscapes", inputs.samples("train"), False))
     portion = round_portion(trainer.cfg.cb_prop, trainer.cfg.portion_step, 0)
-    obvious = PlainRound(OnGpu(inputs), inputs.plain_network("cuda"), portion)
+    obvious = PlainRound(OnGpu(inputs), inputs.plain_network(DEVICE), portion)
 
     def ours(owner=trainer):
         with patch.object(loaders, "whole_image_loader", lambda *_, **__: items):
@@ -113,7 +115,7 @@ def _round_row(inputs, repeats):
         with plain_cudnn(tf32=False):
             obvious()
 
-    fp32 = inputs.trainer(device="cuda", amp="off")
+    fp32 = inputs.trainer(device=DEVICE, amp="off")
     plainly()
     with plain_cudnn(tf32=False):  # agreement is one of float32; bf16 networks are faster, not equal
         files = [sample.label for sample in ours(fp32)]
@@ -126,10 +128,10 @@ def _round_row(inputs, repeats):
 
 
 def _validation_row(inputs, repeats):
-    device, plain = torch.device("cuda"), inputs.plain_network("cuda")
+    device, plain = torch.device(DEVICE), inputs.plain_network(DEVICE)
     items = decoded(inputs.validation_loader()) * IMAGES
-    pairs = [(x.cuda(), truth.cuda()) for x, truth in inputs.plain_pairs()] * IMAGES
-    fp32, ours = inputs.trainer(device="cuda", amp="off").model, inputs.trainer(device="cuda", amp=AMP).model
+    pairs = [(x.to(DEVICE), truth.to(DEVICE)) for x, truth in inputs.plain_pairs()] * IMAGES
+    fp32, ours = inputs.trainer(device=DEVICE, amp="off").model, inputs.trainer(device=DEVICE, amp=AMP).model
 
     def obvious():
         with plain_cudnn(tf32=False):
@@ -153,7 +155,7 @@ class OnGpu(Inputs):
 
     def __init__(self, inputs: Inputs):
         super().__init__(inputs.root, inputs.size)
-        self._kept = [(x.cuda(), size) for x, size in inputs.plain_inputs()]
+        self._kept = [(x.to(DEVICE), size) for x, size in inputs.plain_inputs()]
 
     def plain_inputs(self, split: str = "train"):
         return iter(self._kept)

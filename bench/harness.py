@@ -1,9 +1,10 @@
-"""Measuring: interleaved medians, peak memory in a process of its own, checks, and the table.
+"""Measuring: interleaved medians, work in processes of its own, peak memory, checks, and the table.
 
 A row of the table compares named variants of one piece of work: `obvious` (bench/baseline.py), `ours`, and `floor`, the
 part that nothing can save. Only ratios of one run count: variants take turns, so that a machine that slows down slows
 them all.
 """
+import contextlib
 import importlib
 import json
 import operator
@@ -98,29 +99,50 @@ def interleave(variants: dict[str, Callable], repeats: int, per: float = 1, sync
     return {name: Spread.of(values) for name, values in seconds.items()}
 
 
-def peak_memory(prepare: str, *arguments) -> float:
-    """MiB that some work adds at its peak, measured in a fresh process (Linux only).
+@contextlib.contextmanager
+def elsewhere(prepare: str, *arguments):
+    """Work in a process of its own, which nothing of this one's settings reaches (its allocator, say).
 
-    prepare: "module:function"; called with `arguments` (plain JSON values) in the process, it returns the work. The
-    figure is the highest resident set during the work (VmHWM, reset just before) minus the resident set before it. It
-    is not ru_maxrss, which a child process inherits from its parent and which earlier peaks hide.
+    prepare: "module:function"; called there with `arguments` (plain JSON values), it returns the work. Yields a
+    function that runs the work once and returns {"result": what it returned, as JSON, "peak": MiB that it added at its
+    peak}. The peak (Linux only, else NaN) is the highest resident set during the work (VmHWM, reset just before) minus the
+    resident set before it. It is not ru_maxrss, which a child process inherits from its parent and which earlier peaks
+    hide.
     """
     command = [sys.executable, "-m", "bench.harness", prepare, json.dumps(arguments)]
-    done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-    return float(done.stdout.splitlines()[-1])
+    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        def work():
+            print(file=process.stdin, flush=True)
+            answer = process.stdout.readline()
+            if not answer:
+                raise RuntimeError(f"{prepare} has ended")
+            return json.loads(answer)
+        yield work
 
 
-def _measure_peak(prepare: str, arguments: list) -> float:
+def peak_memory(prepare: str, *arguments) -> float:
+    """MiB that some work adds at its peak when it runs for the first time; arguments as in `elsewhere`."""
+    with elsewhere(prepare, *arguments) as work:
+        return work()["peak"]
+
+
+def _serve(prepare: str, arguments: list) -> None:
+    """The other process: one run for each line of its input, one line of output for each."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # what the work prints is no answer
     module, function = prepare.split(":")
     work = getattr(importlib.import_module(module), function)(*arguments)
-    Path("/proc/self/clear_refs").write_text("5")  # proc(5): resets the high-water mark
-    before = _resident("VmRSS")
-    work()
-    return _resident("VmHWM") - before
+    for _ in sys.stdin:
+        before = _resident("VmRSS", reset=True)
+        result = work()
+        print(json.dumps({"result": result, "peak": _resident("VmHWM") - before}), file=answers, flush=True)
 
 
-def _resident(name: str) -> float:
-    """A figure of /proc/self/status, in MiB."""
+def _resident(name: str, reset: bool = False) -> float:
+    """A figure of /proc/self/status, in MiB; reset: put the high-water mark back first."""
+    if not Path("/proc/self/status").exists():
+        return float("nan")
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5)
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(name + ":"):
             return int(line.split()[1]) * 1024 / MIB
@@ -180,4 +202,4 @@ def _number(value: float, unit: str) -> str:
 
 
 if __name__ == "__main__":
-    print(_measure_peak(sys.argv[1], json.loads(sys.argv[2])))
+    _serve(sys.argv[1], json.loads(sys.argv[2]))

@@ -10,11 +10,11 @@ from PIL import Image
 from torch import Tensor
 
 from bench import baseline
-from bench.harness import Check, Row, Spread, Target, interleave, peak_memory
+from bench.harness import Check, Row, Spread, Target, elsewhere, interleave, peak_memory
 from bench.inputs import FULL, NUM_CLASSES, QUICK, Inputs
 from model.deeplabv2 import DeepLabV2
 from trainer import evaluate
-from trainer.build import build_model
+from trainer.build import build_model, pick_device
 from utils.schedule import round_portion
 
 RESOLUTION = 2**-7        # relative, of 1 - conf: the width of the bins that thresholds come from
@@ -25,8 +25,7 @@ FEW, SOME = 10, 40        # images of the memory row
 
 def round_rows(inputs: Inputs, repeats: int) -> list[Row]:
     """Thresholds and pseudo labels of all training images, reading and writing files included."""
-    trainer, plain = inputs.trainer(), inputs.plain_network()
-    obvious = PlainRound(inputs, plain, round_portion(trainer.cfg.cb_prop, trainer.cfg.portion_step, 0))
+    trainer, plain = inputs.trainer(), plain_round(str(inputs.root), inputs.size is QUICK)
     images = [x for x, _ in inputs.plain_inputs()]
 
     def forward():
@@ -36,17 +35,25 @@ def round_rows(inputs: Inputs, repeats: int) -> list[Row]:
                 trainer.model(x)
 
     labelled = trainer.label_target(0)
-    obvious()
-    checks = [threshold_check(obvious.deltas, reported_thresholds(trainer)),
-              *label_checks(obvious, [sample.label for sample in labelled])]
-    values = interleave({"obvious": obvious, "ours": lambda: trainer.label_target(0), "floor": forward}, repeats,
-                        per=len(images))
+    with elsewhere("bench.labelling:plain_round", str(inputs.root), inputs.size is QUICK) as obvious:
+        plain.deltas = obvious()["result"]
+        checks = [threshold_check(plain.deltas, reported_thresholds(trainer)),
+                  *label_checks(plain, [sample.label for sample in labelled])]
+        values = interleave({"obvious": obvious, "ours": lambda: trainer.label_target(0), "floor": forward}, repeats,
+                            per=len(images))
     targets = [Target("obvious", "ours", ">=", 2.3), Target("ours", "floor", "<=", 1.15)]
     return [Row("pseudo-label round, per image", values, targets=targets, checks=checks)]
 
 
+def plain_round(root: str, quick: bool) -> "PlainRound":
+    """The obvious version of the row's work."""
+    inputs = Inputs(Path(root), QUICK if quick else FULL)
+    cfg = inputs.config()
+    return PlainRound(inputs, inputs.plain_network(), round_portion(cfg.cb_prop, cfg.portion_step, 0))
+
+
 class PlainRound:
-    """The obvious version's round, called as often as wanted; leaves `deltas` and label files."""
+    """The obvious version's round, called as often as wanted: leaves label files, keeps and returns `deltas`."""
 
     def __init__(self, inputs: Inputs, model, portion: float):
         self.inputs, self.model, self.portion = inputs, model, portion
@@ -57,6 +64,7 @@ class PlainRound:
         self.deltas = baseline.thresholds(self.model, self.inputs.plain_inputs(), NUM_CLASSES, self.portion)
         baseline.pseudo_labels(self.model, self.inputs.plain_inputs(), self.names, self.deltas, self.portion,
                                self.folder)
+        return self.deltas
 
     def label_files(self) -> list[Path]:
         return [self.folder / f"{name}.png" for name in self.names]
@@ -131,7 +139,7 @@ def memory_rows(inputs: Inputs, repeats: int) -> list[Row]:
 
 
 def prepare_round(root: str, quick: bool, variant: str, count: int):
-    """The work of one process of the memory row: a round over `count` images (hard links to a small one)."""
+    """Work of one process of the memory row: a round over `count` images (hard links to a small one)."""
     size = replace(QUICK if quick else FULL, cityscapes=(256, 128), gta5=(64, 64), layers=(1, 1, 1, 1), width=1,
                    images=1)
     inputs = Inputs(Path(root) / f"{variant}{count}", size)
@@ -141,17 +149,14 @@ def prepare_round(root: str, quick: bool, variant: str, count: int):
         return PlainRound(inputs, StubNetwork(NUM_CLASSES), 0.1)
     trainer = inputs.trainer()
     trainer.model = StubNetwork(NUM_CLASSES)
-    return lambda: trainer.label_target(0)
+    return lambda: len(trainer.label_target(0))
 
 
 def validation_rows(inputs: Inputs, repeats: int) -> list[Row]:
     """The confusion matrix of the validation images, reading included."""
-    cpu, plain = torch.device("cpu"), inputs.plain_network()
+    cpu = pick_device("cpu")
     model, _ = build_model(inputs.config(), cpu)
     images, pixels = [x for x, _ in inputs.plain_inputs("val")], inputs.size.images * np.prod(inputs.size.cityscapes)
-
-    def obvious():
-        return baseline.validation(plain, inputs.plain_pairs(), NUM_CLASSES)
 
     def ours():
         return evaluate.evaluate(model, inputs.validation_loader(), NUM_CLASSES, cpu)
@@ -162,7 +167,15 @@ def validation_rows(inputs: Inputs, repeats: int) -> list[Row]:
             with torch.no_grad():
                 model(x)
 
-    moved = (obvious() - ours()).abs().sum().item() / 2 / pixels
-    values = interleave({"obvious": obvious, "ours": ours, "floor": forward}, repeats, per=len(images))
+    with elsewhere("bench.labelling:plain_validation", str(inputs.root), inputs.size is QUICK) as obvious:
+        moved = (torch.tensor(obvious()["result"]) - ours()).abs().sum().item() / 2 / pixels
+        values = interleave({"obvious": obvious, "ours": ours, "floor": forward}, repeats, per=len(images))
     return [Row("validation, per image", values, targets=[Target("ours", "floor", "<=", 1.08)],
                 checks=[Check("pixels counted elsewhere, share", moved, DIFFERING)])]
+
+
+def plain_validation(root: str, quick: bool):
+    """The obvious version of the row's work."""
+    inputs = Inputs(Path(root), QUICK if quick else FULL)
+    plain = inputs.plain_network()
+    return lambda: baseline.validation(plain, inputs.plain_pairs(), NUM_CLASSES).tolist()

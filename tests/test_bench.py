@@ -8,8 +8,8 @@ import torch
 from PIL import Image
 
 from bench import __main__ as entry
-from bench import baseline, labelling, training
-from bench.harness import ROOT, Check, Row, Spread, Target, agreement, interleave, peak_memory, table
+from bench import baseline, gpu, labelling, steps, training
+from bench.harness import ROOT, Check, Row, Spread, Target, agreement, elsewhere, interleave, peak_memory, table
 from bench.inputs import NUM_CLASSES, QUICK, Inputs
 from dataset.labels import CITYSCAPES_IDS
 from model.ema import Teacher, ema_decay
@@ -136,11 +136,11 @@ def test_teacher_agrees():
 @pytest.mark.parametrize("method", ["ld", "be"])
 def test_steps_agree_and_a_wrong_one_is_found(inputs, method):
     batch = inputs.batch(2)
-    assert all(c.holds for c in training.step_checks(training.OurStep(inputs, method, batch),
-                                                     training.PlainStep(inputs, method, batch), batch))
+    assert all(c.holds for c in steps.step_checks(steps.OurStep(inputs, method, batch),
+                                                     steps.PlainStep(inputs, method, batch), batch))
     wrong = {**batch, "label": batch["label"].flip(0)}
-    assert not any(c.holds for c in training.step_checks(training.OurStep(inputs, method, batch),
-                                                         training.PlainStep(inputs, method, wrong), batch))
+    assert not any(c.holds for c in steps.step_checks(steps.OurStep(inputs, method, batch),
+                                                         steps.PlainStep(inputs, method, wrong), batch))
 
 
 def test_samples_agree_and_a_wrong_one_is_found(inputs):
@@ -176,13 +176,29 @@ def test_table_marks_missed_targets_and_disagreements():
 
 def allocate(mebibytes):
     """Prepares the work of the next test, in another process."""
-    return lambda: torch.zeros(mebibytes * 2**20, dtype=torch.uint8).fill_(1)
+    return lambda: torch.zeros(mebibytes * 2**20, dtype=torch.uint8).fill_(1)[0].item()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_is_that_of_the_work():
     held = torch.ones(2**29, dtype=torch.uint8)  # a peak of this process is none of the other's
     assert 90 <= peak_memory("tests.test_bench:allocate", 96) < 96 + 64 and held[0]
+
+
+def counted(start):
+    """Prepares the work of the next test, in another process."""
+    numbers = iter(range(start, 100))
+    def work():
+        print("not an answer")
+        return next(numbers)
+    return work
+
+
+def test_work_elsewhere_is_prepared_once_and_its_end_is_told():
+    with elsewhere("tests.test_bench:counted", 97) as work:
+        assert [work()["result"] for _ in range(3)] == [97, 98, 99]
+        with pytest.raises(RuntimeError, match="counted has ended"):
+            work()
 
 
 def test_a_wrong_variant_fails_the_entry(monkeypatch, capsys):
@@ -202,6 +218,21 @@ def test_entry_runs_from_the_command_line(tmp_path):
     assert (tmp_path / "t.md").read_text() == f"`python -m bench losses sample --quick`\n\n{done.stdout}"
 
 
+def test_rows_of_a_gpu_run_where_there_is_none(inputs, monkeypatch):
+    """Not their figures: that nothing in them breaks unseen. The tensors stay on the CPU."""
+    for name, stand_in in (("is_available", lambda: True), ("synchronize", lambda: None),
+                           ("set_sync_debug_mode", lambda mode: None)):
+        monkeypatch.setattr(torch.cuda, name, stand_in)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    for name, value in (("DEVICE", "cpu"), ("IMAGES", 2), ("STEPS", 1)):
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(gpu, "matmul_rate", lambda: 1e12)
+    rows = gpu.step_rows(inputs, 1) + gpu.round_rows(inputs, 1)
+    assert [row.work.split(",")[0] for row in rows] == ["GPU: LD step", "GPU: BE step", "GPU: pseudo-label round",
+                                                        "GPU: validation"]
+    assert all(check.holds for row in rows[:2] for check in row.checks) and all(row.values for row in rows)
+
+
 def test_unknown_row_is_named(capsys):
     with pytest.raises(SystemExit):
         entry.main(["loses"])
@@ -212,6 +243,6 @@ def test_unknown_row_is_named(capsys):
 def test_every_row_runs(capsys):
     entry.main(["--quick"])
     out = capsys.readouterr().out
-    for title in ("pseudo-label round", "memory of a round", "validation", "LD step", "BE step", "start of run.py",
+    for title in ("pseudo-label round", "memory of a round", "validation", "LD step", "BE step", "keys", "start of run.py",
                   "scaling", "GPU: LD step", "GPU: pseudo-label round"):
         assert f"| {title}" in out
