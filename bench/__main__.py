@@ -20,6 +20,7 @@ ROWS = {
     "validation": ("labelling:validation_rows", 5),
     "losses": ("training:loss_rows", 15),
     "sample": ("training:sample_rows", 15),
+    "head": ("steps:head_rows", 15),
     "step": ("steps:step_rows", 5),
     "keys": ("steps:key_rows", 5),
     "start": ("training:start_rows", 7),

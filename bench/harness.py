@@ -105,9 +105,9 @@ def elsewhere(prepare: str, *arguments):
 
     prepare: "module:function"; called there with `arguments` (plain JSON values), it returns the work. Yields a
     function that runs the work once and returns {"result": what it returned, as JSON, "peak": MiB that it added at its
-    peak}. The peak (Linux only, else NaN) is the highest resident set during the work (VmHWM, reset just before) minus the
-    resident set before it. It is not ru_maxrss, which a child process inherits from its parent and which earlier peaks
-    hide.
+    peak}. The peak (Linux only, else NaN) is the highest resident set during the work (VmHWM, reset just before) minus
+    the resident set before it. It is not ru_maxrss, which a child process inherits from its parent and which earlier
+    peaks hide.
     """
     command = [sys.executable, "-m", "bench.harness", prepare, json.dumps(arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:

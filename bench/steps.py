@@ -9,7 +9,7 @@ from bench import baseline
 from bench.harness import Check, Row, Spread, Target, elsewhere, interleave, peak_memory
 from bench.inputs import FULL, NUM_CLASSES, QUICK, Inputs
 from bench.training import relative_difference
-from model.deeplabv2 import parameter_groups
+from model.deeplabv2 import Head, parameter_groups
 from model.ema import ema_decay
 from trainer import losses
 from trainer.base_trainer import Position
@@ -143,6 +143,31 @@ def prepare_step(root: str, quick: bool, method: str, variant: str):
     return work
 
 
+
+
+def head_rows(inputs: Inputs, repeats: int) -> list[Row]:
+    """The network's head on the features of one crop, forward and backward."""
+    torch.manual_seed(0)
+    channels, side = inputs.size.width * 32, -(-inputs.size.crop // 8)
+    plain, ours = baseline.PlainHead(channels, NUM_CLASSES), Head(channels, NUM_CLASSES)
+    ours.load_state_dict(plain.state_dict())
+    ours.to(memory_format=torch.channels_last)
+    x = torch.randn(1, channels, side, side)
+
+    def with_gradients(head, x):
+        x = x.detach().requires_grad_()
+        scores = head(x)
+        return scores, torch.autograd.grad(scores.square().mean(), [x, *head.parameters()])
+
+    (a, a_grads), (b, b_grads) = with_gradients(plain, x), with_gradients(ours, x)
+    checks = [Check(name, max(((p - q).abs().max() / p.abs().max()).item() for p, q in pairs), 1e-5)
+              for name, pairs in (("scores, largest difference over largest value", [(a, b)]),
+                                  ("gradients, largest difference over largest value", zip(a_grads, b_grads)))]
+    last = x.to(memory_format=torch.channels_last)
+    values = interleave({"obvious": lambda: with_gradients(plain, x), "ours": lambda: with_gradients(ours, last)},
+                        repeats)
+    return [Row(f"head of the network, batch 1, {channels} x {side} x {side}, forward and backward", values,
+                targets=[Target("obvious", "ours", ">=", 1)], checks=checks)]
 
 
 def key_rows(inputs: Inputs, repeats: int) -> list[Row]:

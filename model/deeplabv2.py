@@ -47,8 +47,8 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float [B, in_channels, h, w] -> logits float32 (float64 for float64) [B, C, h, w].
 
-        One matrix product for the 4 x 9 taps of all convolutions, whose results are then shifted and added up: a third
-        of the time that four convolutions with few output channels take (`python -m bench step`).
+        One matrix product for the 4 x 9 taps of all convolutions, whose results are then shifted and added up:
+        much faster than four convolutions with few output channels (`python -m bench head`).
         """
         taps = [conv.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2) for conv in self.conv2d_list]
         products = F.conv2d(x, torch.cat(taps)[:, :, None, None]).flatten(2)

@@ -210,12 +210,13 @@ def test_a_wrong_variant_fails_the_entry(monkeypatch, capsys):
 
 
 def test_entry_runs_from_the_command_line(tmp_path):
-    command = [sys.executable, "-m", "bench", "losses", "sample", "--quick", "--markdown", tmp_path / "t.md"]
+    command = [sys.executable, "-m", "bench", "losses", "head", "sample", "--quick", "--markdown", tmp_path / "t.md"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     lines = [line for line in done.stdout.splitlines() if line.startswith("| ")]
-    assert [line.split(",")[0] for line in lines[2:]] == ["| losses of an LD step", *["| one training sample"] * 2]
-    assert (tmp_path / "t.md").read_text() == f"`python -m bench losses sample --quick`\n\n{done.stdout}"
+    assert [line.split(",")[0] for line in lines[2:]] == ["| losses of an LD step", "| head of the network",
+                                                          *["| one training sample"] * 2]
+    assert (tmp_path / "t.md").read_text() == f"`python -m bench losses head sample --quick`\n\n{done.stdout}"
 
 
 def test_rows_of_a_gpu_run_where_there_is_none(inputs, monkeypatch):
@@ -243,6 +244,6 @@ def test_unknown_row_is_named(capsys):
 def test_every_row_runs(capsys):
     entry.main(["--quick"])
     out = capsys.readouterr().out
-    for title in ("pseudo-label round", "memory of a round", "validation", "LD step", "BE step", "keys", "start of run.py",
-                  "scaling", "GPU: LD step", "GPU: pseudo-label round"):
+    for title in ("pseudo-label round", "memory of a round", "validation", "LD step", "BE step", "keys",
+                  "start of run.py", "scaling", "GPU: LD step", "GPU: pseudo-label round"):
         assert f"| {title}" in out
