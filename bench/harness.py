@@ -112,12 +112,17 @@ def elsewhere(prepare: str, *arguments):
     command = [sys.executable, "-m", "bench.harness", prepare, json.dumps(arguments)]
     with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         def work():
-            print(file=process.stdin, flush=True)
+            with contextlib.suppress(BrokenPipeError):  # it has ended: the empty answer says so
+                print(file=process.stdin, flush=True)
             answer = process.stdout.readline()
             if not answer:
                 raise RuntimeError(f"{prepare} has ended")
             return json.loads(answer)
-        yield work
+        try:
+            yield work
+        finally:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
 
 
 def peak_memory(prepare: str, *arguments) -> float:

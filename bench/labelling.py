@@ -17,7 +17,7 @@ from trainer import evaluate
 from trainer.build import build_model, pick_device
 from utils.schedule import round_portion
 
-RESOLUTION = 2**-7        # relative, of 1 - conf: the width of the bins that thresholds come from
+RESOLUTION = 2**-7        # relative, of 1 - conf: what a threshold may be off by
 FLOAT32 = 2**-23          # the obvious version knows 1 - conf of confident pixels only to this
 DIFFERING = 1e-4          # share of pixels whose label may differ
 FEW, SOME = 10, 40        # images of the memory row

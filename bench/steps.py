@@ -143,8 +143,6 @@ def prepare_step(root: str, quick: bool, method: str, variant: str):
     return work
 
 
-
-
 def head_rows(inputs: Inputs, repeats: int) -> list[Row]:
     """The network's head on the features of one crop, forward and backward."""
     torch.manual_seed(0)

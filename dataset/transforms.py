@@ -55,13 +55,14 @@ def cut_label(ids: np.ndarray, window: Window, crop: int) -> np.ndarray:
 
 
 def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [*size, 3], size = (height, width): bicubic with antialiasing as in Pillow, but for the
-    rounding between the two axes, and much faster."""
+    """uint8 [H, W, 3] -> uint8 [*size, 3], size = (height, width): bicubic with antialiasing, to about one grey level
+    what Pillow gives where it takes the axes in the same order (width first, rounded in between), and much faster."""
     if pixels.shape[:2] == tuple(size):
         return pixels
-    channels_last = torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1).unsqueeze(0)
-    resized = F.interpolate(channels_last, size, mode="bicubic", antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
+    images = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0)
+    # In this order the strides are those of channels_last, for which there is a kernel of its own.
+    resized = F.interpolate(images.permute(0, 3, 1, 2), size, mode="bicubic", antialias=True)
+    return resized.permute(0, 2, 3, 1)[0].numpy()
 
 
 def network_input(images: torch.Tensor) -> torch.Tensor:
@@ -77,7 +78,7 @@ def _needed_part(extent: int, resized: int, start: int, length: int) -> tuple[sl
 
     Both ends lie where a whole number of original pixels becomes a whole number of resized ones, at least the reach of
     a bicubic kernel away, or at the image's edges: so the part, resized on its own, equals the same part of the image
-    resized as a whole.
+    resized as a whole. The larger the common divisor of the two sizes, the less is resized in vain.
     """
     common = math.gcd(extent, resized)
     original, step = extent // common, resized // common
@@ -88,5 +89,5 @@ def _needed_part(extent: int, resized: int, start: int, length: int) -> tuple[sl
 
 
 def _nearest(extent: int, resized: int, pixels: np.ndarray) -> np.ndarray:
-    """Of one axis of `extent` pixels, resized to `resized`: the original pixel around the centre of each of `pixels`."""
+    """Of one axis of `extent` pixels, resized to `resized`: the original pixel at the centre of each of `pixels`."""
     return (2 * pixels + 1) * extent // (2 * resized)

@@ -1,5 +1,7 @@
 """What training and evaluation see of a data set's samples: random crops, whole images, labels alone. No sample is ever
 replaced: whatever cannot be read raises a DataError that names the file."""
+import math
+
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -7,6 +9,9 @@ from torch.utils.data import Dataset
 from dataset import transforms
 from dataset.files import read_image, read_label, read_label_ids, read_size, require_same_size
 from dataset.segmentation import Sample, read_pair
+from utils.errors import DataError
+
+_LARGEST = 2**28  # pixels of a resized image, of which a crop may need a strip of any length: 800 MB
 
 
 class TrainingCrops(Dataset):
@@ -24,6 +29,9 @@ class TrainingCrops(Dataset):
         require_same_size(sample.image, image.shape[1::-1], sample.label, ids)
         rng = np.random.default_rng([self.seed, *key])
         window = transforms.draw_window(rng, ids.shape, self.shorter_edge, self.crop, self.scales, self.mirror)
+        if math.prod(window.resized) > _LARGEST:
+            raise DataError(f"{sample.image}: {ids.shape[1]}x{ids.shape[0]} would be resized to {window.resized[1]}x"
+                            f"{window.resized[0]}: cut it into pieces or take it out of the list.")
         image = transforms.cut_image(image, window, self.crop)
         label = self.table.take(transforms.cut_label(ids, window, self.crop))
         return {"image": torch.from_numpy(image), "label": torch.from_numpy(label), "name": sample.name}

@@ -345,14 +345,16 @@ def test_a_target_of_one_image(world, monkeypatch):
 def test_a_second_signal_is_not_swallowed():
     from utils.interrupt import Interrupt
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
-    with pytest.raises(KeyboardInterrupt):
-        with Interrupt() as interrupt:
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.01)
-            assert interrupt.requested == "SIGINT"
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(1)
-    signal.signal(signal.SIGINT, before)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            with Interrupt() as interrupt:
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+                assert interrupt.requested == "SIGINT"
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_no_handlers_outside_the_main_thread():

@@ -220,6 +220,17 @@ def test_damaged_files_are_named_and_never_replaced(gta5, tmp_path, kind, culpri
     assert not multiprocessing.active_children()  # who reads has ended with the error, at once
 
 
+def test_a_strip_that_would_become_huge_is_named(gta5, tmp_path):
+    gta5()
+    for path in (tmp_path / "gta5/images/00003.png", tmp_path / "gta5/labels/00003.png"):
+        pixels = np.zeros((8, 5003, 3), np.uint8)
+        save(path, pixels if "images" in str(path) else pixels[..., 0])
+    cfg = load_config(tmp_path / "config.yml", ["worker=0", "num_steps=4", "scales=[1.5]"])
+    samples = segmentation.find_samples("gta5", cfg.source_data, "train")
+    with pytest.raises(DataError, match="00003.png: 5003x8 would be resized to"):
+        list(loaders.source_loader(cfg, samples))
+
+
 def test_labels_all_some_none(gta5, tmp_path):
     _, samples = gta5()
     assert segmentation.has_labels(samples)

@@ -100,7 +100,7 @@ def off_edges(extent, resized, start, side, crop=60):
 @given(st.integers(8, 60), st.integers(1, 60), st.integers(0, 59), st.integers(1, 60))
 def test_a_part_of_an_axis_is_resized_as_the_whole_is(extent, resized, start, length):
     start, length = start % resized, min(length, resized - start % resized)
-    pixels = noise((extent, 9), extent)
+    pixels = noise((extent, 9), extent)  # not of width 1, where torch's kernel fails
     part, size, offset = transforms._needed_part(extent, resized, start, length)
     got = transforms.resize_image(pixels[part], (size, 9))[offset: offset + length]
     expected = transforms.resize_image(pixels, (resized, 9))[start: start + length]

@@ -26,12 +26,13 @@ _STEP, _TOP = 2.0**-10, 2**15 - 1        # of packed scores: distance of two nei
 def pack_scores(scores: Tensor) -> Tensor:
     """Score map float [C, h, w] -> int16 [C, h, w], less each position's maximum, which softmax does not see.
 
-    Fixed point, not half precision: a logit's absolute error is a probability's relative one. It is at most 2^-11 down
-    to 64 below the maximum, where the scores end (a doubt of 1e-28), so a doubt keeps a relative error below 2^-10 as
-    far as bins tell doubts apart.
+    Fixed point, not half precision: a logit's absolute error is a probability's relative one. It is below 2^-10 down to
+    64 below the maximum, where the scores end (a doubt of 1e-28), so a doubt keeps a relative error below 2^-10 as far
+    as bins tell doubts apart. Rounding down, which leaves the maximum 0, lowers doubts (but where scores of positions
+    with different maxima are mixed): who passes a threshold of the exact scores passes it here too.
     """
     below = scores.float() - scores.float().amax(0)
-    return (below / _STEP + _TOP).round().clamp(-_TOP - 1, _TOP).to(torch.int16)
+    return (below / _STEP + _TOP).floor().clamp(-_TOP - 1, _TOP).to(torch.int16)
 
 
 def unpack_scores(packed: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ def predict(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def doubt_bin(doubt: Tensor) -> Tensor:
     """int64 bin of each doubt, 0..NUM_BINS-1, monotone; a bin spans a factor of at most 1 + 2^-10 in doubt, but for
-    bin 0, which has all doubts up to 2^-80."""
+    bin 0, which has all doubts up to about 2^-80."""
     return ((doubt.contiguous().view(torch.int32) >> _CUT) - _FIRST).clamp_(min=0).long()
 
 
