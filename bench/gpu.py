@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import baseline
 from bench.harness import Check, Row, Target, interleave
 from bench.inputs import NUM_CLASSES, Inputs
-from bench.labelling import DIFFERING, PlainRound, label_checks, reported_thresholds, threshold_check
+from bench.labelling import DIFFERING, PlainRound, SameInputs, label_checks, reported_thresholds, threshold_check
 from bench.steps import OurStep, PlainStep, all_labelled, step_checks
 from dataset import loaders
 from trainer import evaluate
@@ -35,9 +35,9 @@ def step_rows(inputs: Inputs, repeats: int) -> list[Row]:
 def _step_row(inputs, method, repeats, rate):
     batch = decoded([inputs.batch(BATCH)])[0]
     labelled = all_labelled(batch)
-    fp32 = OurStep(inputs, method, batch, device=DEVICE, amp="off")
+    fp32 = OurStep(inputs, method, labelled, device=DEVICE, amp="off")
     with plain_cudnn(tf32=False):
-        checks = step_checks(fp32, PlainStep(inputs, method, labelled, DEVICE), labelled)
+        checks = step_checks(fp32, PlainStep(inputs, method, labelled, DEVICE))
     del fp32
     plain, ours = PlainStep(inputs, method, batch, DEVICE), OurStep(inputs, method, batch, device=DEVICE, amp=AMP)
 
@@ -130,7 +130,8 @@ def _round_row(inputs, repeats):
 def _validation_row(inputs, repeats):
     device, plain = torch.device(DEVICE), inputs.plain_network(DEVICE)
     items = decoded(inputs.validation_loader()) * IMAGES
-    pairs = [(x.to(DEVICE), truth.to(DEVICE)) for x, truth in inputs.plain_pairs()] * IMAGES
+    same = SameInputs(inputs.root, inputs.size)
+    pairs = [(x.to(DEVICE), truth.to(DEVICE)) for x, truth in same.plain_pairs()] * IMAGES
     fp32, ours = inputs.trainer(device=DEVICE, amp="off").model, inputs.trainer(device=DEVICE, amp=AMP).model
 
     def obvious():
@@ -150,12 +151,12 @@ def _validation_row(inputs, repeats):
     return Row("GPU: validation, per image", values, targets=[Target("obvious", "ours", ">=", 6)], checks=checks)
 
 
-class OnGpu(Inputs):
+class OnGpu(SameInputs):
     """The obvious version's inputs, decoded once and kept on the GPU."""
 
     def __init__(self, inputs: Inputs):
         super().__init__(inputs.root, inputs.size)
-        self._kept = [(x.to(DEVICE), size) for x, size in inputs.plain_inputs()]
+        self._kept = [(x.to(DEVICE), size) for x, size in super().plain_inputs()]
 
     def plain_inputs(self, split: str = "train"):
         return iter(self._kept)

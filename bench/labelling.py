@@ -12,9 +12,11 @@ from torch import Tensor
 from bench import baseline
 from bench.harness import Check, Row, Spread, Target, elsewhere, interleave, peak_memory
 from bench.inputs import FULL, NUM_CLASSES, QUICK, Inputs
+from dataset import loaders
+from dataset.transforms import network_input
 from model.deeplabv2 import DeepLabV2
 from trainer import evaluate
-from trainer.build import build_model, pick_device
+from trainer.build import build_model
 from utils.schedule import round_portion
 
 RESOLUTION = 2**-7        # relative, of 1 - conf: what a threshold may be off by
@@ -24,8 +26,9 @@ FEW, SOME = 10, 40        # images of the memory row
 
 
 def round_rows(inputs: Inputs, repeats: int) -> list[Row]:
-    """Thresholds and pseudo labels of all training images, reading and writing files included."""
-    trainer, plain = inputs.trainer(), plain_round(str(inputs.root), inputs.size is QUICK)
+    """Thresholds and pseudo labels of all training images, reading and writing files included. Compared are the results
+    on the same network inputs; the obvious version's own, resized by Pillow, are timed."""
+    trainer, here = inputs.trainer(), (str(inputs.root), inputs.size is QUICK)
     images = [x for x, _ in inputs.plain_inputs()]
 
     def forward():
@@ -34,22 +37,38 @@ def round_rows(inputs: Inputs, repeats: int) -> list[Row]:
             with torch.no_grad():
                 trainer.model(x)
 
-    labelled = trainer.label_target(0)
-    with elsewhere("bench.labelling:plain_round", str(inputs.root), inputs.size is QUICK) as obvious:
-        plain.deltas = obvious()["result"]
-        checks = [threshold_check(plain.deltas, reported_thresholds(trainer)),
-                  *label_checks(plain, [sample.label for sample in labelled])]
+    labelled, plain = trainer.label_target(0), plain_round(SameInputs(inputs.root, inputs.size))
+    plain()
+    checks = [threshold_check(plain.deltas, reported_thresholds(trainer)),
+              *label_checks(plain, [sample.label for sample in labelled])]
+    with elsewhere("bench.labelling:prepare_plain_round", *here) as obvious:
         values = interleave({"obvious": obvious, "ours": lambda: trainer.label_target(0), "floor": forward}, repeats,
                             per=len(images))
     targets = [Target("obvious", "ours", ">=", 2.3), Target("ours", "floor", "<=", 1.15)]
     return [Row("pseudo-label round, per image", values, targets=targets, checks=checks)]
 
 
-def plain_round(root: str, quick: bool) -> "PlainRound":
-    """The obvious version of the row's work."""
-    inputs = Inputs(Path(root), QUICK if quick else FULL)
+class SameInputs(Inputs):
+    """The obvious version's inputs, read as the project reads them."""
+
+    def plain_inputs(self, split: str = "train"):
+        for item in loaders.whole_image_loader(self.config(), "cityscapes", self.samples(split), False):
+            yield network_input(item["image"]), item["size"]
+
+    def plain_pairs(self):
+        for item in self.validation_loader():
+            yield network_input(item["image"]), item["label"]
+
+
+def plain_round(inputs: Inputs) -> "PlainRound":
+    """The obvious version of a round with the defaults' portion."""
     cfg = inputs.config()
     return PlainRound(inputs, inputs.plain_network(), round_portion(cfg.cb_prop, cfg.portion_step, 0))
+
+
+def prepare_plain_round(root: str, quick: bool):
+    """The obvious version of the row's work, for a process of its own."""
+    return plain_round(Inputs(Path(root), QUICK if quick else FULL))
 
 
 class PlainRound:
@@ -154,7 +173,7 @@ def prepare_round(root: str, quick: bool, variant: str, count: int):
 
 def validation_rows(inputs: Inputs, repeats: int) -> list[Row]:
     """The confusion matrix of the validation images, reading included."""
-    cpu = pick_device("cpu")
+    cpu = torch.device("cpu")
     model, _ = build_model(inputs.config(), cpu)
     images, pixels = [x for x, _ in inputs.plain_inputs("val")], inputs.size.images * np.prod(inputs.size.cityscapes)
 
@@ -175,7 +194,7 @@ def validation_rows(inputs: Inputs, repeats: int) -> list[Row]:
 
 
 def plain_validation(root: str, quick: bool):
-    """The obvious version of the row's work."""
+    """The obvious version of the row's work, for a process of its own."""
     inputs = Inputs(Path(root), QUICK if quick else FULL)
     plain = inputs.plain_network()
     return lambda: baseline.validation(plain, inputs.plain_pairs(), NUM_CLASSES).tolist()

@@ -1,4 +1,5 @@
 """Rows of whole training steps: beside the obvious version, and the configuration's keys beside their defaults."""
+import contextlib
 import copy
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from trainer.base_trainer import Position
 
 CHECK_RATE, RATE = 1e-2, 1e-6  # learning rates: of the step whose update is compared, and of those that are timed
 STEPS = {"ld": 1, "be": 2}     # method -> batch size
+VARIANTS = ("obvious", "ours", "checkpointing")
 KEYS = ({"channels_last": False}, {"compile": True}, {"amp": "bf16"}, {"checkpointing": True})
 
 
@@ -74,16 +76,18 @@ def build_step(inputs: Inputs, method: str, variant: str, batch: dict):
 
 
 def step_rows(inputs: Inputs, repeats: int) -> list[Row]:
-    """Seconds and peak memory of one LD and one BE step."""
+    """Seconds and peak memory of one LD and one BE step. Each variant has a process of its own: they differ in what
+    they ask of the allocator."""
     rows, here = [], (str(inputs.root), inputs.size is QUICK)
     for method, count in STEPS.items():
-        batch = inputs.batch(count)
-        work = {v: build_step(inputs, method, v, batch) for v in ("ours", "checkpointing")}
-        labelled = all_labelled(batch)
-        checks = {v: step_checks(step, PlainStep(inputs, method, labelled), labelled) for v, step in work.items()}
-        with elsewhere("bench.steps:plain_step", *here, method) as obvious:
-            seconds = interleave({"obvious": obvious, **work}, repeats)
-        del work
+        labelled, checks = all_labelled(inputs.batch(count)), {}
+        for variant in ("ours", "checkpointing"):
+            ours, plain = (build_step(inputs, method, v, labelled) for v in (variant, "obvious"))
+            checks[variant] = step_checks(ours, plain)
+            del ours, plain
+        with contextlib.ExitStack() as processes:
+            seconds = interleave({v: processes.enter_context(elsewhere("bench.steps:timed_step", *here, method, v))
+                                  for v in VARIANTS}, repeats)
         memory = {v: Spread.of([peak_memory("bench.steps:prepare_step", *here, method, v)]) for v in seconds}
         name = f"{method.upper()} step, batch {count}, crop {inputs.size.crop}"
         for variant, speed, share in (("ours", 1.2, 1.0), ("checkpointing", 0.7, 0.45)):
@@ -104,26 +108,23 @@ def _pair(values, variant):
     return {"obvious": values["obvious"], "ours": values[variant]}
 
 
-def step_checks(ours: OurStep, plain: PlainStep, batch: dict) -> list[Check]:
-    """Losses of the first step on `batch`, which is `plain`'s, and the weights' update by it. The bounds are those of
-    float32 through a hundred layers whose convolutions add in another order, not the losses' own (see the row
-    `losses`)."""
-    timed, ours.batch = ours.batch, batch
+def step_checks(ours: OurStep, plain: PlainStep) -> list[Check]:
+    """Losses of the first step on the batch of both, and the weights' update by it. The bounds are those of float32
+    through a hundred layers whose convolutions add in another order, not the losses' own (see the row `losses`)."""
     mine, theirs = list(ours.trainer.model.parameters()), list(plain.model.parameters())
     start = [p.detach().clone() for p in theirs]
     difference = relative_difference(plain(CHECK_RATE), ours.losses())
     ours(CHECK_RATE)
-    ours.batch = timed
     moved = torch.cat([(p.detach() - s).flatten() for p, s in zip(theirs, start)])
     apart = torch.cat([(p.detach() - q.detach()).flatten() for p, q in zip(mine, theirs)])
     return [Check("losses, relative difference", difference, 1e-4),
             Check("weights, difference over update (norms)", (apart.norm() / moved.norm()).item(), 0.05)]
 
 
-def plain_step(root: str, quick: bool, method: str):
-    """The obvious version's step, for a process of its own."""
+def timed_step(root: str, quick: bool, method: str, variant: str):
+    """The work of one process whose steps are timed."""
     inputs = Inputs(Path(root), QUICK if quick else FULL)
-    step = PlainStep(inputs, method, inputs.batch(STEPS[method]))
+    step = build_step(inputs, method, variant, inputs.batch(STEPS[method]))
 
     def work():
         step()

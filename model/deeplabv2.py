@@ -1,6 +1,7 @@
 """DeepLabV2 (Chen et al., TPAMI 2018) on a ResNet with output stride 8, under the parameter names that the field's
 checkpoints use: conv1 bn1 layer1..layer4 layer5.conv2d_list.0..3."""
 import contextlib
+import math
 from typing import Callable
 
 import torch
@@ -66,7 +67,8 @@ class DeepLabV2(nn.Module):
 
     Two attributes change how it is computed, not what. autocast: torch.bfloat16 or torch.float16 for its convolutions
     (parameters and logits stay float32), None for none. checkpointing: in training keep only the input of stem
-    and bottlenecks and compute the rest again in the backward pass: less memory, one more forward pass.
+    and bottlenecks (every second one in a deep stage) and compute the rest again in the backward pass: less memory, one
+    more forward pass.
     """
 
     def __init__(self, num_classes: int, layers: tuple[int, ...] = (3, 4, 23, 3), width: int = 64):
@@ -92,8 +94,8 @@ class DeepLabV2(nn.Module):
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
             x = run(self._stem, self.bn1, x)
             for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-                for block in stage:
-                    x = run(block, block, x)
+                for part in _parts(stage):
+                    x = run(part, part, x)
             return self.layer5(x)
 
     def _stem(self, x):
@@ -136,6 +138,13 @@ def parameter_groups(model: DeepLabV2, backbone_lr_mult: float, head_lr_mult: fl
     trainable = [p for p in model.parameters() if p.requires_grad]
     return [{"name": "backbone", "lr_mult": backbone_lr_mult, "params": [p for p in trainable if id(p) not in head]},
             {"name": "head", "lr_mult": head_lr_mult, "params": [p for p in trainable if id(p) in head]}]
+
+
+def _parts(stage: nn.Sequential) -> list[nn.Sequential]:
+    """The stage in parts of s blocks. Checkpointing keeps n / s inputs of one size and, for one part at a time, about
+    four times that size a block: least at s = sqrt(n / 4) (Chen et al., 2016, choose sqrt(n) for equal sizes)."""
+    size = max(1, round(math.sqrt(len(stage) / 4)))
+    return [stage[i: i + size] for i in range(0, len(stage), size)]
 
 
 def _run(call: Callable[[Tensor], Tensor], _owner: nn.Module, x: Tensor) -> Tensor:

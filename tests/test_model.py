@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.deeplabv2 import DeepLabV2, Head, freeze_bn_affine, parameter_groups
+from model.deeplabv2 import DeepLabV2, Head, _parts, freeze_bn_affine, parameter_groups
 from model.ema import Teacher, ema_decay
 
 
@@ -158,6 +158,19 @@ def test_checkpointing_keeps_less_for_the_backward_pass():
             model(torch.randn(2, 3, 64, 64))
         return sum(sizes)
     assert kept(True) < 0.5 * kept(False)
+
+
+def test_deep_stages_are_recomputed_in_pairs():
+    assert [len(_parts(nn.Sequential(*map(nn.Conv2d, [1] * n, [1] * n, [1] * n)))) for n in (1, 3, 4, 9, 23, 36)] == [
+        1, 3, 4, 5, 12, 12]
+    x, found = 50 * torch.randn(2, 3, 40, 48), []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        model = DeepLabV2(5, (1, 1, 9, 1), 2)
+        model.checkpointing = checkpointing
+        found.append((gradients(model, x), model.state_dict()))
+    for plain, recomputed in zip(*found):
+        assert list(plain) == list(recomputed) and all(plain[n].equal(recomputed[n]) for n in plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -13,10 +13,13 @@ AUTOCAST = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of th
 def build_model(cfg: Config, device: torch.device, weights: str | None = None,
                 load: bool = True) -> tuple[DeepLabV2, LoadReport]:
     """The network of a configuration with `weights` (default: init_weight) loaded: (model on device, what was loaded).
-    load: False leaves the random start, for weights that come from elsewhere.
+    load: False leaves the random start, for weights that come from elsewhere. On the CPU the process keeps the memory
+    that it frees from now on, unless `checkpointing` asks for little of it.
 
     Raises CheckpointError if they do not fit.
     """
+    if device.type == "cpu" and not cfg.checkpointing:
+        keep_freed_memory()
     model = DeepLabV2(cfg.num_classes, cfg.layers, cfg.width)
     report = load_weights(model, (weights or cfg.init_weight) if load else None)
     if cfg.fixbn:
@@ -29,11 +32,8 @@ def build_model(cfg: Config, device: torch.device, weights: str | None = None,
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: the first GPU, else the CPU, whose memory this process then keeps. Raises ConfigError if a GPU is asked
-    for that is not there."""
+    """`auto`: the first GPU, else the CPU. Raises ConfigError if a GPU is asked for that is not there."""
     device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cpu":
-        keep_freed_memory()
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: {name!r} is not there ({torch.cuda.device_count()} GPUs found): use auto or cpu.")
     return device
