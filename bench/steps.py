@@ -76,15 +76,14 @@ def build_step(inputs: Inputs, method: str, variant: str, batch: dict):
 
 
 def step_rows(inputs: Inputs, repeats: int) -> list[Row]:
-    """Seconds and peak memory of one LD and one BE step. Each variant has a process of its own: they differ in what
-    they ask of the allocator."""
+    """Seconds and peak memory of one LD and one BE step. Each variant, and each check, has a process of its own: they
+    differ in what they ask of the allocator, and together they would keep more memory than a machine has."""
     rows, here = [], (str(inputs.root), inputs.size is QUICK)
     for method, count in STEPS.items():
-        labelled, checks = all_labelled(inputs.batch(count)), {}
+        checks = {}
         for variant in ("ours", "checkpointing"):
-            ours, plain = (build_step(inputs, method, v, labelled) for v in (variant, "obvious"))
-            checks[variant] = step_checks(ours, plain)
-            del ours, plain
+            with elsewhere("bench.steps:checked_step", *here, method, variant) as check:
+                checks[variant] = [Check(*found) for found in check()["result"]]
         with contextlib.ExitStack() as processes:
             seconds = interleave({v: processes.enter_context(elsewhere("bench.steps:timed_step", *here, method, v))
                                   for v in VARIANTS}, repeats)
@@ -129,6 +128,14 @@ def timed_step(root: str, quick: bool, method: str, variant: str):
     def work():
         step()
     return work
+
+
+def checked_step(root: str, quick: bool, method: str, variant: str):
+    """The work of one process that compares a step with the obvious one; returns the checks' fields."""
+    inputs = Inputs(Path(root), QUICK if quick else FULL)
+    labelled = all_labelled(inputs.batch(STEPS[method]))
+    ours, plain = (build_step(inputs, method, v, labelled) for v in (variant, "obvious"))
+    return lambda: [(c.name, c.value, c.limit) for c in step_checks(ours, plain)]
 
 
 def prepare_step(root: str, quick: bool, method: str, variant: str):

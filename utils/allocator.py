@@ -6,8 +6,8 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free for the next ones. By default it gives back to the system every block of more
-    than 32 MiB, and the system clears each page anew: a fifth of a forward pass on the CPU (`python -m bench round`).
+    """Let glibc keep what tensors free for the next ones. By default it gives every block of more than 32 MiB back to
+    the system, which clears each page anew for the next tensor. What is kept is in pieces, so the peak is higher.
     Elsewhere (other systems, other C libraries) nothing happens."""
     if not sys.platform.startswith("linux"):
         return
