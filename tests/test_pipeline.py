@@ -174,16 +174,22 @@ def test_labelling_moves_the_running_statistics_with_bn_stats_batch_alone(world,
     assert moved == (set(before) if bn_stats == "batch" else set())
 
 
-def test_stage_0_equals_the_plain_loop(world):
-    """Momentum, weight decay, poly rate and head factor, written out; a validation on the way changes nothing."""
+def test_stage_0_equals_the_plain_loop(world, monkeypatch):
+    """Momentum, weight decay, poly rate and head factor, written out; a validation on the way changes nothing. In
+    float64: batch norm over a few pixels amplifies float32's rounding step by step."""
+    def wide_input(image):
+        return network_input(image).double()
+    for module in ("source_only_trainer", "evaluate"):
+        monkeypatch.setattr(f"trainer.{module}.network_input", wide_input)
     cfg = load_config("tiny.yml", ["num_steps=5", "val_freq=2", "fixbn=True", "learning_rate=0.001",
                                    "weight_decay=0.5"], method="source_only")
     trainer = SourceOnlyTrainer(cfg)
+    trainer.model.double()
     model = copy.deepcopy(trainer.model).train()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     velocity = {name: torch.zeros_like(p) for name, p in trainable.items()}
     for step, batch in enumerate(loaders.source_loader(cfg, trainer.samples)):
-        loss = F.cross_entropy(model(network_input(batch["image"])), batch["label"].long(), ignore_index=255)
+        loss = F.cross_entropy(model(wide_input(batch["image"])), batch["label"].long(), ignore_index=255)
         gradients = torch.autograd.grad(loss, list(trainable.values()))
         rate = 0.001 * (1 - step / 5) ** 0.9
         with torch.no_grad():
@@ -195,7 +201,7 @@ def test_stage_0_equals_the_plain_loop(world):
     found = trainer.model.state_dict()
     for name, expected in model.state_dict().items():
         moved = (expected - start[name]).abs().max()
-        assert (found[name] - expected).abs().max() <= 1e-3 * moved, name
+        assert (found[name] - expected).abs().max() <= 1e-6 * moved, name
         assert not found[name].equal(start[name]) or name not in trainable and "running" not in name, name
 
 
