@@ -48,8 +48,9 @@ def label_round(model: DeepLabV2, cfg: Config, samples: list[Sample], names: tup
     of the classes, for the report. check: called between images; what it raises ends the round, without a manifest.
 
     The network sees every image once, alone in its pass. With `bn_stats: batch` it is normalised by its own statistics,
-    and the running ones move to the target with every image seen. What it gave at output stride 8 is kept
-    (`score_budget`) and upsampled twice: to the network's input size for the thresholds, to the file's for the labels.
+    and the running ones move to the target with every image seen. What it gives at output stride 8 is
+    upsampled twice: at once to the network's input size for the thresholds, and, kept in 16 bits (`score_budget`), to
+    the file's for the labels.
     """
     device = next(model.parameters()).device
     folder.mkdir(parents=True, exist_ok=True)
