@@ -116,14 +116,15 @@ def validation(model, pairs, num_classes: int) -> Tensor:
     return confusion
 
 
-def ld_losses(logits: Tensor, pseudo_label: Tensor, rank: int) -> dict[str, Tensor]:
+def ld_losses(logits: Tensor, pseudo_label: Tensor, rank: int, entropy: str = "released") -> dict[str, Tensor]:
     """The three terms of label denoising, entropy over all pixels; arguments as in `trainer.losses.ld_losses`."""
     selected = (pseudo_label != IGNORE).sum().clamp(min=1)
     positive = F.cross_entropy(logits, pseudo_label, ignore_index=IGNORE, reduction="sum") / selected
-    entropy = -(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()
+    scores = logits if entropy == "shannon" else logits.softmax(1)
+    entropic = -(logits.softmax(1) * scores.log_softmax(1)).sum(1).mean()
     kth = logits.softmax(1).topk(rank, dim=1).values[:, -1]
     negative = -(1 - kth).clamp(1e-5, 1).log().mean()
-    return {"positive": positive, "entropy": entropy, "negative": negative}
+    return {"positive": positive, "entropy": entropic, "negative": negative}
 
 
 def training_sample(image_path: Path, label_path: Path, ids: dict[int, int], rng: np.random.Generator,

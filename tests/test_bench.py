@@ -96,15 +96,16 @@ def test_validation_agrees(inputs):
     assert confusion.dtype == torch.int64 and torch.equal(confusion, ours) and confusion.sum() > 0
 
 
+@pytest.mark.parametrize("entropy", ["released", "shannon"])
 @pytest.mark.parametrize("rank", [6, 9, 12])
 @pytest.mark.parametrize("kept", [0.0, 0.3, 1.0])
-def test_losses_agree(rank, kept):
+def test_losses_agree(rank, kept, entropy):
     logits, label, conf = random_step(rank)
     label = label.masked_fill(conf >= kept, baseline.IGNORE)
     results = []
     for function in (baseline.ld_losses, losses.ld_losses):
         z = logits.clone().requires_grad_()
-        terms = function(z, label, rank)
+        terms = function(z, label, rank, entropy=entropy)
         sum(terms.values()).backward()
         results.append((terms, z.grad))
     assert all(check.holds for check in training.loss_checks(*results))

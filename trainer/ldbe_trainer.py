@@ -55,7 +55,8 @@ class LDBETrainer(BaseTrainer):
         logits = self.model(network_input(batch["image"].to(self.device, non_blocking=True)))
         pseudo_label = batch["label"].to(self.device, non_blocking=True).long()
         rank = losses.negative_rank(self.cfg.num_classes, self.cfg.neg_rank_width, rng)
-        return losses.ld_losses(logits, pseudo_label, rank, self.cfg.entropy_on, compile=self.cfg.compile)
+        return losses.ld_losses(logits, pseudo_label, rank, self.cfg.entropy_on, self.cfg.entropy,
+                                compile=self.cfg.compile)
 
     def be_step(self, batch, rng):
         images = network_input(batch["image"].to(self.device, non_blocking=True))

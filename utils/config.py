@@ -146,10 +146,6 @@ def _check(cfg):
             "batch_size: 1 is too small for method be, which mixes each image of a batch with the next; use 2 or more.")
     require(cfg.method == "source_only" or cfg.round_start < cfg.round,
             f"round_start: {cfg.round_start} leaves nothing to run of the {cfg.round} rounds from 0 on; use less.")
-    middle, width = cfg.num_classes // 2, cfg.neg_rank_width
-    require(cfg.method != "ld" or (middle - width >= 1 and middle + width <= cfg.num_classes),
-            f"neg_rank_width: {width} leaves the ranks 1..{cfg.num_classes} of num_classes {cfg.num_classes} around "
-            f"{middle}; use at most {min(middle - 1, cfg.num_classes - middle)}.")
     for side in ("source", "target"):
         name = getattr(cfg, side)
         require(name in cfg.sections, f"{side}: no data-set section {name!r}{nearest(name, cfg.sections)}; "

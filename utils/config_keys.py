@@ -105,7 +105,10 @@ class Config:
                              "paper)")
     entropy_on: str = key("all", str, "pixels of the entropy loss: all (released code) or unselected (paper)",
                           choices=("all", "unselected"))
-    neg_rank_width: int = key(3, int, "w: rank of the complementary class is floor(C/2) + U{-w..w}", low=0)
+    entropy: str = key("released", str, "entropy loss: released (the released code takes the softmax twice: logsumexp(p) - "
+                       "sum p^2) or shannon (paper: -sum p log p)", choices=("released", "shannon"))
+    neg_rank_width: int = key(3, int, "w: rank of the complementary class is floor(C/2) + U{-w..w}, kept within 2..C",
+                              low=0, high=255)
     ema_alpha: float = key(0.99, float, "a, largest share of the old teacher that an update keeps", low=0, high=1)
     conf_thresh: float = key(0.97, float, "confidence whose share of pixels weights an image in BE", low=0, high=1)
     plabel_accuracy: bool = key(True, bool, "report the pseudo labels' accuracy where the target's training split has "
