@@ -20,7 +20,7 @@ from trainer.labelling import label_round
 from utils.background import Background, host_copy
 from utils.config import load_config
 from utils.counting import count
-from utils.errors import UserError
+from utils.errors import TrainingError, UserError
 from utils.spool import TensorSpool
 
 PORTION = 0.2
@@ -109,6 +109,30 @@ def test_the_network_sees_each_image_once(world, tmp_path):
     assert len(seen) == len(samples) == model.bn1.num_batches_tracked.item()
     files = sorted(p.name for p in tmp_path.rglob("*") if p.is_file())
     assert files == sorted([f"{Path(s.name).name}.png" for s in samples] + ["manifest.json"])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_are_named_before_labels_are_made_of_them(world, tmp_path, value):
+    cfg, model, samples, names = setting(world)
+    plain, seen = model.score_map, []
+
+    def poisoned(image):
+        seen.append(1)
+        scores = plain(image)
+        scores[0, 3, 1, 2] = value if len(seen) in (2, 4) else scores[0, 3, 1, 2]
+        return scores
+    model.score_map = poisoned
+    with pytest.raises(TrainingError) as refused:
+        label_round(model, cfg, samples, names, PORTION, tmp_path)
+    assert f"2 of {len(samples)} images, the first {samples[1].name!r}" in str(refused.value)
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+def test_doubts_that_are_not_numbers_stay_within_the_bins():
+    doubt = torch.tensor([float("nan"), -float("nan"), float("inf"), -float("inf"), -0.0, 0.0, 1e-40, 0.5, 1.0])
+    bins = pl.doubt_bin(doubt)
+    assert bins.min() >= 0 and bins.max() <= pl.NUM_BINS - 1
+    assert pl.doubt_histogram(torch.zeros(9, dtype=torch.int64), bins, 3)[1:].sum() == 0  # under no other class
 
 
 def test_no_accuracy_without_labels(world, tmp_path):

@@ -22,6 +22,7 @@ from utils.background import Background, host_copy
 from utils.checkpoint import digest, remove_unfinished, write_atomically
 from utils.config import Config
 from utils.counting import count
+from utils.errors import TrainingError
 from utils.metrics import confusion_matrix
 from utils.spool import TensorSpool
 
@@ -50,7 +51,7 @@ def label_round(model: DeepLabV2, cfg: Config, samples: list[Sample], names: tup
     The network sees every image once, alone in its pass. With `bn_stats: batch` it is normalised by its own statistics,
     and the running ones move to the target with every image seen. What it gives at output stride 8 is
     upsampled twice: at once to the network's input size for the thresholds, and, kept in 16 bits (`score_budget`), to
-    the file's for the labels.
+    the file's for the labels. Raises TrainingError, after that pass, where a logit is not finite.
     """
     device = next(model.parameters()).device
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,9 +90,10 @@ def labels_intact(folder: Path, samples: list[Sample], manifest: str) -> bool:
 
 
 def _score_target(model, cfg, samples, device, spool, check):
-    """Histogram of doubt over all images, and their sizes (H, W); fills `spool` with the packed score maps."""
+    """Histogram of doubt over all images, and their sizes (H, W); fills `spool` with the packed score maps. Raises
+    TrainingError where a logit is not finite, before anything is made of the histogram."""
     histogram = torch.zeros(cfg.num_classes, pl.NUM_BINS, dtype=torch.int64, device=device)
-    sizes = []
+    sizes, finite = [], []
     model.train(cfg.bn_stats == "batch")
     loader = loaders.whole_image_loader(cfg, cfg.target, samples, False, device.type == "cuda")
     with Background() as keeper, torch.inference_mode():
@@ -99,10 +101,16 @@ def _score_target(model, cfg, samples, device, spool, check):
             check()
             image = network_input(item["image"].to(device, non_blocking=True))
             scores = model.score_map(image)[0]
+            finite.append(scores.isfinite().all())  # read once, at the end: a GPU need not wait for each image
             label, doubt = pl.predict(upsample(scores, image.shape[-2:]))
             histogram += pl.doubt_histogram(label, pl.doubt_bin(doubt), cfg.num_classes)
             keeper.submit(_keep, spool, host_copy(pl.pack_scores(scores)))
             sizes.append(tuple(item["size"]))
+    broken = [sample.name for sample, fine in zip(samples, torch.stack(finite).tolist()) if not fine]
+    if broken:
+        raise TrainingError(f"pseudo labels: the network's outputs are not finite for {len(broken)} of {len(samples)} "
+                            f"images, the first {broken[0]!r}: lower learning_rate, set amp=off or bf16, or check "
+                            "these images and init_weight.")
     return histogram, sizes
 
 

@@ -54,8 +54,8 @@ def predict(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 def doubt_bin(doubt: Tensor) -> Tensor:
     """int64 bin of each doubt, 0..NUM_BINS-1, monotone; a bin spans a factor of at most 1 + 2^-10 in doubt, but for
-    bin 0, which has all doubts up to about 2^-80."""
-    return ((doubt.contiguous().view(torch.int32) >> _CUT) - _FIRST).clamp_(min=0).long()
+    bin 0, which has all doubts up to about 2^-80. NaN stays within the bins; `label_round` refuses it."""
+    return ((doubt.contiguous().view(torch.int32) >> _CUT) - _FIRST).clamp_(0, NUM_BINS - 1).long()
 
 
 def doubt_histogram(label: Tensor, bins: Tensor, num_classes: int) -> Tensor:
