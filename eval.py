@@ -25,6 +25,8 @@ def main(given):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
     scored = report.score_checkpoints(cfg, checkpoints)
     print(evaluate.score_table(scored, report.target_classes(cfg)))
+    if unseen := next(iter(next(iter(scored.values())).values()))["unseen"]:
+        print(evaluate.unseen_warning("the validation labels", cfg.target, unseen), file=sys.stderr)
     if given.json:
         Path(given.json).write_text(json.dumps(scored, indent=1) + "\n", encoding="utf-8")
     if given.figure:

@@ -1,11 +1,12 @@
 """Schedules, confusion matrix, IoU and the street protocols against plain counting."""
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from dataset.labels import CITYSCAPES_CLASSES, STREET_PROTOCOLS, street_class_set
-from trainer.evaluate import protocol_scores, score_table
+from trainer.evaluate import means, protocol_scores, score_table, scored_classes
 from utils.metrics import class_iou, confusion_matrix
 from utils.schedule import poly_lr, round_lr, round_portion
 
@@ -88,3 +89,31 @@ def test_the_table_shows_every_number():
     assert lines[-1].split()[1:] == 2 * [f"{scores[p]['miou']:.1f}" for p in scores]
     terrain = next(line for line in lines if line.startswith("terrain")).split()
     assert terrain[1:] == 2 * [f"{scores['19 classes']['iou']['terrain']:.1f}", "-", "-"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_classes_without_a_labelled_pixel_are_named_and_a_mean_over_fewer_says_so(seed):
+    truth, predicted = random_labels(seed, 19)
+    absent = {int(c) for c in np.random.default_rng(seed).choice(19, 4, replace=False)}
+    truth[torch.isin(truth, torch.tensor(sorted(absent)))] = 255
+    neither = min(absent)  # the others are predicted: IoU 0, in the mean
+    predicted[predicted == neither] = (neither + 1) % 19
+    classes = street_class_set(19)
+    scores = protocol_scores(confusion_matrix(truth, predicted, 19), classes)
+    for protocol, members in classes.protocols.items():
+        assert scores[protocol]["unseen"] == [classes.names[c] for c in members if c in absent]
+        counted = len(members) - (neither in members)
+        assert scored_classes(scores[protocol]) == f"{counted} of {len(members)}"
+        full = f"{scores[protocol]['miou']:.2f} ({protocol})"
+        assert (full in means(scores)) == (neither not in members)
+        assert (f"({counted} of {len(members)} classes)" in means(scores)) == (neither in members)
+    lines = score_table({"LD": scores}, classes).splitlines()
+    assert lines[-1].startswith("mIoU") and lines[-2].startswith("classes") and "18/19" in lines[-2]
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_a_mean_over_all_classes_has_no_second_row():
+    truth, predicted = random_labels(0, 19)
+    scores = protocol_scores(confusion_matrix(truth, predicted, 19), street_class_set(19))
+    assert "classes" not in score_table({"LD": scores}, street_class_set(19)).splitlines()[-2]
+    assert all(s["unseen"] == [] for s in scores.values()) and " of " not in means(scores)

@@ -191,6 +191,23 @@ def test_a_damaged_state_falls_back_to_the_one_before(world, monkeypatch, capsys
     assert all(a[k].equal(b[k]) for k in a)
 
 
+@pytest.mark.parametrize("version", [None, 1, 99])
+def test_states_of_another_version_are_refused_and_kept(world, monkeypatch, capsys, version):
+    """Going on from one would change what the run computes; passing it over would lose it."""
+    stopped(monkeypatch)
+    paths = checkpoint.StateFolder(Path("snapshot/tiny/be.state"), 3).paths()
+    for path in paths:
+        state = torch.load(path, weights_only=True)
+        del state["version"]
+        torch.save(state if version is None else {**state, "version": version}, path)
+    before = [path.read_bytes() for path in paths]
+    capsys.readouterr()
+    assert call(monkeypatch, run_script, *BE, "--resume") == 2
+    error = capsys.readouterr().err
+    assert f"a state of version {version or 1}, this program" in error and "start anew" in error
+    assert [path.read_bytes() for path in paths] == before
+
+
 def test_no_code_in_a_state_is_run(world, monkeypatch, capsys):
     class Evil:
         def __reduce__(self):

@@ -15,7 +15,7 @@ from model.weights import save_weights
 from trainer import evaluate
 from trainer.build import build_model, pick_device
 from trainer.resume import newest_state
-from utils.checkpoint import RunLock, StateFolder, remove_unfinished, write_atomically
+from utils.checkpoint import STATE_VERSION, RunLock, StateFolder, remove_unfinished, write_atomically
 from utils.config import Config, to_yaml, with_drawn_seed
 from utils.errors import CheckpointError, Stopped, TrainingError
 from utils.interrupt import Interrupt
@@ -161,9 +161,9 @@ class BaseTrainer(ABC):
         self.scores = evaluate.protocol_scores(confusion, self.class_set)
         self._validated_at = self.global_step
         self.log.event("val", self.global_step, **self.scores)
-        means = ", ".join(f"{s['miou']:.2f} ({protocol})" for protocol, s in self.scores.items()
-                          if s["miou"] is not None)
-        self.log.say(f"step {self.global_step}: mIoU {means}")
+        self.log.say(f"step {self.global_step}: mIoU {evaluate.means(self.scores)}")
+        if unseen := next(iter(self.scores.values()))["unseen"]:
+            self.log.say_once(evaluate.unseen_warning("the validation labels", self.cfg.target, unseen))
 
     def save(self) -> None:
         """Write `<snapshot>/<note>/<stage>.pth`, atomically."""
@@ -180,7 +180,7 @@ class BaseTrainer(ABC):
 
     def state(self) -> dict:
         """Plain tensors and values only, so that reading a state runs no code."""
-        return {**dataclasses.asdict(self.position), "global_step": self.global_step,
+        return {"version": STATE_VERSION, **dataclasses.asdict(self.position), "global_step": self.global_step,
                 "seed": self.cfg.seed, "config": to_yaml(self.cfg),
                 "data": segmentation.fingerprint(self.samples), "model": self.model.state_dict(),
                 "optimizer": self.optimizer and self.optimizer.state_dict(),

@@ -31,22 +31,45 @@ def evaluate(model: torch.nn.Module, loader, num_classes: int, device: torch.dev
 
 
 def protocol_scores(confusion: Tensor, class_set: ClassSet) -> dict[str, dict]:
-    """{protocol: {"miou": float | None, "iou": {class name: float | None}}}, in percent (see `class_iou`)."""
+    """{protocol: {"miou": float | None, "iou": {class name: float | None}, "unseen": [class name]}}, in percent (see
+    `class_iou`); unseen: the protocol's classes of which the labels hold no pixel."""
     scores = {}
     for protocol, classes in class_set.protocols.items():
         per_class, mean = class_iou(confusion, classes)
-        scores[protocol] = {"miou": mean, "iou": dict(zip((class_set.names[c] for c in classes), per_class))}
+        names = [class_set.names[c] for c in classes]
+        unseen = [name for name, c in zip(names, classes) if not confusion[c].any()]
+        scores[protocol] = {"miou": mean, "iou": dict(zip(names, per_class)), "unseen": unseen}
     return scores
+
+
+def scored_classes(scores: dict) -> str:
+    """`n of m`: the classes over which one protocol's mIoU is the mean, and those that the protocol has."""
+    return f"{sum(iou is not None for iou in scores['iou'].values())} of {len(scores['iou'])}"
+
+
+def means(scores: dict[str, dict]) -> str:
+    """One line of every protocol's mIoU, such as `41.30 (19 classes), 45.02 (15 of 16 classes)`: a mean over fewer
+    classes than the protocol has says so."""
+    def over(protocol, of_protocol):
+        return f"{scored_classes(of_protocol)} classes" if None in of_protocol["iou"].values() else protocol
+    return ", ".join(f"{s['miou']:.2f} ({over(protocol, s)})" for protocol, s in scores.items() if s["miou"] is not None)
+
+
+def unseen_warning(labels: str, section_name: str, names: list[str]) -> str:
+    """The line that says of which classes `labels` (a description) hold no pixel."""
+    return (f"warning: {labels} hold no pixel of {', '.join(names)}: check {section_name}.label_ids and .classes "
+            "(python -m dataset.check lists the ids that the files hold; masks of 0 and 255 need label_ids: {0: 0, "
+            "255: 1})")
 
 
 def score_table(columns: dict[str, dict[str, dict]], class_set: ClassSet) -> str:
     """Text table: a row per class, mIoU at the foot; a column per checkpoint and protocol.
 
     columns: heading -> `protocol_scores`. "-": the class is not in the protocol, or occurs in neither labels nor
-    predictions.
+    predictions; where a mean is over fewer classes than its protocol has, a row above it says over how many.
     """
     protocols = list(class_set.protocols)
-    first = max(len(name) for name in (*class_set.names, "IoU, %"))
+    first = max(len(name) for name in (*class_set.names, "classes"))
     block = max([7 * len(protocols)] + [len(heading) + 2 for heading in columns])
     def row(title, cells):
         return title.ljust(first) + "".join("".join(c.rjust(block // len(protocols)) for c in cell).rjust(block)
@@ -59,5 +82,9 @@ def score_table(columns: dict[str, dict[str, dict]], class_set: ClassSet) -> str
     lines.append(rule)
     lines += [row(name, [[number(scores[p]["iou"].get(name)) for p in protocols] for scores in columns.values()])
               for name in class_set.names]
-    lines += [rule, row("mIoU", [[number(scores[p]["miou"]) for p in protocols] for scores in columns.values()])]
+    lines.append(rule)
+    if any(None in scores[p]["iou"].values() for scores in columns.values() for p in protocols):
+        lines.append(row("classes", [[scored_classes(scores[p]).replace(" of ", "/") for p in protocols]
+                                     for scores in columns.values()]))
+    lines.append(row("mIoU", [[number(scores[p]["miou"]) for p in protocols] for scores in columns.values()]))
     return "\n".join(lines)

@@ -34,11 +34,13 @@ MANIFEST = "manifest.json"
 class RoundLabels:
     """What a round's labelling found. thresholds: int64 [C] bins (`pseudo_label.class_thresholds`), on the CPU.
     coverage: selected / predicted pixels of each class and of `all`; accuracy: right / selected pixels, None where the
-    target's training split has no labels to compare with. manifest: SHA-256 of the manifest file."""
+    target's training split has no labels to compare with. unseen: the classes of which those labels hold no pixel.
+    manifest: SHA-256 of the manifest file."""
 
     thresholds: Tensor
     coverage: dict[str, float]
     accuracy: dict[str, float] | None
+    unseen: list[str]
     manifest: str
 
 
@@ -148,15 +150,17 @@ class _LabelCounts:
     def add(self, label, chosen, truth):
         self.predicted += count(label, self.num_classes)
         self.selected += count(chosen.long(), IGNORE_INDEX + 1)[: self.num_classes]
-        if truth is not None:
-            truth = torch.where(chosen == IGNORE_INDEX, IGNORE_INDEX, truth)
-            self.confusion += confusion_matrix(truth, chosen, self.num_classes)
+        if truth is not None:  # pixels that are not selected are counted in a column of their own
+            self.confusion += confusion_matrix(truth, chosen.clamp(max=self.num_classes), self.num_classes + 1)
 
-    def shares(self, names) -> tuple[dict, dict | None]:
-        """(coverage, accuracy) as `RoundLabels` has them."""
-        known = isinstance(self.confusion, Tensor)
-        return (_shares(self.selected, self.predicted, names),
-                _shares(self.confusion.diagonal(), self.confusion.sum(0), names) if known else None)
+    def shares(self, names) -> tuple[dict, dict | None, list[str]]:
+        """(coverage, accuracy, unseen) as `RoundLabels` has them."""
+        coverage = _shares(self.selected, self.predicted, names)
+        if not isinstance(self.confusion, Tensor):
+            return coverage, None, []
+        selected = self.confusion[:-1, :-1]
+        unseen = [name for name, row in zip(names, self.confusion) if not row.any()]
+        return coverage, _shares(selected.diagonal(), selected.sum(0), names), unseen
 
 
 def _shares(part, whole, names):

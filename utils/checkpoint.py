@@ -14,6 +14,7 @@ except ImportError:  # no POSIX system: runs are not guarded against each other
 
 from utils.errors import CheckpointError, ConfigError
 
+STATE_VERSION = 2  # of what a state holds and how a run goes on from it; 1 had no number, and Shannon's entropy alone
 FINISHED = "finished"  # file beside a stage's states once the stage is done
 
 
@@ -116,7 +117,8 @@ class StateFolder:
 
 
 def read_state(path: Path) -> dict:
-    """A saved state on the CPU. Raises CheckpointError if it is damaged or holds more than plain tensors and values."""
+    """A saved state on the CPU. Raises CheckpointError if it is damaged or holds more than plain tensors and values,
+    ConfigError if it is of another version."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -124,6 +126,10 @@ def read_state(path: Path) -> dict:
     except Exception as error:  # torch raises many kinds for damaged files
         raise CheckpointError(f"{path}: cannot be read ({_first_line(error)}): remove it; an older state is "
                               "used then.") from None
+    if isinstance(state, dict) and "global_step" in state and state.get("version") != STATE_VERSION:
+        raise ConfigError(f"resume: {path} is a state of version {state.get('version', 1)}, this program goes on from version "
+                          f"{STATE_VERSION}: finish the run with the program that began it, or start anew under another "
+                          "note or with overwrite=true resume=false.")
     needed = {"round", "step", "labelled", "global_step", "seed", "config", "data", "model", "optimizer", "scaler",
               "scores", "validated_at", "log"}
     if not isinstance(state, dict) or not needed <= state.keys():

@@ -9,7 +9,7 @@ from typing import Mapping
 import yaml
 
 from utils import config_values as values
-from utils.config_keys import KEYS, NO_EFFECT, SECTION_DEFAULTS, SECTION_KEYS, Config, DataConfig
+from utils.config_keys import KEYS, NO_EFFECT, ROUNDS_ONLY, SECTION_DEFAULTS, SECTION_KEYS, Config, DataConfig
 from utils.config_values import nearest
 from utils.errors import ConfigError
 
@@ -36,7 +36,9 @@ def parse_config(text: str, where: str, overrides: list[str] | tuple[str, ...] =
     for word in overrides:
         _override(tree, word)
     sections = MappingProxyType({name: _section(name, content) for name, content in tree["sections"].items()})
-    cfg = Config(**{**tree["top"], **fixed}, sections=sections, ignored_keys=tuple(dict.fromkeys(tree["ignored"])))
+    given = {**tree["top"], **fixed}
+    cfg = Config(**given, sections=sections, ignored_keys=tuple(dict.fromkeys(tree["ignored"])),
+                 given_keys=frozenset(given))
     if not cfg.fix_seed and not cfg.resume:
         cfg = with_drawn_seed(cfg)
     _check(cfg)
@@ -68,6 +70,19 @@ def to_yaml(cfg: Config) -> str:
     tree |= {name: {k: values.plain(getattr(section, k)) for k in SECTION_KEYS if getattr(section, k) is not None}
              for name, section in cfg.sections.items()}
     return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
+
+
+def remarks(cfg: Config) -> list[str]:
+    """What a reader of the configuration may not expect: keys without effect, a stage that nobody named."""
+    lines = []
+    if cfg.ignored_keys:
+        lines.append(f"no effect on LDBE, ignored: {', '.join(cfg.ignored_keys)}")
+    idle = [name for name in ROUNDS_ONLY if name in cfg.given_keys] if cfg.method == "source_only" else []
+    if idle:
+        lines.append(f"no effect on stage 0, which has num_steps steps and no rounds: {', '.join(idle)}")
+    if "method" not in cfg.given_keys:
+        lines.append(f"method is not given, {cfg.method} is run: set method to ld or be")
+    return lines
 
 
 def config_help() -> str:

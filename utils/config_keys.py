@@ -10,6 +10,7 @@ STREETS = ("gta5", "synthia", "cityscapes")
 # Keys of the released configurations that have no effect on LDBE.
 NO_EFFECT = ("num_center", "lamb", "src_count", "src_pix_prop", "src_pix_select", "pool_prop", "src_fix", "tgt_fix",
              "src_select", "tgt_select", "start", "neptune", "rec", "scale_min", "scale_max")
+ROUNDS_ONLY = ("round", "epochs", "round_start", "round_lr_decay")  # keys without effect on stage 0, which has no rounds
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,7 @@ class Config:
 
     sections: Mapping[str, DataConfig] = dataclasses.field(default_factory=dict)
     ignored_keys: tuple[str, ...] = dataclasses.field(default=(), compare=False)
+    given_keys: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)  # set by file, word or script
 
     def section(self, name: str) -> DataConfig:
         """The data-set section of that name."""

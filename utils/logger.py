@@ -19,7 +19,7 @@ class RunLog:
         self._events = open(path, "r+" if step is not None and path.exists() else "w", encoding="utf-8")
         self._events.truncate(min(position, self._events.seek(0, 2)))
         self._events.seek(0, 2)
-        self._start = time.time()
+        self._start, self._said = time.time(), set()
         self._writer, self._tensorboard, self._step = None, tensorboard, step
         if step is None:
             for old in self._board.glob("events.out.tfevents.*"):
@@ -32,6 +32,12 @@ class RunLog:
     def say(self, text: str) -> None:
         """A line on the console, above any progress bar."""
         tqdm.write(text)
+
+    def say_once(self, text: str) -> None:
+        """`say`, unless this record has said the very same before."""
+        if text not in self._said:
+            self._said.add(text)
+            self.say(text)
 
     def event(self, kind: str, step: int, **values) -> None:
         """Record numbers at a step: nested dicts of numbers (None: not defined) become scalars `kind/key/...`."""

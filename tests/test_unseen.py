@@ -1,0 +1,95 @@
+"""Classes that the labels never show: training, adapting and scoring say so, by name and beside the figure."""
+import itertools
+import sys
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+import eval as eval_script
+import run as run_script
+import run_so as run_so_script
+from model.deeplabv2 import DeepLabV2
+from utils.cli import run_stage
+
+NAMES = ["ground", "thing", "sky"]
+
+
+@pytest.fixture
+def world(tmp_path, monkeypatch):
+    """A function that writes a folder data set whose labels hold `ids` in vertical stripes, and its configuration."""
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+
+    def write(ids, classes=3, label_ids=None, val_ids=None):
+        rng = np.random.default_rng(0)
+        for split, stripes in (("train", ids), ("val", ids if val_ids is None else val_ids)):
+            for i in range(3):
+                label = np.array(stripes, np.uint8)[np.arange(64) * len(stripes) // 64][None].repeat(32, 0)
+                for folder, pixels in (("images", rng.integers(0, 256, (32, 64, 3), dtype=np.uint8)), ("labels", label)):
+                    path = tmp_path / "d" / folder / split / f"{i}.png"
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(pixels).save(path)
+        section = {"type": "folder", "data_dir": "d", "images": "images/{split}", "labels": "labels/{split}",
+                   "input_size": [64, 32], "classes": NAMES[:classes], **({"label_ids": label_ids} if label_ids else {})}
+        (tmp_path / "c.yml").write_text(yaml.safe_dump({
+            "note": "t", "source": "mine", "target": "mine", "num_classes": classes, "layers": [1, 1, 1, 1], "width": 4,
+            "worker": 0, "screen": False, "device": "cpu", "num_steps": 3, "batch_size": 2, "round": 1, "crop_src": 32,
+            "crop_tgt": 32, "input_src": 32, "input_tgt": 32, "scales": [1.0], "tensorboard": False,
+            "init_weight": "None", "mine": section}))
+        torch.save(DeepLabV2(classes, (1, 1, 1, 1), 4).state_dict(), "net.pth")
+    return write
+
+
+def warnings(monkeypatch, capsys, script, *words):
+    """The lines that warn, of a script that must end well, and all that it printed."""
+    monkeypatch.setattr(sys, "argv", ["script", "--config", "c.yml", *words])
+    capsys.readouterr()
+    fixed = {"method": "source_only"} if script is run_so_script else {}
+    assert (script.run() if script is eval_script else run_stage("", "c.yml", script.run, **fixed)) == 0
+    printed = "".join(capsys.readouterr())
+    return [line for line in printed.splitlines() if line.startswith("warning: ")], printed
+
+
+@pytest.mark.parametrize("present", [p for n in (1, 2, 3) for p in itertools.combinations(range(3), n)])
+def test_every_script_names_exactly_the_classes_that_are_missing(world, monkeypatch, capsys, present):
+    world(present)
+    missing = ", ".join(name for c, name in enumerate(NAMES) if c not in present)
+    for script, words in ((run_so_script, ()), (run_script, ("init_weight=net.pth",)), (eval_script, ("net.pth",))):
+        lines, _ = warnings(monkeypatch, capsys, script, *words)
+        assert bool(lines) == bool(missing) and all(f"hold no pixel of {missing}: check mine.label_ids" in s for s in lines)
+        assert len(lines) == len(set(lines)) <= 3
+
+
+def test_masks_of_0_and_255_do_not_pass_for_a_perfect_score(world, monkeypatch, capsys):
+    world([0, 255], classes=2)
+    for script, words in ((run_so_script, ()), (run_script, ("init_weight=net.pth",))):
+        lines, printed = warnings(monkeypatch, capsys, script, *words)
+        assert lines and all("thing" in line and "label_ids: {0: 0, 255: 1}" in line for line in lines)
+        assert "mIoU 100.00 (2 classes)" not in printed
+    world([0, 255], classes=2, label_ids={0: 0, 255: 1})
+    for script, words in ((run_so_script, ()), (run_script, ("init_weight=net.pth",)), (eval_script, ("net.pth",))):
+        assert warnings(monkeypatch, capsys, script, *words)[0] == []
+
+
+def test_a_score_over_fewer_classes_says_so_beside_the_figure(world, monkeypatch, capsys):
+    """The network is made to predict one class alone, so that another occurs in neither labels nor predictions."""
+    world([0], classes=2)
+    state = torch.load("net.pth", weights_only=True)
+    state["layer5.conv2d_list.0.bias"] += torch.tensor([1e3, 0])
+    torch.save(state, "net.pth")
+    _, printed = warnings(monkeypatch, capsys, run_script, "init_weight=net.pth", "train=False")
+    assert "mIoU 100.00 (1 of 2 classes)" in printed
+    _, printed = warnings(monkeypatch, capsys, eval_script, "net.pth")
+    table = [line.split() for line in printed.splitlines()]
+    assert ["classes", "1/2"] in table and ["mIoU", "100.0"] in table
+
+
+def test_validation_labels_alone_count_for_validation(world, monkeypatch, capsys):
+    world([0, 1, 2], val_ids=[0, 1])
+    lines, _ = warnings(monkeypatch, capsys, run_so_script)
+    assert len(lines) == 1 and "the validation labels hold no pixel of sky" in lines[0]
+    lines, _ = warnings(monkeypatch, capsys, run_so_script, "val=False")
+    assert lines == []
