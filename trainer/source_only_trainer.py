@@ -51,7 +51,7 @@ class SourceOnlyTrainer(BaseTrainer):
     def warn_of_unseen(self) -> None:
         unseen = [name for name, seen in zip(self.class_set.names, self.seen.tolist()) if not seen]
         if unseen:
-            self.log.say(evaluate.unseen_warning(f"the labels of {self.crops} crops", self.cfg.source, unseen))
+            self.log.say_once(evaluate.unseen_warning(f"the labels of {self.crops} crops", self.cfg.source, unseen))
 
     def state(self):
         return {**super().state(), "crops": self.crops, "seen": self.seen}
