@@ -12,7 +12,8 @@ from utils.errors import ConfigError
 
 
 def main(given):
-    from trainer import evaluate, report  # late, so that --help answers at once
+    from dataset.labels import never_seen  # late, so that --help answers at once
+    from trainer import evaluate, report
     from utils.config import load_config
     overrides = [word for word in given.words if "=" in word and not os.path.exists(word)]
     checkpoints = [word for word in given.words if word not in overrides]
@@ -26,7 +27,7 @@ def main(given):
     scored = report.score_checkpoints(cfg, checkpoints)
     print(evaluate.score_table(scored, report.target_classes(cfg)))
     if unseen := next(iter(next(iter(scored.values())).values()))["unseen"]:
-        print(evaluate.unseen_warning("the validation labels", cfg.target, unseen), file=sys.stderr)
+        print(f"warning: {never_seen(unseen, 'the validation labels', cfg.target)}", file=sys.stderr)
     if given.json:
         Path(given.json).write_text(json.dumps(scored, indent=1) + "\n", encoding="utf-8")
     if given.figure:

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 
 from dataset import loaders, segmentation
 from dataset.inspection import findings, labels_compared
-from dataset.labels import IGNORE_INDEX
+from dataset.labels import IGNORE_INDEX, never_seen
 from utils.cli import guarded, parser
 from utils.config import Config, load_config
 from utils.errors import DataError
 
 PARTS = {"source_train": ("source", "train"), "target_train": ("target", "train"), "target_val": ("target", "val")}
 EXIT_WOULD_STOP = 1
-_SHOWN = 3  # pairs of equal images in a note
+_SHOWN, _IDS = 3, 40  # pairs of equal images, label ids in a note
 
 
 @dataclass
@@ -115,10 +115,13 @@ def check(cfg: Config, parts: list[str]) -> dict[str, Report]:
             shown = "; ".join(f"{a} and {b}" for a, b in report.twice[:_SHOWN])
             report.notes.append(f"images with the content of another: {len(report.twice)} ({shown}"
                                 + ("; ...)" if len(report.twice) > _SHOWN else ")"))
-        names = segmentation.class_set(cfg.section(getattr(cfg, PARTS[part][0])), cfg.num_classes).names
+        section = getattr(cfg, PARTS[part][0])
+        names = segmentation.class_set(cfg.section(section), cfg.num_classes).names
         unseen = [n for c, n in enumerate(names) if not report.pixels[c]]
         if report.pixels and unseen:
-            report.notes.append(f"classes never seen: {', '.join(unseen)}")
+            ids = [f"{label_id} ({entry[0]} pixels)" for label_id, entry in sorted(report.ids.items())]
+            found = ", ".join(ids[:_IDS]) + (", ..." if len(ids) > _IDS else "")
+            report.notes.append(f"{never_seen(unseen, 'these labels', section)}; ids that they hold: {found}")
     return reports
 
 

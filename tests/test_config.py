@@ -141,7 +141,8 @@ def test_the_real_configurations_hold_the_released_values():
                     power=0.9, round=2, batch_size=3, input_tgt=720, crop_tgt=600, mirror=True,
                     scales=(0.5, 0.75, 1.0, 1.25, 1.5), bn_stats="batch", fixbn=True, backbone_lr_mult=3.0,
                     head_lr_mult=10.0, portion_step=0.05, ema_alpha=0.99, conf_thresh=0.97, neg_rank_width=3,
-                    entropy_on="all", entropy="released", select_image=True, layers=(3, 4, 23, 3), width=64, num_classes=19)
+                    entropy_on="all", entropy="released", select_image=True, layers=(3, 4, 23, 3), width=64,
+                    num_classes=19)
     assert {k: getattr(ldbe, k) for k in expected} == expected
     assert ldbe.round_lr_decay == pytest.approx(2**0.5, rel=1e-9)
     source_only = load_config(ROOT / "config/so_config.yml", method="source_only")

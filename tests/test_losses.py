@@ -75,7 +75,8 @@ def test_a_term_without_pixels_is_zero_and_trains_nothing(ignored, absent):
 @pytest.mark.parametrize("classes", [2, 3, 19, 150])
 def test_the_released_entropy_is_the_twofold_softmax(classes, scale):
     """Value and gradient in float64 and float32 against autograd of the two softmaxes that the released code takes."""
-    logits = scale * torch.randn(2, classes, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(classes))
+    g = torch.Generator().manual_seed(classes)
+    logits = scale * torch.randn(2, classes, 6, 7, dtype=torch.float64, generator=g)
     label = torch.full((2, 6, 7), 255)
     z = logits.clone().requires_grad_()
     p = z.softmax(1)

@@ -11,6 +11,7 @@ from PIL import Image
 import eval as eval_script
 import run as run_script
 import run_so as run_so_script
+from dataset import check
 from model.deeplabv2 import DeepLabV2
 from utils.cli import run_stage
 
@@ -28,12 +29,13 @@ def world(tmp_path, monkeypatch):
         for split, stripes in (("train", ids), ("val", ids if val_ids is None else val_ids)):
             for i in range(3):
                 label = np.array(stripes, np.uint8)[np.arange(64) * len(stripes) // 64][None].repeat(32, 0)
-                for folder, pixels in (("images", rng.integers(0, 256, (32, 64, 3), dtype=np.uint8)), ("labels", label)):
+                image = rng.integers(0, 256, (32, 64, 3), dtype=np.uint8)
+                for folder, pixels in (("images", image), ("labels", label)):
                     path = tmp_path / "d" / folder / split / f"{i}.png"
                     path.parent.mkdir(parents=True, exist_ok=True)
                     Image.fromarray(pixels).save(path)
         section = {"type": "folder", "data_dir": "d", "images": "images/{split}", "labels": "labels/{split}",
-                   "input_size": [64, 32], "classes": NAMES[:classes], **({"label_ids": label_ids} if label_ids else {})}
+                   "input_size": [64, 32], "classes": NAMES[:classes], "label_ids": label_ids or "None"}
         (tmp_path / "c.yml").write_text(yaml.safe_dump({
             "note": "t", "source": "mine", "target": "mine", "num_classes": classes, "layers": [1, 1, 1, 1], "width": 4,
             "worker": 0, "screen": False, "device": "cpu", "num_steps": 3, "batch_size": 2, "round": 1, "crop_src": 32,
@@ -59,7 +61,8 @@ def test_every_script_names_exactly_the_classes_that_are_missing(world, monkeypa
     missing = ", ".join(name for c, name in enumerate(NAMES) if c not in present)
     for script, words in ((run_so_script, ()), (run_script, ("init_weight=net.pth",)), (eval_script, ("net.pth",))):
         lines, _ = warnings(monkeypatch, capsys, script, *words)
-        assert bool(lines) == bool(missing) and all(f"hold no pixel of {missing}: check mine.label_ids" in s for s in lines)
+        assert bool(lines) == bool(missing)
+        assert all(f"classes never seen: {missing}: no pixel" in line for line in lines)
         assert len(lines) == len(set(lines)) <= 3
 
 
@@ -90,6 +93,16 @@ def test_a_score_over_fewer_classes_says_so_beside_the_figure(world, monkeypatch
 def test_validation_labels_alone_count_for_validation(world, monkeypatch, capsys):
     world([0, 1, 2], val_ids=[0, 1])
     lines, _ = warnings(monkeypatch, capsys, run_so_script)
-    assert len(lines) == 1 and "the validation labels hold no pixel of sky" in lines[0]
+    assert len(lines) == 1 and "never seen: sky: no pixel of them in the validation labels" in lines[0]
     lines, _ = warnings(monkeypatch, capsys, run_so_script, "val=False")
     assert lines == []
+
+
+def test_the_check_says_it_in_the_same_words_and_lists_the_ids(world, monkeypatch, capsys):
+    world([0, 255], classes=2)
+    lines, _ = warnings(monkeypatch, capsys, run_so_script)
+    assert check.main(["--config", "c.yml", "method=source_only", "--split", "source_train"]) == 0
+    notes = [line.strip() for line in capsys.readouterr().out.splitlines() if line.startswith("  note: ")]
+    words = lines[0].removeprefix("warning: ").partition(" in the ")
+    assert notes[0].startswith(f"note: {words[0]}") and words[2].partition("; ")[2] in notes[0]
+    assert notes[0].endswith("; ids that they hold: 0 (3072 pixels), 255 (3072 pixels)")

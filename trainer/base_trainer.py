@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from dataset import loaders, segmentation
+from dataset.labels import never_seen
 from model.deeplabv2 import parameter_groups
 from model.weights import save_weights
 from trainer import evaluate
@@ -163,7 +164,7 @@ class BaseTrainer(ABC):
         self.log.event("val", self.global_step, **self.scores)
         self.log.say(f"step {self.global_step}: mIoU {evaluate.means(self.scores)}")
         if unseen := next(iter(self.scores.values()))["unseen"]:
-            self.log.say_once(evaluate.unseen_warning("the validation labels", self.cfg.target, unseen))
+            self.log.say_once(f"warning: {never_seen(unseen, 'the validation labels', self.cfg.target)}")
 
     def save(self) -> None:
         """Write `<snapshot>/<note>/<stage>.pth`, atomically."""

@@ -52,14 +52,8 @@ def means(scores: dict[str, dict]) -> str:
     classes than the protocol has says so."""
     def over(protocol, of_protocol):
         return f"{scored_classes(of_protocol)} classes" if None in of_protocol["iou"].values() else protocol
-    return ", ".join(f"{s['miou']:.2f} ({over(protocol, s)})" for protocol, s in scores.items() if s["miou"] is not None)
-
-
-def unseen_warning(labels: str, section_name: str, names: list[str]) -> str:
-    """The line that says of which classes `labels` (a description) hold no pixel."""
-    return (f"warning: {labels} hold no pixel of {', '.join(names)}: check {section_name}.label_ids and .classes "
-            "(python -m dataset.check lists the ids that the files hold; masks of 0 and 255 need label_ids: {0: 0, "
-            "255: 1})")
+    return ", ".join(f"{s['miou']:.2f} ({over(protocol, s)})" for protocol, s in scores.items()
+                     if s["miou"] is not None)
 
 
 def score_table(columns: dict[str, dict[str, dict]], class_set: ClassSet) -> str:

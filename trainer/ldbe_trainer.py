@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from dataset import inspection, loaders, segmentation
-from dataset.labels import IGNORE_INDEX
+from dataset.labels import IGNORE_INDEX, never_seen
 from dataset.transforms import network_input
 from model.deeplabv2 import compile_blocks
 from model.ema import Teacher
-from trainer import evaluate, losses
+from trainer import losses
 from trainer import pseudo_label as pl
 from trainer.base_trainer import BaseTrainer
 from trainer.classmix import class_mix
@@ -95,7 +95,7 @@ class LDBETrainer(BaseTrainer):
         self.log.event("pseudo_label", self.global_step, round=round_index, portion=portion, coverage=found.coverage,
                        threshold=dict(zip(names, pl.threshold_confidence(found.thresholds).tolist())), **accuracy)
         if found.unseen:
-            self.log.say_once(evaluate.unseen_warning("the target's training labels", cfg.target, found.unseen))
+            self.log.say_once(f"warning: {never_seen(found.unseen, 'the training labels', cfg.target)}")
         right = f", accuracy {found.accuracy['all']:.1%}" if found.accuracy else ""
         self.log.say(f"round {round_index}: portion {portion:.2f}, pseudo labels cover {found.coverage['all']:.1%} of "
                      f"the target's pixels{right}")

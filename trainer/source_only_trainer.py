@@ -3,9 +3,8 @@ import torch
 import torch.nn.functional as F
 
 from dataset import inspection, loaders
-from dataset.labels import IGNORE_INDEX
+from dataset.labels import IGNORE_INDEX, never_seen
 from dataset.transforms import network_input
-from trainer import evaluate
 from trainer.base_trainer import BaseTrainer
 from utils.schedule import poly_lr
 
@@ -51,7 +50,7 @@ class SourceOnlyTrainer(BaseTrainer):
     def warn_of_unseen(self) -> None:
         unseen = [name for name, seen in zip(self.class_set.names, self.seen.tolist()) if not seen]
         if unseen:
-            self.log.say_once(evaluate.unseen_warning(f"the labels of {self.crops} crops", self.cfg.source, unseen))
+            self.log.say_once(f"warning: {never_seen(unseen, f'the labels of {self.crops} crops', self.cfg.source)}")
 
     def state(self):
         return {**super().state(), "crops": self.crops, "seen": self.seen}

@@ -10,7 +10,7 @@ STREETS = ("gta5", "synthia", "cityscapes")
 # Keys of the released configurations that have no effect on LDBE.
 NO_EFFECT = ("num_center", "lamb", "src_count", "src_pix_prop", "src_pix_select", "pool_prop", "src_fix", "tgt_fix",
              "src_select", "tgt_select", "start", "neptune", "rec", "scale_min", "scale_max")
-ROUNDS_ONLY = ("round", "epochs", "round_start", "round_lr_decay")  # keys without effect on stage 0, which has no rounds
+ROUNDS_ONLY = ("round", "epochs", "round_start", "round_lr_decay")  # without effect on stage 0
 
 
 @dataclass(frozen=True)
@@ -106,8 +106,8 @@ class Config:
                              "paper)")
     entropy_on: str = key("all", str, "pixels of the entropy loss: all (released code) or unselected (paper)",
                           choices=("all", "unselected"))
-    entropy: str = key("released", str, "entropy loss: released (the released code takes the softmax twice: logsumexp(p) - "
-                       "sum p^2) or shannon (paper: -sum p log p)", choices=("released", "shannon"))
+    entropy: str = key("released", str, "entropy loss: released (the released code takes the softmax twice: "
+                       "logsumexp(p) - sum p^2) or shannon (paper: -sum p log p)", choices=("released", "shannon"))
     neg_rank_width: int = key(3, int, "w: rank of the complementary class is floor(C/2) + U{-w..w}, kept within 2..C",
                               low=0, high=255)
     ema_alpha: float = key(0.99, float, "a, largest share of the old teacher that an update keeps", low=0, high=1)
