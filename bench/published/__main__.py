@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
 
     def run():
-        rows = compare(given.code)
+        rows = compare(given.code.expanduser())
         print(f"{table(rows)}\n\n{summary(rows)}")
         return EXIT_DISAGREES if any(row.verdict == DISAGREES for row in rows) else 0
     return guarded(run, given.debug)

@@ -1,5 +1,4 @@
 """Label ids, files, crops, the network's input; scores."""
-import itertools
 import re
 import tempfile
 from contextlib import redirect_stdout
@@ -14,19 +13,20 @@ from PIL import Image
 
 from bench.inputs import photo
 from bench.published.comparison import Row, outcome
-from dataset import labels, segmentation, views
+from dataset import labels, loaders, segmentation, views
 from dataset.transforms import Window, cut_image, cut_label, draw_window, network_input
+from utils.config import parse_config
 from utils.config_keys import KEYS, SECTION_DEFAULTS, DataConfig
 from utils.metrics import class_iou, confusion_matrix
 
-CLASSES, CROP, EDGE = 19, 600, 720
+CLASSES, CROP, EDGE, T, IMAGES = 19, 600, 720, 5000, 2975
 SCALES = KEYS["scales"].default
-GREY = 3 / 151  # grey levels over the largest number of a network input
+GREY = 2 / 151  # two grey levels over the largest number of a network input
 
 
 def rows(published) -> list[Row]:
-    return [*_id_rows(published), *_file_rows(published), *_window_rows(published), *_crop_rows(published),
-            *_score_rows(published)]
+    return [*_id_rows(published), *_loader_rows(published), *_file_rows(published), *_window_rows(published),
+            *_crop_rows(published), *_score_rows(published)]
 
 
 def _dataset(published, name, **keys):
@@ -43,6 +43,27 @@ def _id_rows(published):
         section = DataConfig(**SECTION_DEFAULTS[name])
         result.append(Row(f"train ids of {name}", "256 ids", table, segmentation.label_table(section, CLASSES)[:256]))
     return result
+
+
+class _Keys(dict):
+    """Their configuration: keys are attributes as well."""
+    __getattr__, __setattr__ = dict.get, dict.__setitem__
+
+
+def _loader_rows(published):
+    """What their loaders ask of a DataLoader, and what that of stage 0 makes of the configuration."""
+    section = _Keys(data_dir="", data_list="", input_size=(0, 0))
+    keys = _Keys(source="synthia", target="cityscapes", synthia=section, cityscapes=section, batch_size=3, worker=0,
+                 num_classes=CLASSES, num_steps=T, crop_src=CROP, crop_tgt=CROP, input_src=EDGE, input_tgt=EDGE)
+    with (patch.object(published.loaders, "BaseDataSet"),
+          patch.object(published.loaders.data, "DataLoader", lambda *_, **asked: asked)):
+        asked, _ = published.loaders.init_target_dataset(keys)
+        published.loaders.init_source_dataset(keys)
+    cfg = parse_config("source: synthia", "-")
+    steps = IMAGES // 3 if asked["drop_last"] else -(-IMAGES // 3)
+    return [Row("steps of a round", f"{IMAGES} images in batches of 3", steps, loaders.round_steps(cfg, IMAGES)),
+            Row("stage 0 on SYNTHIA: `num_classes` once its loader is built (theirs: 16, for 19 outputs)", "19",
+                keys.num_classes, cfg.num_classes, documented=16)]
 
 
 def _file_rows(published):
@@ -144,7 +165,7 @@ def _crop_rows(published):
                             cut_label(label, window, 150)))
     their_images, our_images, their_labels, our_labels = map(np.stack, zip(*differences))
     given = "2 crops of 512 x 256, one enlarged"
-    return [Row("pixels of a crop, bicubic, mirrored", given, their_images, our_images, 4 / 255),
+    return [Row("pixels of a crop, bicubic, mirrored", given, their_images, our_images, 2 / 255),
             Row("mean of them", given, their_images.mean(), our_images.mean(), 2e-3),
             Row("its label: share of equal pixels", given, 1.0, (their_labels == our_labels).mean(), 0.02)]
 
@@ -201,14 +222,15 @@ def _score_rows(published):
     return [Row("IoU of 19 classes, eval.py", given, 100 * ious.flatten(), per_class, 1e-5),
             Row("mIoU in validation", given, theirs.miou, mean, 1e-5),
             Row("`mAcc` beside the mean recall (theirs: precision)", given, theirs.macc,
-                100 * (counts.diagonal() / counts.sum(1)).mean(), 1e-5, 100 * (counts.diagonal() / counts.sum(0)).mean()),
+                100 * (counts.diagonal() / counts.sum(1)).mean(), 1e-5,
+                100 * (counts.diagonal() / counts.sum(0)).mean()),
             Row("mIoU where a class is absent (theirs: NaN)", given, _score(published, gaps, truth, CLASSES).miou,
                 partial, documented=np.nan),
             Row("13 of 16 classes (theirs: mean of 13 of the 16 IoUs)", given, sixteen.thirteen,
-                class_iou(matrix, protocol)[1], 2e-4, np.mean([each[c] for c in protocol])),
+                class_iou(matrix, protocol)[1], 1e-3, np.mean([each[c] for c in protocol])),
             Row("validation with 16 classes (theirs: fails behind that figure)", given, sixteen.error, "runs",
                 documented="RuntimeError"),
-            Row("stage 0 of SYNTHIA: 19 outputs, `num_classes` set to 16 by the loader", given, nineteen.error, "runs",
+            Row("the same where 19 outputs meet `num_classes` 16", given, nineteen.error, "runs",
                 documented="RuntimeError"),
-            Row("importing eval.py (theirs: needs a module that is not there)", "", published.evaluation_as_it_is,
-                outcome(evaluation), documented="ModuleNotFoundError")]
+            Row("importing eval.py (theirs: needs a module that is not there)", "utils.logger",
+                published.evaluation_as_it_is, outcome(evaluation), documented="ModuleNotFoundError")]

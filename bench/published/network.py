@@ -1,10 +1,13 @@
 """Network, what of it is trained, optimiser groups."""
+from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
 
 from bench.published.comparison import Row, outcome
 from model.deeplabv2 import Bottleneck, DeepLabV2, freeze_bn_affine, parameter_groups
+from trainer.build import build_model
+from utils.config import parse_config
 from utils.config_keys import KEYS
 
 CLASSES = 19
@@ -25,9 +28,10 @@ def _forward_rows(published):
     with patch("torch.load", return_value=ours.state_dict() | second_head):  # strict: every name must be there
         theirs = published.network.Deeplab(CLASSES, "a checkpoint")
     ours, theirs = ours.double().train(), theirs.double().train()
-    x = 50 * torch.randn(2, 3, 65, 97, dtype=torch.float64)
-    outputs, gradients, twice = [], [], []
-    weights = torch.randn(2, CLASSES, 65, 97, dtype=torch.float64)
+    size, file_size = (40, 56), (80, 112)
+    x = 50 * torch.randn(2, 3, *size, dtype=torch.float64)
+    outputs, gradients = [], []
+    weights = torch.randn(2, CLASSES, *size, dtype=torch.float64)
     for network in (theirs, ours):
         output = network(x)[0] if network is theirs else network(x)
         outputs.append(output)
@@ -36,7 +40,6 @@ def _forward_rows(published):
             (output * weights).mean(), tensors)]))
     statistics = [torch.cat([t.flatten() for name, t in sorted(n.named_buffers()) if "running" in name])
                   for n in (theirs, ours)]
-    size, file_size = x.shape[-2:], (130, 194)
     with torch.no_grad():
         evaluated = theirs.eval()(x)[0], ours.eval()(x)
         twice = [torch.nn.Upsample(file_size, mode="bilinear", align_corners=True)(logits) for logits in evaluated]
@@ -46,7 +49,7 @@ def _forward_rows(published):
             Row("its gradients at three depths", given, *gradients, 1e-6),
             Row("its running statistics after the pass", given, *statistics, 1e-9),
             Row("network, evaluation mode", given, *evaluated, 1e-9),
-            Row("logits at the file's size (theirs: upsampled twice)", "130 x 194", twice[0], once, 1e-9, twice[1])]
+            Row("logits at the file's size (theirs: upsampled twice)", "80 x 112", twice[0], once, 1e-9, twice[1])]
 
 
 def _small(published):
@@ -60,7 +63,7 @@ def _small(published):
 def _parameter_rows(published):
     theirs, ours = _small(published)
     names = [name for name, _ in ours.named_parameters()]
-    extra = [name for name, _ in theirs.named_parameters() if name not in names]
+    parts = ["+".join(sorted({name.partition(".")[0] for name, _ in n.named_parameters()})) for n in (theirs, ours)]
     trained = [[dict(network.named_parameters())[name].requires_grad for name in names] for network in (theirs, ours)]
     shortcut = [own or "downsample.1." in name for name, own in zip(names, trained[1])]
     both = [name for name, *flags in zip(names, *trained) if all(flags)]
@@ -75,15 +78,14 @@ def _parameter_rows(published):
     ratio = whole["lr"] / backbone["lr"]
     times = listed(theirs, backbone)
     counts = ", ".join(f"{times.count(n)} tensors x{n}" for n in sorted({*times} - {0}))
-    second_head = sorted(n.replace("layer5", "layer6") for n in names if n.startswith("layer5"))
-    return [Row("tensors that ours has not (theirs: a second head, layer6)", f"{len(extra)} tensors",
-                " ".join(sorted(extra)), "none", documented=" ".join(second_head)),
+    return [Row("parts of the network (theirs: a second head)", f"{len(names)} tensors", *parts,
+                documented=f"{parts[1]}+layer6"),
             Row("what is trained (theirs: the shortcuts' batch norm too)", f"{len(names)} tensors", *trained,
                 documented=shortcut),
             Row(f"listings of a backbone tensor in the optimiser ({counts})", f"{len(both)} tensors", times, mine[0],
                 documented=said),
             Row("listings of a head tensor", f"{sum(head)} tensors", listed(theirs, whole), mine[1]),
-            Row("rate of the head over the listed one", "", ratio, KEYS["head_lr_mult"].default)]
+            Row("rate of the head over the listed one", "1 group each", ratio, KEYS["head_lr_mult"].default)]
 
 
 def _pace_rows(published):
@@ -103,14 +105,16 @@ def _pace_rows(published):
         steps = [a - b for a, b in zip(places, places[1:])]
         paces.append((steps[-1], (steps[-1] - steps[6]) / (steps[-1] - steps[5])))
     (their_pace, their_share), (our_pace, our_share) = paces
-    return [Row("pace of a bottleneck's tensor under a constant gradient", "after 200 steps", their_pace, our_pace, 1e-6),
+    return [Row("pace of a bottleneck's tensor under a constant gradient", "200 steps", their_pace, our_pace, 1e-6),
             Row("momentum that a step keeps (theirs: applied at each listing)", "0.9", their_share, our_share, 1e-6,
                 0.9**3)]
 
 
 def _start_row(published):
-    theirs, ours = _small(published)
+    theirs, _ = _small(published)
+    keys = SimpleNamespace(num_classes=CLASSES, init_weight="")
     with patch.object(published.builder, "Deeplab", lambda **_: theirs):
-        started = outcome(lambda: published.builder.init_model(type("Keys", (), {"num_classes": 19, "init_weight": ""})))
-    return Row("stages 1 and 2: building the network", "run.py", started, outcome(lambda: ours.train()),
-               documented="TypeError")
+        started = outcome(lambda: published.builder.init_model(keys))
+    cfg = parse_config("layers: [1, 1, 1, 1]", "-")
+    return Row("stages 1 and 2: building the network (theirs: unpacks three of one)", "run.py", started,
+               outcome(lambda: build_model(cfg, torch.device("cpu"), load=False)), documented="TypeError")

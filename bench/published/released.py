@@ -14,18 +14,20 @@ from bench.published.comparison import outcome
 from utils.errors import UserError
 
 PACKAGES = ("dataset", "model", "trainer", "utils")
-# Name below -> module of the checkout.
-MODULES = {"network": "model.DeeplabV2", "builder": "model.model_builder", "base": "trainer.base_trainer",
-           "ldbe": "trainer.ldbe_trainer", "source_only": "trainer.source_only_trainer", "selection": "utils.func",
-           "schedule": "utils.optimize", "files": "dataset.base_dataset", "loaders": "dataset.dataset",
-           "inputs": "dataset.transforms", "crops": "dataset.joint_transforms"}
+# Name below -> module of the checkout, and something that it must have.
+MODULES = {"network": ("model.DeeplabV2", "Deeplab"), "builder": ("model.model_builder", "init_model"),
+           "base": ("trainer.base_trainer", "BaseTrainer"), "ldbe": ("trainer.ldbe_trainer", "generate_unsup_data"),
+           "source_only": ("trainer.source_only_trainer", "Trainer"), "selection": ("utils.func", "thres_cb_plabel"),
+           "schedule": ("utils.optimize", "lr_poly"), "files": ("dataset.base_dataset", "BaseDataSet"),
+           "loaders": ("dataset.dataset", "init_target_dataset"), "inputs": ("dataset.transforms", "SubMean"),
+           "crops": ("dataset.joint_transforms", "RandomSizeAndCrop")}
 # What it imports and what none of the compared functions needs, or needs no more of than stands here.
 STAND_INS = {
     "easydict": SimpleNamespace(EasyDict=lambda *_: SimpleNamespace()),
     **{name: MagicMock() for name in (
-        "neptune", "imageio", "matplotlib", "matplotlib.pyplot", "scipy", "scipy.ndimage", "scipy.ndimage.interpolation",
-        "scipy.spatial", "scipy.spatial.distance", "skimage", "skimage.filters", "skimage.restoration",
-        "skimage.segmentation", "skimage.measure")},
+        "neptune", "imageio", "matplotlib", "matplotlib.pyplot", "scipy", "scipy.ndimage",
+        "scipy.ndimage.interpolation", "scipy.spatial", "scipy.spatial.distance", "skimage", "skimage.filters",
+        "skimage.restoration", "skimage.segmentation", "skimage.measure")},
 }
 
 
@@ -35,15 +37,17 @@ def load(code: Path) -> SimpleNamespace:
 
     The checkout's code is run: whoever names it vouches for it. Raises UserError if it is none.
     """
-    wanted = [*(name.replace(".", "/") + ".py" for name in MODULES.values()), "eval.py"]
-    missing = [name for name in wanted if not (code / name).is_file()]
-    if missing:
-        raise UserError(f"--code: {str(code)!r} is no checkout of the published code, it has no {missing[0]}: give the "
-                        "folder that holds its run.py and so_run.py.")
+    def require(condition, lacks):
+        if not condition:
+            raise UserError(f"--code: {str(code)!r} is no checkout of the published code ({lacks}): give the folder "
+                            "that holds its run.py and so_run.py.")
+    require(code.is_dir(), "there is no such folder")
+    for name in (*(module.replace(".", "/") + ".py" for module, _ in MODULES.values()), "eval.py"):
+        require((code / name).is_file(), f"it has no {name}")
     evaluation = importlib.util.spec_from_file_location("published_eval", code / "eval.py")
     with _names_of(code):
         try:
-            modules = {name: importlib.import_module(module) for name, module in MODULES.items()}
+            modules = {name: importlib.import_module(module) for name, (module, _) in MODULES.items()}
             as_it_is = outcome(lambda: evaluation.loader.exec_module(importlib.util.module_from_spec(evaluation)))
             sys.modules["utils.logger"] = MagicMock()
             modules["evaluation"] = importlib.util.module_from_spec(evaluation)
@@ -51,6 +55,9 @@ def load(code: Path) -> SimpleNamespace:
         except Exception as error:
             raise UserError(f"--code: {str(code)!r} cannot be imported ({type(error).__name__}: {error}): give an "
                             "unchanged checkout of the published code.") from error
+    for name, (module, member) in MODULES.items():
+        require(hasattr(modules[name], member), f"its {module} has no {member}")
+    require(hasattr(modules["evaluation"], "compute_iou"), "its eval.py has no compute_iou")
     for name in ("base", "ldbe", "evaluation"):
         modules[name].tqdm = lambda items: items
     return SimpleNamespace(**modules, evaluation_as_it_is=as_it_is)

@@ -131,8 +131,8 @@ def _be_rows(published):
             published.ldbe.Trainer.dis_iter(trainer, (network_input(batch["image"]), label, 0, 0, None))
             loss = trainer.losses.loss_s
         else:
-            trainer = MagicMock(model=mine, teacher=SimpleNamespace(model=guide), cfg=parse_config("", "-", method="be"),
-                                device="cpu")
+            trainer = MagicMock(model=mine, teacher=SimpleNamespace(model=guide), device="cpu",
+                                cfg=parse_config("", "-", method="be"))
             loss = LDBETrainer.be_step(trainer, batch, np.random.default_rng(6))["mixed"]
             loss.backward()
         results.append((loss, mine[1].weight.grad, guide[0].running_mean))
