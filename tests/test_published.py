@@ -77,13 +77,15 @@ def test_without_a_checkout_it_is_skipped(words):
     assert done.stdout.startswith("skipped: ") and "--code DIR" in done.stdout and done.stdout.count("\n") == 1
 
 
+IMPORTS = {"dataset.dataset": "from . import transforms", "utils.func": "import torch",
+           "dataset.transforms": "from skimage.filters import gaussian"}
+
+
 def write_checkout(folder, **texts):
     """Modules of the right names that import what the published ones do, hold what is asked for, and know where they
     are from. texts: other contents, by module with _ for the dot."""
     for module, member in (*released.MODULES.values(), ("eval", "compute_iou")):
-        imports = {"dataset.dataset": "from . import transforms", "utils.func": "import torch",
-                   "dataset.transforms": "from skimage.filters import gaussian"}.get(module, "import neptune\nfrom dataset import dataset as loaders\n"
-                                                     "from utils import func")
+        imports = IMPORTS.get(module, "import neptune\nfrom dataset import dataset as loaders\nfrom utils import func")
         path = folder / f"{module.replace('.', '/')}.py"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(texts.get(module.replace(".", "_"), f"{imports}\nhere, {member} = __file__, 1\n"))

@@ -1,5 +1,6 @@
 """Label ids, files, crops, the network's input; scores."""
 import re
+import shutil
 import tempfile
 from contextlib import redirect_stdout
 from io import StringIO
@@ -29,9 +30,8 @@ def rows(published) -> list[Row]:
             *_crop_rows(published), *_score_rows(published)]
 
 
-def _dataset(published, name, **keys):
-    return published.files.BaseDataSet(keys.pop("root", ""), "", name, CLASSES, selected=keys.pop("selected", []),
-                                       set="train", **keys)
+def _dataset(published, name, root="", selected=(), **transforms):
+    return published.files.BaseDataSet(root, "", name, CLASSES, selected=selected, set="train", **transforms)
 
 
 def _id_rows(published):
@@ -103,10 +103,13 @@ def _file_rows(published):
                           outcome(lambda: theirs[2]), outcome(lambda: ours[2]), documented="runs"))
         path = root / "leftImg8bit/train" / f"{names[1]}_leftImg8bit.png"
         path.write_bytes(path.read_bytes()[:1000])
-        def read():
-            return ours[1]["name"]
         result.append(Row("a damaged image (theirs: its neighbour instead)", "1000 bytes of it",
-                          theirs[1][4].removesuffix("_leftImg8bit.png"), outcome(read), documented=names[0]))
+                          theirs[1][4].removesuffix("_leftImg8bit.png"), outcome(lambda: ours[1]),
+                          documented=names[0]))
+        shutil.rmtree(root / "gtFine")
+        ours = views.WholeImages(ours.samples, (256, 128))
+        result.append(Row("target images without labels, to be labelled (theirs: opens the labels)", "3 images",
+                          outcome(lambda: theirs[0]), outcome(lambda: ours[0]), documented="RecursionError"))
     return result
 
 
