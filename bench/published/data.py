@@ -66,37 +66,40 @@ def _loader_rows(published):
                 keys.num_classes, cfg.num_classes, documented=16)]
 
 
+def _write_streets(root):
+    """Three images in the layout of Cityscapes; returns their names. The third label is of half the height."""
+    names = [f"a/a_{i:06d}_000019" for i in range(3)]
+    for i, name in enumerate(names):
+        image, label = photo("cityscapes", "train", i, (512, 256))
+        for folder, ending, content in (("leftImg8bit", "leftImg8bit", image),
+                                        ("gtFine", "gtFine_labelIds", label[::2] if i == 2 else label)):
+            path = root / folder / "train" / f"{name}_{ending}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(content).save(path)
+    return names
+
+
+def _whole_images(published, root, names, size):
+    """(theirs, ours): whole images with labels, at the size (width, height) at which they are labelled."""
+    steps = [published.inputs.Resize(size), published.inputs.FlipChannels(), published.inputs.SubMean(),
+             published.inputs.ToTensor()]
+    section = DataConfig(**{**SECTION_DEFAULTS["cityscapes"], "data_dir": str(root)})
+    return (_dataset(published, "cityscapes", str(root), [f"{name}_leftImg8bit.png" for name in names],
+                     transform=published.loaders.standard_transforms.Compose(steps),
+                     label_transform=published.inputs.MaskToTensor()),
+            views.WholeImages(segmentation.find_samples("cityscapes", section, "train"), size,
+                              segmentation.label_table(section, CLASSES)))
+
+
 def _file_rows(published):
-    """Whole images at the size at which they are labelled, through both readers; then files that are wrong."""
-    def to_input(size):
-        steps = [published.inputs.Resize(size), published.inputs.FlipChannels(), published.inputs.SubMean(),
-                 published.inputs.ToTensor()]
-        def transform(image):
-            for step in steps:
-                image = step(image)
-            return image
-        return transform
+    """Files through both readers; then files that are wrong."""
+    result = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        names = ["a/a_000000_000019", "a/a_000001_000019", "a/a_000002_000019"]
-        for i, name in enumerate(names):
-            image, label = photo("cityscapes", "train", i, (512, 256))
-            for kind, ending, content in (("leftImg8bit", "leftImg8bit", image), ("gtFine", "gtFine_labelIds", label)):
-                path = root / kind / "train" / f"{name}_{ending}.png"
-                path.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(content if i < 2 or kind != "gtFine" else content[::2]).save(path)
-        section = DataConfig(**{**SECTION_DEFAULTS["cityscapes"], "data_dir": folder, "input_size": (256, 128)})
-        def pair(size):
-            theirs = _dataset(published, "cityscapes", root=folder, transform=to_input(size),
-                              selected=[f"{name}_leftImg8bit.png" for name in names],
-                              label_transform=published.inputs.MaskToTensor())
-            ours = views.WholeImages(segmentation.find_samples("cityscapes", section, "train"), size,
-                                     segmentation.label_table(section, CLASSES))
-            return theirs, ours
-        result = []
+        names = _write_streets(root)
         for title, size, tolerance in (("network input of a whole image, not resized", (512, 256), 0.0),
                                        ("the same at half the size, bicubic", (256, 128), GREY)):
-            theirs, ours = pair(size)
+            theirs, ours = _whole_images(published, root, names, size)
             result.append(Row(title, "512 x 256 pixels", theirs[0][0], network_input(ours[0]["image"])[0], tolerance))
         result.append(Row("its label", "512 x 256 pixels", theirs[0][1], ours[0]["label"]))
         result.append(Row("a label of another size than its image (theirs: taken as it is)", "512 x 128 for 512 x 256",
@@ -107,7 +110,7 @@ def _file_rows(published):
                           theirs[1][4].removesuffix("_leftImg8bit.png"), outcome(lambda: ours[1]),
                           documented=names[0]))
         shutil.rmtree(root / "gtFine")
-        ours = views.WholeImages(ours.samples, (256, 128))
+        ours = views.WholeImages(ours.samples, size)
         result.append(Row("target images without labels, to be labelled (theirs: opens the labels)", "3 images",
                           outcome(lambda: theirs[0]), outcome(lambda: ours[0]), documented="RecursionError"))
     return result
@@ -202,38 +205,41 @@ def _random_scores(classes, num_classes=None):
 
 
 def _score_rows(published):
-    given = "3 x 40 x 56 pixels"
-    logits, label = _random_scores(range(CLASSES))
+    given, everything = "3 x 40 x 56 pixels", tuple(range(CLASSES))
+    logits, label = _random_scores(everything)
     confusion = confusion_matrix(label, logits.argmax(1), CLASSES)
-    per_class, mean = class_iou(confusion, tuple(range(CLASSES)))
+    per_class, mean = class_iou(confusion, everything)
     theirs = _score(published, logits, label, CLASSES)
     batches = [(z.unsqueeze(0), y, 0, 0, None) for z, y in zip(logits, label)]
-    network = SimpleNamespace(eval=lambda: lambda x: x)
     with patch.object(published.evaluation, "nn", SimpleNamespace(Upsample=lambda **_: torch.nn.Identity())):
+        network = SimpleNamespace(eval=lambda: lambda x: x)
         ious = published.evaluation.compute_iou(network, batches, SimpleNamespace(num_classes=CLASSES))[0]
-    counts = confusion.double()
-    gaps, truth = _random_scores([c for c in range(CLASSES) if c != 16], CLASSES)
-    partial = class_iou(confusion_matrix(truth, gaps.argmax(1), CLASSES), tuple(range(CLASSES)))[1]
-    few, few_label = _random_scores(range(16))
-    matrix = confusion_matrix(few_label, few.argmax(1), 16)
-    each = class_iou(matrix, tuple(range(16)))[0]
-    protocol = labels.street_class_set(16).protocols["13 classes"]
-    sixteen = _score(published, few, few_label, 16)
-    nineteen = _score(published, logits, label, 16)
+    right = 100 * confusion.double().diagonal()
+    gaps, truth = _random_scores([c for c in everything if c != 16], CLASSES)
+    partial = class_iou(confusion_matrix(truth, gaps.argmax(1), CLASSES), everything)[1]
     def evaluation():
         import eval  # noqa: F401
     return [Row("IoU of 19 classes, eval.py", given, 100 * ious.flatten(), per_class, 1e-5),
             Row("mIoU in validation", given, theirs.miou, mean, 1e-5),
             Row("`mAcc` beside the mean recall (theirs: precision)", given, theirs.macc,
-                100 * (counts.diagonal() / counts.sum(1)).mean(), 1e-5,
-                100 * (counts.diagonal() / counts.sum(0)).mean()),
+                (right / confusion.sum(1)).mean(), 1e-5, (right / confusion.sum(0)).mean()),
             Row("mIoU where a class is absent (theirs: NaN)", given, _score(published, gaps, truth, CLASSES).miou,
                 partial, documented=np.nan),
-            Row("13 of 16 classes (theirs: mean of 13 of the 16 IoUs)", given, sixteen.thirteen,
-                class_iou(matrix, protocol)[1], 1e-3, np.mean([each[c] for c in protocol])),
-            Row("validation with 16 classes (theirs: fails behind that figure)", given, sixteen.error, "runs",
-                documented="RuntimeError"),
-            Row("the same where 19 outputs meet `num_classes` 16", given, nineteen.error, "runs",
-                documented="RuntimeError"),
+            Row("validation where 19 outputs meet `num_classes` 16 (theirs: fails)", given,
+                _score(published, logits, label, 16).error, "runs", documented="RuntimeError"),
+            *_sixteen_rows(published, given),
             Row("importing eval.py (theirs: needs a module that is not there)", "utils.logger",
                 published.evaluation_as_it_is, outcome(evaluation), documented="ModuleNotFoundError")]
+
+
+def _sixteen_rows(published, given):
+    """A network of 16 outputs, and the score of 13 of them."""
+    logits, label = _random_scores(range(16))
+    matrix = confusion_matrix(label, logits.argmax(1), 16)
+    each, _ = class_iou(matrix, tuple(range(16)))
+    protocol = labels.street_class_set(16).protocols["13 classes"]
+    theirs = _score(published, logits, label, 16)
+    return [Row("13 of 16 classes (theirs: mean of 13 of the 16 IoUs)", given, theirs.thirteen,
+                class_iou(matrix, protocol)[1], 1e-3, np.mean([each[c] for c in protocol])),
+            Row("validation with 16 outputs (theirs: fails behind that figure)", given, theirs.error, "runs",
+                documented="RuntimeError")]

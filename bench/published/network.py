@@ -28,7 +28,7 @@ def _forward_rows(published):
     with patch("torch.load", return_value=ours.state_dict() | second_head):  # strict: every name must be there
         theirs = published.network.Deeplab(CLASSES, "a checkpoint")
     ours, theirs = ours.double().train(), theirs.double().train()
-    size, file_size = (40, 56), (80, 112)
+    size, file_size = (36, 44), (72, 88)
     x = 50 * torch.randn(2, 3, *size, dtype=torch.float64)
     outputs, gradients = [], []
     weights = torch.randn(2, CLASSES, *size, dtype=torch.float64)
@@ -44,12 +44,15 @@ def _forward_rows(published):
         evaluated = theirs.eval()(x)[0], ours.eval()(x)
         twice = [torch.nn.Upsample(file_size, mode="bilinear", align_corners=True)(logits) for logits in evaluated]
         once = ours(x, size=file_size)
+        features = torch.randn(1, 2048, 28, 30, dtype=torch.float64)  # beyond the widest dilation
+        heads = theirs.layer5(features), ours.layer5(features)
     given = f"ResNet-101, 2 x {size[0]} x {size[1]} pixels, float64"
     return [Row("network, training mode", given, *outputs, 1e-7),
             Row("its gradients at three depths", given, *gradients, 1e-6),
             Row("its running statistics after the pass", given, *statistics, 1e-9),
             Row("network, evaluation mode", given, *evaluated, 1e-9),
-            Row("logits at the file's size (theirs: upsampled twice)", "80 x 112", twice[0], once, 1e-9, twice[1])]
+            Row("head alone", "28 x 30 positions, float64", *heads, 1e-12),
+            Row("logits at the file's size (theirs: upsampled twice)", f"{file_size[0]} x {file_size[1]}", twice[0], once, 1e-9, twice[1])]
 
 
 def _small(published):

@@ -134,53 +134,66 @@ def _selection_rows(published):
                          documented=np.full((4, 5), 255))]
 
 
-def _loop_rows(published):
-    """Their loop over rounds as it is, with stand-ins for what it calls: it trains a network of one number."""
-    rounds, epochs, length = 3, 2, 4
+def _their_loop(published, rounds, epochs, length):
+    """What their loop over rounds does, as it is, with stand-ins for what it calls. It trains a network of one number,
+    with `num_steps` 100."""
     config = SimpleNamespace(
         neptune=False, resume=False, round=rounds, epochs=epochs, method="ld", cb_prop=KEYS["cb_prop"].default,
         learning_rate=KEYS["learning_rate"].default, num_steps=100, power=KEYS["power"].default, momentum=0.9,
         weight_decay=0.0, plabel="", note="", print_freq=1000, val_freq=1000, save_freq=1000,
         gta5=SimpleNamespace(data_list=""), cityscapes=SimpleNamespace(data_list=""))
-    network = nn.Linear(1, 1)
-    network.optim_parameters = lambda lr: [{"params": [network.weight], "lr": lr}, {"params": [network.bias], "lr": lr}]
-    portions, clamped, rates, draws, fresh = [], [], [], [], []
+    seen = SimpleNamespace(portions=[], draws=[], clamped=[], rates=[], fresh=[])
+    network = _number()
     def thresholds(portion):
-        portions.append(portion)
-        draws.append(random.random())
+        seen.portions.append(portion)
+        seen.draws.append(random.random())
         return {0: 1.0}
     def step(batch, r):
-        clamped.append(trainer.cb_thres[0])
-        rates.append([group["lr"] for group in trainer.optim.param_groups])
-        if len(rates) % (epochs * length) == 1:
-            fresh.append(not trainer.optim.state)
+        if len(seen.rates) % (epochs * length) == 0:
+            seen.fresh.append(not trainer.optim.state)
+        seen.clamped.append(trainer.cb_thres[0])
+        seen.rates.append([group["lr"] for group in trainer.optim.param_groups])
         network.weight.grad = torch.ones_like(network.weight)
-    nothing = SimpleNamespace(update=lambda _: None)
     trainer = SimpleNamespace(config=config, model=network, gene_thres=thresholds, save_pred=lambda r: None, iter=step,
-                              validate=lambda: 0.0, print_loss=lambda i: None, ema=nothing)
+                              validate=lambda: 0.0, print_loss=lambda i: None,
+                              ema=SimpleNamespace(update=lambda model: None))
     with (patch.object(published.ldbe, "get_list", lambda path: []),
           patch.object(published.ldbe, "time", SimpleNamespace(clock=lambda: 0.0)),  # gone since Python 3.8
           patch.object(published.ldbe.dataset, "init_target_dataset", lambda *_, **__: ([None] * length, None))):
         published.ldbe.Trainer.train(trainer)
-    def mine(total):
-        return [poly_lr(round_lr(KEYS["learning_rate"].default, r, KEYS["round_lr_decay"].default), t, total,
-                        KEYS["power"].default) for r in range(rounds) for t in range(epochs * length)]
-    listed, head = zip(*rates)
+    return seen
+
+
+def _number():
+    """A network of one weight, in the backbone's group, and one bias, in the head's."""
+    network = nn.Linear(1, 1)
+    network.optim_parameters = lambda lr: [{"params": [network.weight], "lr": lr}, {"params": [network.bias], "lr": lr}]
+    return network
+
+
+def _loop_rows(published):
+    rounds, epochs, length = 3, 2, 4
+    theirs = _their_loop(published, rounds, epochs, length)
+    default = {name: declared.default for name, declared in KEYS.items()}
+    def rates(total):
+        return [poly_lr(round_lr(default["learning_rate"], r, default["round_lr_decay"]), t, total, default["power"])
+                for r in range(rounds) for t in range(epochs * length)]
+    portions = [round_portion(default["cb_prop"], default["portion_step"], r) for r in range(rounds)]
     orders = {tuple(crop_keys(1234, r, 1000, 9)) for r in range(rounds)}
     sure = torch.eye(CLASSES)[0].view(-1, 1, 1).expand(-1, 4, 5) * 80
     saturated = pl.threshold_confidence(_our_thresholds([sure], PORTION))[0].item()
+    listed, head = zip(*theirs.rates)
     given = f"{rounds} rounds of {epochs} x {length} steps"
-    return [Row("portion of each round", given, portions, [round_portion(KEYS["cb_prop"].default, KEYS[
-                "portion_step"].default, r) for r in range(rounds)], 1e-12),
-            Row("rate of each step with `num_steps` 5000", given, listed, mine(T), 1e-12),
-            Row("the same with `num_steps` 100 (theirs: 5000)", given, listed, mine(100), 1e-12, mine(T)),
-            Row("rate of the head over it", given, np.divide(head, listed), [KEYS["head_lr_mult"].default] * len(head),
+    return [Row("portion of each round", given, theirs.portions, portions, 1e-12),
+            Row("rate of each step with `num_steps` 5000", given, listed, rates(T), 1e-12),
+            Row("the same with `num_steps` 100 (theirs: 5000)", given, listed, rates(100), 1e-12, rates(T)),
+            Row("rate of the head over it", given, np.divide(head, listed), [default["head_lr_mult"]] * len(head),
                 1e-12),
-            Row("a round starts with a new optimiser", given, fresh, [True] * rounds),
-            Row("different orders of crops (theirs: every round draws the same)", given, len(set(draws)), len(orders),
-                documented=1),
-            Row("threshold of a saturated class (theirs: clamped to 0.999999999)", given, clamped,
-                [saturated] * len(clamped), documented=[0.999999999] * len(clamped))]
+            Row("a round starts with a new optimiser", given, theirs.fresh, [True] * rounds),
+            Row("different orders of crops (theirs: every round draws the same)", given, len(set(theirs.draws)),
+                len(orders), documented=1),
+            Row("threshold of a saturated class (theirs: clamped to 0.999999999)", given, theirs.clamped,
+                [saturated] * len(head), documented=[0.999999999] * len(head))]
 
 
 def _source_loop_rows(published):
@@ -188,8 +201,7 @@ def _source_loop_rows(published):
     base, power = 5e-5, KEYS["power"].default
     config = SimpleNamespace(neptune=False, multigpu=False, learning_rate=base, num_steps=10, power=power, momentum=0.9,
                              weight_decay=0.0, print_freq=1000, val=False, save_freq=1000)
-    network, rates = nn.Linear(1, 1), []
-    network.optim_parameters = lambda lr: [{"params": [network.weight], "lr": lr}, {"params": [network.bias], "lr": lr}]
+    network, rates = _number(), []
     trainer = SimpleNamespace(config=config, model=network)
     def step(batch):
         rates.append(trainer.optim.param_groups[0]["lr"])
