@@ -52,7 +52,8 @@ def _forward_rows(published):
             Row("its running statistics after the pass", given, *statistics, 1e-9),
             Row("network, evaluation mode", given, *evaluated, 1e-9),
             Row("head alone", "28 x 30 positions, float64", *heads, 1e-12),
-            Row("logits at the file's size (theirs: upsampled twice)", f"{file_size[0]} x {file_size[1]}", twice[0], once, 1e-9, twice[1])]
+            Row("logits at the file's size (theirs: upsampled twice)", f"{file_size[0]} x {file_size[1]}", twice[0],
+                once, 1e-9, twice[1])]
 
 
 def _small(published):
