@@ -39,7 +39,7 @@ def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
     """
     device = pick_device(cfg.device)
     names, samples = headings(checkpoints), _validation_samples(cfg)
-    segmentation.require_labels(cfg.target, samples)
+    segmentation.require_labels(cfg.target, cfg.target_data, "val", samples)
     for checkpoint in checkpoints:  # a wrong name among them should not cost the evaluation of the others
         _, loaded = build_model(cfg, device, checkpoint)
         if loaded.initialised:
