@@ -183,5 +183,6 @@ class _Reader:
         """Where only the layout's own labels can be read, another label file is refused rather than passed over."""
         named = next((text for text, _ in _cuts(rest) if self.any_label.name(text.lstrip("/"))), None)
         if named is not None:
-            raise DataError(f"{self.list_file}, line {number}: the label {named!r} does not match {str(self.labels)!r}, "
-                            f"the labels whose ids are known for {self.section_name}: name those, or no labels.")
+            raise DataError(f"{self.list_file}, line {number}: the label {named!r} does not match "
+                            f"{str(self.labels)!r}, the labels whose ids are known for {self.section_name}: name "
+                            "those, or none.")

@@ -96,27 +96,14 @@ def find_split(section_name: str, section: DataConfig, split: str, required: boo
                         f"{str(images)!r}{stars}.")
     tree, list_file = Tree(root), getattr(section, list_key)
     if list_file:
-        found, remarks = _listed(section_name, section, list_key, tree, images, labels_)
+        found, remarks = _listed(section_name, section, list_key, tree, images, labels_, complete)
     else:
         found, remarks = _scanned(section_name, tree, images, labels_)
     if not found and required:
         empty = f"list {list_file!r} is empty" if list_file else f"no image matches {str(root / str(images))!r}"
         raise DataError("; ".join([f"{section_name}: {empty}: check data_dir, the split {split!r} and the file names",
                                    *remarks]) + ".")
-    samples = {}
-    for image, label in found:
-        name = images.name(image)
-        if label == image:
-            raise DataError(f"{root / image}: is by {section_name}.labels its own label: give labels another folder or "
-                            "another ending, such as '{split}/{name}_label.png', or leave it out.")
-        if name in samples:
-            raise DataError(f"{image} and {samples[name].image.relative_to(root)} share the name {name!r}: pseudo "
-                            "labels could not be told apart; keep one of them.")
-        samples[name] = Sample(name, root / image, root / label if label else None)
-        if list_file and complete and not os.path.isfile(samples[name].image):
-            raise DataError(f"{root / image}: listed in {list_file!r} but not there: check {section_name}.data_dir or "
-                            "the list.")
-    return list(samples.values()), remarks
+    return _samples(section_name, root, images, found), remarks
 
 
 def has_labels(samples: list[Sample]) -> bool:
@@ -197,9 +184,24 @@ def _label(tree: Tree, labels_: Pattern | None, name: str) -> str | None:
         return None
     found = [path for ending in labels_.endings if (path := tree.file(labels_.path(name, ending), ending))]
     if len(found) > 1:
-        raise DataError(f"{tree.root / found[0]}: is a label of the same image as {found[1]}: keep one of them, or give "
-                        "the labels' ending in the key `labels`, such as '{split}/{name}.png'.")
+        raise DataError(f"{tree.root / found[0]}: is a label of the same image as {found[1]}: keep one of them, or "
+                        "give the labels' ending in the key `labels`, as in '{split}/{name}.png'.")
     return found[0] if found else labels_.path(name)
+
+
+def _samples(section_name, root, images, found):
+    """The samples of [(image, label or None)]: every name once, no image its own label."""
+    samples = {}
+    for image, label in found:
+        name = images.name(image)
+        if label == image:
+            raise DataError(f"{root / image}: is by {section_name}.labels its own label: give labels another folder or "
+                            "another ending, such as '{split}/{name}_label.png', or leave it out.")
+        if name in samples:
+            raise DataError(f"{image} and {samples[name].image.relative_to(root)} share the name {name!r}: pseudo "
+                            "labels could not be told apart; keep one of them.")
+        samples[name] = Sample(name, root / image, root / label if label else None)
+    return list(samples.values())
 
 
 def _scanned(section_name, tree, images, labels_):
@@ -210,25 +212,25 @@ def _scanned(section_name, tree, images, labels_):
     kept = [(path, label) for path, label in label_of.items() if path not in others]
     remarks = []
     if hidden:
-        remarks.append(f"{section_name}: {len(hidden)} hidden files, previews and the like below "
-                       f"{str(tree.root / images.fixed)!r} are left out (the first: {hidden[0]!r}); a list may name them")
+        remarks.append(f"{section_name}: hidden files, previews and the like among the images are left out: "
+                       f"{len(hidden)} (the first: {hidden[0]!r}); a list may name them")
     if len(kept) < len(paths):
         first = next(path for path in paths if path in others)
-        remarks.append(f"{section_name}: {len(paths) - len(kept)} files among the images are labels of others by "
-                       f"{section_name}.labels and are left out (the first: {first!r}); a list may name them")
+        remarks.append(f"{section_name}: files among the images that are labels of others are left out: "
+                       f"{len(paths) - len(kept)} (the first: {first!r}); a list may name them")
     return kept, remarks
 
 
-def _listed(section_name, section, key, tree, images, labels_):
-    """([(image, label or None)], remarks) of what the list of that key names."""
+def _listed(section_name, section, key, tree, images, labels_, complete):
+    """([(image, label or None)], remarks) of what the list of that key names, all of it below data_dir."""
     list_file = getattr(section, key)
     try:
         entries, remarks = read_list(section_name, list_file, tree, images, labels_, section.type == "folder")
     except (OSError, ValueError) as error:
         there = len(_scanned(section_name, tree, images, labels_)[0])
-        advice = f"{section_name}.{key}=None takes the {there} images of the folder"
-        raise DataError(f"{section_name}.{key}: cannot read {list_file!r} ({error}): correct the path"
-                        + (f", or {advice}." if there else f"; no image matches {str(tree.root / str(images))!r} either.")
+        advice = (f", or {section_name}.{key}=None takes the {there} images of the folder." if there else
+                  f"; no image matches {str(tree.root / str(images))!r} either.")
+        raise DataError(f"{section_name}.{key}: cannot read {list_file!r} ({error}): correct the path{advice}"
                         ) from None
     places = Places(tree, images.fixed), Places(tree, labels_.fixed if labels_ else "")
     found = [(e.image, e.label or _label(tree, labels_, images.name(e.image))) for e in entries]
@@ -238,4 +240,7 @@ def _listed(section_name, section, key, tree, images, labels_):
                 raise DataError(f"{tree.root / path}: named by {list_file!r}, is a link out of {str(tree.root)!r} to "
                                 f"{os.path.realpath(tree.root / path)!r}: copy the file there, or link the whole data "
                                 "folder.")
+        if complete and not os.path.isfile(tree.root / pair[0]):
+            raise DataError(f"{tree.root / pair[0]}: listed in {list_file!r} but not there: check "
+                            f"{section_name}.data_dir or the list.")
     return found, remarks

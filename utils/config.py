@@ -186,13 +186,13 @@ def _check_patterns(name, section, require):
     for inner in ("images", "labels"):
         pattern = getattr(section, inner) or ""
         unknown = [field for field in re.findall(r"{[^{}]*}?|}", pattern) if field not in ("{split}", "{name}")]
-        require(not unknown, f"{name}.{inner}: {pattern!r} holds {unknown and unknown[0]!r}; only {{split}} and {{name}} "
-                "are filled in.")
+        require(not unknown, f"{name}.{inner}: {pattern!r} holds {unknown and unknown[0]!r}; only {{split}} and "
+                "{name} are filled in.")
         before, _, after = pattern.partition("{name}")
         stars[inner] = before.split("/").count("*")
         require("{name}" not in after, f"{name}.{inner}: {pattern!r} holds {{name}} twice; give it once.")
-        require(stars[inner] == pattern.count("*"), f"{name}.{inner}: in {pattern!r} a * is not one whole folder before "
-                "{name}, as in 'images/*/{split}/{name}.png'.")
+        require(stars[inner] == pattern.count("*"), f"{name}.{inner}: in {pattern!r} a * is not one whole folder "
+                "before {name}, as in 'images/*/{split}/{name}.png'.")
     require(not section.labels or stars["images"] == stars["labels"],
             f"{name}.labels: {section.labels!r} has {stars['labels']} *, {name}.images {stars['images']}: give both as "
             "many, since what a * stands for in an image's path is put in for that of its label.")
