@@ -3,13 +3,13 @@ below data_dir."""
 import os
 import re
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import Iterator
+from pathlib import Path
+from typing import Iterator, NamedTuple
 
 from dataset.patterns import LABEL_EXTENSIONS, Pattern, Tree, composed, join
 from utils.errors import DataError
 
-THERE, MISSING, OUTSIDE = range(3)  # what is known of a name that is written in a list
+THERE, MISSING, OUTSIDE, UNFIT = range(4)  # of a written name: a file, none, not below data_dir, not of the pattern
 
 
 @dataclass(frozen=True)
@@ -49,46 +49,44 @@ class Places:
         parts = folder.split("/") if folder else []
         self._folders = ["/".join(parts[:n]) for n in range(len(parts) + 1)]  # data_dir, ..., `folder`
         self._real = [os.path.realpath(tree.root / f) for f in ("", folder)]  # both may be links
-        self._absolute = [(os.path.abspath(tree.root), ""), *zip(self._real, ("", folder))]
+        self._absolute = [(composed(path).rstrip("/") + "/", inner) for path, inner in
+                          ((os.path.abspath(tree.root), ""), *zip(self._real, ("", folder)))]
 
-    def find(self, written: str, pattern: Pattern, added: str = "") -> tuple[str, int] | None:
-        """(path, THERE, MISSING or OUTSIDE) of a written name with `added` behind it; None if no way to read it matches
-        the pattern."""
+    def find(self, written: str, pattern: Pattern, added: str = "") -> tuple[str | None, int]:
+        """(path, THERE or MISSING), (None, OUTSIDE) or (None, UNFIT) of a written name with `added` behind it."""
         missing = None
         for form in dict.fromkeys((written, written.replace("\\", "/"), os.path.expanduser(written))):
-            if ".." in PurePosixPath(form).parts:
-                return form, OUTSIDE
-            for path, certain in self._readings(PurePosixPath(form + added)):
+            parts = [part for part in form.split("/") if part not in ("", ".")]
+            if ".." in parts:
+                return None, OUTSIDE
+            for path, guess in self._readings("/".join(parts) + added, form.startswith("/")):
                 ending = pattern.ending(path)
                 if ending is not None:
                     if (found := self.tree.file(path, ending)) is not None:
                         return found, THERE
-                    missing = missing or ((path, MISSING) if certain else None)
-        return missing or ((written, OUTSIDE) if PurePosixPath(written).is_absolute() else None)
+                    if not guess or pattern.fixed:  # without a folder in the pattern, any path would do
+                        missing = missing or (path, MISSING)
+        return missing or (None, OUTSIDE if written.startswith("/") else UNFIT)
 
     def inside(self, path: str) -> bool:
         """Whether the file is, with all links followed, below data_dir or below `folder`."""
         real = os.path.realpath(self.tree.root / path)
         return any(real.startswith(os.path.join(folder, "")) for folder in self._real)
 
-    def _readings(self, path):
-        """(path below data_dir, whether it is what is meant if no file is there)"""
-        if not path.is_absolute():
-            yield from ((join(folder, str(path)), True) for folder in self._folders)
+    def _readings(self, path, absolute):
+        """(path below data_dir, whether it is but a guess) of a written path."""
+        if not absolute:
+            yield from ((join(folder, path), False) for folder in self._folders)
             return
+        above, _, name = f"/{path}".rpartition("/")
         for resolved in (False, True):
-            spelling = Path(os.path.realpath(path.parent), path.name) if resolved else path
+            if resolved and not os.path.isdir(above):
+                break
+            spelling = os.path.join(os.path.realpath(above), name) if resolved else f"/{path}"
             for folder, inner in self._absolute:
-                if (rest := _below(spelling, folder)) is not None:
-                    yield join(inner, rest), True
-        yield str(path).lstrip("/"), len(self._folders) > 1  # without a folder in the pattern, any path would do
-
-
-def _below(path, folder):
-    parts, above = path.parts, PurePosixPath(folder).parts
-    if len(parts) > len(above) and [*map(composed, parts[: len(above)])] == [*map(composed, above)]:
-        return "/".join(parts[len(above):])
-    return None
+                if composed(spelling).startswith(folder):
+                    yield join(inner, "/".join(spelling.split("/")[folder.count("/"):])), False
+        yield path, True
 
 
 def _lines(path: str) -> list[tuple[int, str]]:
@@ -109,6 +107,22 @@ def _cuts(text: str) -> Iterator[tuple[str, str]]:
             yield stripped[: blank.start()], stripped[blank.end():]
 
 
+class _Reading(NamedTuple):
+    """One way to read a line."""
+
+    text: str
+    rest: str
+    image: str | None
+    state: int
+    label: str | None
+    label_state: int
+
+    @property
+    def complete(self):
+        """Whether all that is written names files that are there."""
+        return self.state == THERE and (not self.rest or self.label_state == THERE)
+
+
 class _Reader:
     """The lines of one list, and what was passed over in them."""
 
@@ -123,24 +137,35 @@ class _Reader:
         """The line's entry, None for a comment."""
         if "\0" in line:
             self._refuse_outside(number, line)
-        read = [(text, rest, *found) for text, rest in _cuts(line) if (found := self._image(text, bare=not rest))]
-        there = [reading for reading in read if reading[3] == THERE]
-        if not there and line.lstrip().startswith("#"):
+        readings = []
+        for cut in _cuts(line):
+            readings += [self._reading(*cut)]
+            if readings[-1].complete:
+                break
+        best = min(readings, key=lambda r: (not r.complete, r.state, len(r.text)))
+        if best.state != THERE:
+            bare = [self._reading(line.strip(), "", ending) for ending in self.images.endings]
+            best = next((reading for reading in bare if reading.complete), best)
+        if best.state != THERE and line.lstrip().startswith("#"):
             self.comments.append(number)
             return None
-        if not read:
+        if best.state == UNFIT:
             self._refuse_name(number, line.strip())
-        # Blanks may be part of a name: the first reading that leaves a label, or nothing, behind the image is meant.
-        chosen = next((r for r in there if not r[1] or (self._label(r[1]) or (None, None))[1] == THERE),
-                      there[0] if there else min(read, key=lambda reading: len(reading[0])))
-        text, rest, image, state = chosen
-        label = self._label(rest) if rest else None
-        if state == OUTSIDE or label and label[1] == OUTSIDE:
-            self._refuse_outside(number, text if state == OUTSIDE else rest)
-        if rest and not label:
-            self._refuse_label(number, rest)
-            self.no_labels.append((number, rest))
-        return Entry(number, image, label[0] if label else None)
+        if best.state == OUTSIDE or best.label_state == OUTSIDE:
+            self._refuse_outside(number, best.text if best.state == OUTSIDE else best.rest)
+        if best.rest and not best.label:
+            self._refuse_label(number, best.rest)
+            self.no_labels.append((number, best.rest))
+        return Entry(number, best.image, best.label)
+
+    def _reading(self, text, rest, ending=""):
+        """The line cut into `text`, a name that may lack its ending, and the label at the start of `rest`, if any."""
+        image, state = self.image_places.find(text, self.images, ending)
+        labels = [] if state in (OUTSIDE, UNFIT) or not rest else [
+            (*self.label_places.find(part, pattern), len(part))
+            for part, _ in _cuts(rest) for pattern in self.label_patterns]
+        label, label_state, _ = min(labels, key=lambda found: found[1:], default=(None, UNFIT, 0))
+        return _Reading(text, rest, image, state, label, label_state)
 
     def remarks(self) -> list[str]:
         found = []
@@ -152,22 +177,6 @@ class _Reader:
             found.append(f"{self.list_file}: what follows the image is no label file and is not read: "
                          f"{len(self.no_labels)} lines (the first: line {number}, {text!r})")
         return found
-
-    def _image(self, text, bare):
-        """What `Places.find` says; with `bare`, of a name without its ending too, if that file is there."""
-        found = self.image_places.find(text, self.images)
-        for ending in self.images.endings if bare and not (found and found[1] == THERE) else ():
-            longer = self.image_places.find(text, self.images, ending)
-            if longer and longer[1] == THERE:
-                return longer
-        return found
-
-    def _label(self, rest):
-        """What `Places.find` says of the label at the start of `rest`, None if there is none."""
-        read = [(text, *found) for text, _ in _cuts(rest) for pattern in self.label_patterns
-                if (found := self.label_places.find(text, pattern))]
-        first = next((r for r in read if r[2] == THERE), None) or min(read, key=lambda r: len(r[0]), default=None)
-        return first and first[1:]
 
     def _refuse_outside(self, number, text):
         raise DataError(f"{self.list_file}, line {number}: {text!r} points outside the data folder: give names below "

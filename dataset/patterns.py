@@ -99,7 +99,7 @@ class Tree:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
-        self._entries, self._similar, self._folders = {}, {}, {"": ""}
+        self._entries, self._similar, self._folders = {}, {}, {"": [""]}
 
     def entries(self, folder: str) -> dict[str, os.DirEntry]:
         """Name -> entry of all that is in a folder, sorted; nothing if it is not there."""
@@ -114,29 +114,33 @@ class Tree:
                                 ) from None
         return self._entries[folder]
 
-    def folder(self, path: str) -> str | None:
-        """A folder's path as it is on disk, None if there is none."""
+    def folders(self, path: str) -> list[str]:
+        """The folders that `path` means, as they are on disk: first the one that is written exactly so, if any."""
         if path not in self._folders:
-            before, _, last = path.rpartition("/")
-            before = self.folder(before)
-            name = None if before is None else self._match(before, last, 0)
-            found = name is not None and is_folder(self.entries(before)[name])
-            self._folders[path] = join(before, name) if found else None
+            above, _, last = path.rpartition("/")
+            self._folders[path] = [join(here, name) for here in self.folders(above)
+                                   for name in self._match(here, last, 0) if is_folder(self.entries(here)[name])]
         return self._folders[path]
 
     def file(self, path: str, ending: str) -> str | None:
         """The path as it is on disk of the file, or dangling link, that `path` means; None if there is none. ending:
         the last letters of `path`, whose case is free."""
-        folder, _, last = path.rpartition("/")
-        folder = self.folder(folder)
-        name = None if folder is None else self._match(folder, last, min(len(ending), len(last)))
-        return None if name is None or is_folder(self.entries(folder)[name]) else join(folder, name)
+        above, _, last = path.rpartition("/")
+        for folder in self.folders(above):
+            names = [name for name in self._match(folder, last, min(len(ending), len(last)))
+                     if not is_folder(self.entries(folder)[name])]
+            if len(names) > 1 and names[0] != last:
+                raise DataError(f"{self.root / folder}: {names[0]!r} and {names[1]!r} both fit {last!r}: keep one of "
+                                "them.")
+            if names:
+                return join(folder, names[0])
+        return None
 
     def _match(self, folder, name, free):
-        """The name in the folder that `name` means; the case of its last `free` letters does not count."""
+        """The names in the folder that `name` may mean, that one first; the case of its last `free` letters is free."""
         entries = self.entries(folder)
-        if name in entries:
-            return name
+        if name in entries and free:
+            return [name]
         if folder not in self._similar:
             self._similar[folder] = defaultdict(list)
             for entry in entries:
@@ -145,9 +149,7 @@ class Tree:
         kept = wanted[: len(wanted) - free]
         found = [n for n in self._similar[folder].get(wanted.lower(), ())
                  if composed(n)[: len(wanted) - free] == kept]
-        if len(found) > 1:
-            raise DataError(f"{self.root / folder}: {found[0]!r} and {found[1]!r} both fit {name!r}: keep one of them.")
-        return found[0] if found else None
+        return sorted(found, key=lambda n: n != name)
 
 
 def join(folder: str, name: str) -> str:
@@ -168,7 +170,7 @@ def folders(tree: Tree, pattern: Pattern) -> list[str]:
         if part == "*":
             found = [join(here, name) for here in found for name, e in tree.entries(here).items() if is_folder(e)]
         else:
-            found = [inner for here in found if (inner := tree.folder(join(here, part))) is not None]
+            found = [inner for here in found for inner in tree.folders(join(here, part))]
     return found
 
 

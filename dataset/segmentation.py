@@ -141,7 +141,7 @@ def why_no_labels(section_name: str, section: DataConfig, split: str, samples: l
     missing = f"{section_name} has no labels for its split {split!r}: {first} is not there"
     key = f"{section_name}.labels" if section.type == "folder" else f"{section_name}.data_dir"
     if not folders(tree, pattern):
-        expected = section.type == "folder" or tree.folder(pattern.folder.split("/")[0]) is not None
+        expected = section.type == "folder" or bool(tree.folders(pattern.folder.split("/")[0]))
         return NoLabels(f"{missing}, nor is the folder {tree.root / pattern.folder}"
                         + (f": correct {key}" if expected else ""), expected)
     there = scan(tree, Pattern(pattern.folder, "", None, LABEL_EXTENSIONS))[0]

@@ -204,14 +204,16 @@ def test_layouts(tmp_path, name):
 
 
 def test_released_archives_unzipped_on_a_mac(tmp_path):
-    city = "ulm/ulm_000001_000019"
-    files = [f"{folder}/{split}/{dot}{city.replace('/', '/' + dot)}{end}" for split in ("train", "val") for folder, end in
-             (("leftImg8bit", "_leftImg8bit.png"), ("gtFine", "_gtFine_labelIds.png"), ("gtFine", "_gtFine_color.png"))
-             for dot in ("", "._")]
-    write(tmp_path / "d", *(f.replace("/._ulm/", "/ulm/") for f in files), "__MACOSX/leftImg8bit/x_leftImg8bit.png")
+    name = "ulm_000001_000019"
+    for split in ("train", "val"):
+        for dot in ("", "._"):
+            write(tmp_path / "d", f"leftImg8bit/{split}/ulm/{dot}{name}_leftImg8bit.png",
+                  *(f"gtFine/{split}/ulm/{dot}{name}_gtFine_{kind}.png" for kind in ("labelIds", "color")))
+    write(tmp_path / "d", "__MACOSX/leftImg8bit/train/ulm/x_leftImg8bit.png")
     samples, remarks = found(tmp_path, kind="cityscapes")
-    assert samples == {city: (f"leftImg8bit/train/{city}_leftImg8bit.png", f"gtFine/train/{city}_gtFine_labelIds.png")}
-    assert "left out: 1 (the first: 'leftImg8bit/train/ulm/._ulm_000001_000019_leftImg8bit.png')" in remarks[0]
+    assert samples == {f"ulm/{name}": (f"leftImg8bit/train/ulm/{name}_leftImg8bit.png",
+                                       f"gtFine/train/ulm/{name}_gtFine_labelIds.png")}
+    assert f"left out: 1 (the first: 'leftImg8bit/train/ulm/._{name}_leftImg8bit.png')" in remarks[0]
 
 
 # ---- lists -----------------------------------------------------------------------------------------------------------
@@ -313,7 +315,7 @@ def test_labels_of_the_street_sets_keep_their_ids(tmp_path):
     for line in (f"{image} {label}", f"{image}\t/{label}", "ulm/u_leftImg8bit.png ulm/u_gtFine_labelIds.png",
                  "train/ulm/u_leftImg8bit.png", "ulm/u"):
         assert found(tmp_path, kind="cityscapes", lines=[line])[0] == {"ulm/u": (image, label)}
-    with pytest.raises(DataError, match="line 1: the label '.*labelTrainIds.png' does not match 'gtFine/train/<name>_gt"):
+    with pytest.raises(DataError, match="line 1: the label '.*labelTrainIds.png' does not match 'gtFine/train/<name>"):
         found(tmp_path, kind="cityscapes", lines=[f"{image} {label.replace('labelIds', 'labelTrainIds')}"])
 
 
