@@ -408,6 +408,35 @@ def test_a_scan_and_every_list_of_the_same_files_agree(tmp_path, images, labels,
     assert list(listed.items()) == list(scanned.items())
 
 
+@pytest.mark.parametrize("images, labels", [("img", "gt"), ("img", None), ("img/*/{name}.png", "gt/*"),
+                                            ("{name}.png", "gt/{name}.png")])
+def test_no_line_leaves_the_data_folder(tmp_path, monkeypatch, images, labels):
+    """Lines put together at random: what they name lies below data_dir with all links followed, or is refused."""
+    write(tmp_path / "d", "a.png", "img/a.png", "img/x/a.png", "img/x y/a b.png", "gt/a.png", "gt/x/a.png")
+    write(tmp_path, "secret.png", "out/a.png")
+    for link in ("img/out", "gt/out", "img/x/out", "out"):
+        (tmp_path / "d" / link).symlink_to(tmp_path / "out")
+    (tmp_path / "d/gt/secret.png").symlink_to(tmp_path / "secret.png")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    atoms = ["..", ".", "/", "\\", " ", "\t", "~", "~/", "#", "a.png", "img", "gt", "x", "x y", "out", "secret.png",
+             "a b.png", "d", str(tmp_path), "/img/a.png", "img/a.png", "gt/a.png", "../", "/../", "\\..\\", "é"]
+    rng, accepted, refused = random.Random(0), 0, 0
+    for _ in range(700):
+        line = "".join(rng.choices(atoms, k=rng.randint(1, 6)))
+        try:
+            samples = segmentation.find_samples("mine", section(tmp_path, images, labels, lines=[line]), "train",
+                                                complete=rng.random() < 0.5)
+        except DataError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            continue
+        accepted += 1
+        for path in (path for s in samples for path in (s.image, s.label) if path):
+            assert os.path.realpath(path).startswith(f"{tmp_path}/d/"), line
+        assert not any(".." in s.name.split("/") or s.name.startswith("/") for s in samples)
+    assert accepted > 20 and refused > 200
+
+
 # ---- labels that do not fit ------------------------------------------------------------------------------------------
 
 NO_FIT = [  # images, labels, files, whether to warn, what is said (besides the path that was expected)
