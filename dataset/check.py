@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from dataset import loaders, segmentation
-from dataset.inspection import findings, labels_compared
+from dataset.inspection import NO_ACCURACY, NO_VALIDATION, findings, labels_compared
 from dataset.labels import IGNORE_INDEX, never_seen
 from utils.cli import guarded, parser
 from utils.config import Config, load_config
@@ -44,12 +44,13 @@ def check_part(cfg: Config, part: str) -> Report:
     name = getattr(cfg, side)
     report = Report(f"{part} ({name})")
     try:
-        samples = segmentation.find_samples(name, cfg.section(name), split, required=split == "train", complete=False)
+        samples, report.notes = segmentation.find_split(name, cfg.section(name), split, required=split == "train",
+                                                        complete=False)
     except DataError as error:
         report.errors.append(str(error))
         return report
     if not samples:
-        report.notes.append(f"{name} has no images in its split {split!r}: validation is skipped")
+        report.notes.append(f"{NO_VALIDATION}: {name} has no images in its split {split!r}")
     samples = _judge_gaps(report, cfg, part, samples)
     labels_matter = part != "target_train" or labels_compared(cfg, samples)
     skip, broken = cfg.on_bad_sample == "skip" and split == "train", 0
@@ -75,12 +76,17 @@ def _judge_gaps(report, cfg, part, samples):
     report.title += f": {len(samples)} images, {sum(there)} labels"
     if all(there) or part != "target_train" and any(there):
         return samples
-    if part == "source_train":
-        report.errors.append(f"{samples[0].image}: its label {samples[0].label} is missing, as are all others: "
-                             "run_so.py needs them.")
+    side, split = PARTS[part]
+    name, lost = getattr(cfg, side), NO_VALIDATION if split == "val" else NO_ACCURACY
+    if any(there):
+        report.notes.append(f"{lost}: {there.count(False)} of {len(there)} labels are not there")
+    elif part == "source_train":
+        try:
+            segmentation.require_labels(name, cfg.section(name), split, samples)
+        except DataError as error:
+            report.errors.append(str(error))
     else:
-        lost = "validation is skipped" if part == "target_val" else "the accuracy of pseudo labels is not reported"
-        report.notes.append(f"{there.count(False)} of {len(there)} labels are not there: {lost}")
+        report.notes.append(segmentation.why_no_labels(name, cfg.section(name), split, samples).remark(lost))
     return [s if label else replace(s, label=None) for s, label in zip(samples, there)]
 
 

@@ -13,6 +13,9 @@ from dataset.segmentation import Sample
 from utils.config import Config
 from utils.errors import DataError
 
+NO_VALIDATION = "validation skipped"
+NO_ACCURACY = "the accuracy of pseudo labels is not reported"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -81,31 +84,46 @@ def readable(samples: list[Sample], labels_needed: bool, workers: int,
 
 
 def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tuple[list[Sample], list[str]]:
-    """The training split of a section as `on_bad_sample` has it: (samples, lines for the log about broken ones).
+    """The training split of a section as `on_bad_sample` has it: (samples, remarks for the log on what was left out).
 
     error: all that is there; files must exist, their content is not looked at. skip: what `readable` leaves, before
     anything is drawn at random, so that order and augmentation stay functions of seed, round, epoch and index.
     Raises DataError, with skip if nothing is left.
     """
     section, skip = cfg.section(section_name), cfg.on_bad_sample == "skip"
-    samples = segmentation.find_samples(section_name, section, "train", complete=not skip)
+    samples, lines = segmentation.find_split(section_name, section, "train", complete=not skip)
+    if not labels_needed and cfg.plabel_accuracy and not any(s.label and os.path.isfile(s.label) for s in samples):
+        why = segmentation.why_no_labels(section_name, section, "train", samples)
+        lines += [why.remark(NO_ACCURACY)] if why.surprising else []
     if not skip:
         if labels_needed:
-            segmentation.require_labels(section_name, samples)
-        return samples, []
+            segmentation.require_labels(section_name, section, "train", samples)
+        return samples, lines
     if not labels_needed and not labels_compared(cfg, samples):
         samples = [replace(s, label=None) for s in samples]
     good, broken = readable(samples, labels_needed, loaders.worker_count(cfg), "reading" if cfg.screen else None)
     if not good:
         raise DataError(f"{section_name}: none of its {len(samples)} training samples can be read; the first: "
                         f"{broken[0][1]}")
-    lines = [f"on_bad_sample: {reason}" for _, reason in broken]
+    lines += [f"on_bad_sample: {reason}" for _, reason in broken]
     if len(good) < len(samples):
         lines.append(f"on_bad_sample: {len(samples) - len(good)} of {len(samples)} training samples of {section_name} "
                      "left out")
     if any(s.label is None for s in good) and any(s.label for s in good):
         lines.append("on_bad_sample: the accuracy of pseudo labels is not reported, a label is broken")
     return good, lines
+
+
+def validation_samples(cfg: Config) -> tuple[list[Sample], list[str]]:
+    """(the target's validation split if it can be scored, else nothing; remarks for the log on why not, and on what was
+    left out). Raises DataError, also if only some of the images have labels."""
+    samples, remarks = segmentation.find_split(cfg.target, cfg.target_data, "val", required=False)
+    if not samples:
+        return [], [*remarks, f"{NO_VALIDATION}: {cfg.target} has no images in its split 'val'"]
+    if not segmentation.has_labels(samples):
+        why = segmentation.why_no_labels(cfg.target, cfg.target_data, "val", samples)
+        return [], [*remarks, why.remark(NO_VALIDATION)]
+    return samples, remarks
 
 
 def labels_compared(cfg: Config, samples: list[Sample]) -> bool:

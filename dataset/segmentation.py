@@ -3,24 +3,25 @@ read, raises a DataError that names it."""
 import hashlib
 import os
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from dataset import labels
 from dataset.files import read_image, read_label, require_same_size
+from dataset.lists import Places, read_list
+from dataset.patterns import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, Pattern, Tree, folders, scan
 from utils.config import DataConfig
 from utils.errors import DataError
-
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 
 
 @dataclass(frozen=True)
 class Layout:
     """Where a data set keeps its files, below its data_dir.
 
-    Patterns hold `{split}` (train or val) and `{name}` (a file's path below the folder, less what the pattern writes
-    behind it). A pattern without `{name}` is a folder: images of any known extension, labels as .png of the same name.
+    Patterns hold `{split}` (train or val), `{name}` (a file's path below the folder, less what the pattern writes
+    around its last part) and, before that, `*` for one folder of any name. A pattern without `{name}` is a folder:
+    images of any known extension, labels of the same name and any extension that labels may have.
     """
 
     images: str
@@ -71,39 +72,38 @@ def known_ids(section: DataConfig, num_classes: int) -> set[int]:
 
 def find_samples(section_name: str, section: DataConfig, split: str, required: bool = True,
                  complete: bool = True) -> list[Sample]:
-    """The images of a split with the label paths that belong to them (which need not exist), in order of name.
+    """The samples of `find_split`."""
+    return find_split(section_name, section, split, required, complete)[0]
 
-    The training split is what `data_list` lists, the validation split what `data_list_val` lists; without a list the
-    folder is scanned, linked folders too. gta5 and synthia have one split. Raises DataError if the folder, the list or
-    (unless `complete` is False) a listed image is missing, if a name of a list leaves the folder, by `..` or by a link
-    (data_dir and the pattern's folder may be links themselves), or if nothing is found and the split is `required`.
+
+def find_split(section_name: str, section: DataConfig, split: str, required: bool = True,
+               complete: bool = True) -> tuple[list[Sample], list[str]]:
+    """(the images of a split with the label paths that belong to them, remarks on the files that were left out).
+
+    The label files need not exist. The training split is what `data_list` lists, the validation split what
+    `data_list_val` lists, in that order; without a list the folder is scanned, linked folders too, and samples are in
+    order of path. A scan leaves out hidden files and the like (`patterns.scan`), and labels that lie among the images.
+    gta5 and synthia have one split. Raises DataError if the folder, the list or (unless `complete` is False) a listed
+    image is missing, if a name of a list leaves the folder, by `..` or by a link (data_dir and the pattern's folder may
+    be links themselves), if an image is its own label or two labels fit it, if two images share a name, or if nothing
+    is found and the split is `required`.
     """
-    layout = LAYOUTS.get(section.type) or Layout(section.images, section.labels)
-    root = Path(section.data_dir)
+    root, list_key = Path(section.data_dir), "data_list" if split == "train" else "data_list_val"
+    images, labels_ = _patterns(section, split)
     if not os.path.isdir(root):
+        stars = "; a * may stand in images and labels only" if "*" in str(root) else ""
         raise DataError(f"{section_name}.data_dir: no folder {str(root)!r}: give the folder that holds "
-                        f"{layout.images.format(split=split, name='<name>')!r}.")
-    base, suffix = _split_pattern(layout.images, split)
-    list_file = section.data_list if split == "train" else section.data_list_val
+                        f"{str(images)!r}{stars}.")
+    tree, list_file = Tree(root), getattr(section, list_key)
     if list_file:
-        names = _read_list(section_name, "data_list" if split == "train" else "data_list_val", list_file, base, suffix)
+        found, remarks = _listed(section_name, section, list_key, tree, images, labels_, complete)
     else:
-        names = _scan(root / base, suffix)
-    if not names and required:
-        found = f"list {list_file!r} is empty" if list_file else f"no image matches {str(root / base)}/*{suffix or ''}"
-        raise DataError(f"{section_name}: {found}: check data_dir, the split {split!r} and the file names.")
-    samples = []
-    for name, image in names.items():
-        sample = Sample(name, root / base / image, _label_path(root, layout.labels, split, name))
-        if list_file:
-            _require_inside(root, root / base, sample.image, list_file)
-            if sample.label:
-                _require_inside(root, root / _split_pattern(layout.labels, split)[0], sample.label, list_file)
-            if complete and not os.path.isfile(sample.image):
-                raise DataError(f"{sample.image}: listed in {list_file!r} but not there: check {section_name}.data_dir "
-                                "or the list.")
-        samples.append(sample)
-    return samples
+        found, remarks = _scanned(section_name, tree, images, labels_)
+    if not found and required:
+        empty = f"list {list_file!r} is empty" if list_file else f"no image matches {str(root / str(images))!r}"
+        raise DataError("; ".join([f"{section_name}: {empty}: check data_dir, the split {split!r} and the file names",
+                                   *remarks]) + ".")
+    return _samples(section_name, root, images, found), remarks
 
 
 def has_labels(samples: list[Sample]) -> bool:
@@ -115,11 +115,47 @@ def has_labels(samples: list[Sample]) -> bool:
     return not missing
 
 
-def require_labels(section_name: str, samples: list[Sample]) -> None:
+@dataclass(frozen=True)
+class NoLabels:
+    """Why no sample of a split has a label. surprising: labels were to be expected, so a key is likely to be wrong."""
+
+    reason: str
+    surprising: bool
+
+    def __str__(self):
+        return self.reason
+
+    def remark(self, lost: str) -> str:
+        """A line that says what is lost, and why; a warning if labels were to be expected."""
+        return f"{'warning: ' if self.surprising else ''}{lost}: {self.reason}"
+
+
+def why_no_labels(section_name: str, section: DataConfig, split: str, samples: list[Sample]) -> NoLabels:
+    """Why none of these samples has a label: what is expected, and what is there in its place."""
+    images, pattern = _patterns(section, split)
+    tree, first = Tree(section.data_dir), samples[0].label
+    if first is None:
+        return NoLabels(f"{section_name} has no labels: {section_name}.labels is not set", False)
+    if pattern is None:  # the list alone names them
+        pattern = Pattern(first.parent.relative_to(tree.root).as_posix().removeprefix("."), "", None, LABEL_EXTENSIONS)
+    missing = f"{section_name} has no labels for its split {split!r}: {first} is not there"
+    key = f"{section_name}.labels" if section.type == "folder" else f"{section_name}.data_dir"
+    if not folders(tree, pattern):
+        expected = section.type == "folder" or bool(tree.folders(pattern.folder.split("/")[0]))
+        return NoLabels(f"{missing}, nor is the folder {tree.root / pattern.folder}"
+                        + (f": correct {key}" if expected else ""), expected)
+    there = scan(tree, Pattern(pattern.folder, "", None, LABEL_EXTENSIONS))[0]
+    other = next((path for path in there if images.name(path) is None), None)
+    if other is None:
+        return NoLabels(f"{missing}, nor is any other in its folder", False)
+    return NoLabels(f"{missing}, but {tree.root / other} is, and fits no image: correct {key}", True)
+
+
+def require_labels(section_name: str, section: DataConfig, split: str, samples: list[Sample]) -> None:
     """Raise DataError unless every sample's label file exists."""
     if not has_labels(samples):
-        raise DataError(f"{samples[0].image}: its label {samples[0].label} is missing, as are all others: "
-                        f"check {section_name}'s labels; this step needs them.")
+        raise DataError(f"{samples[0].image}: its label is missing, as are all others; this step needs them: "
+                        f"{why_no_labels(section_name, section, split, samples)}.")
 
 
 def fingerprint(samples: list[Sample]) -> str:
@@ -135,75 +171,76 @@ def read_pair(sample: Sample, table: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return image, label
 
 
-def _split_pattern(pattern: str, split: str) -> tuple[str, str | None]:
-    """(folder, what follows the name) of a layout pattern; None where any image extension may follow."""
-    folder, name, suffix = pattern.replace("{split}", split).partition("{name}")
-    return folder.rstrip("/"), suffix if name else None
+def _patterns(section: DataConfig, split: str) -> tuple[Pattern, Pattern | None]:
+    """Where the split's images are, and their labels."""
+    layout = LAYOUTS.get(section.type) or Layout(section.images, section.labels)
+    return (Pattern.parse(layout.images, split, IMAGE_EXTENSIONS),
+            Pattern.parse(layout.labels, split, LABEL_EXTENSIONS) if layout.labels else None)
 
 
-def _label_path(root: Path, pattern: str | None, split: str, name: str) -> Path | None:
-    if pattern is None:
+def _label(tree: Tree, labels_: Pattern | None, name: str) -> str | None:
+    """The label of the image of that name, as it is on disk; if it is not there, where it is expected."""
+    if labels_ is None:
         return None
-    folder, suffix = _split_pattern(pattern, split)
-    return root / folder / (name + (".png" if suffix is None else suffix))
+    found = [path for ending in labels_.endings if (path := tree.file(labels_.path(name, ending), ending))]
+    if len(found) > 1:
+        raise DataError(f"{tree.root / found[0]}: is a label of the same image as {found[1]}: keep one of them, or "
+                        "give the labels' ending in the key `labels`, as in '{split}/{name}.png'.")
+    return found[0] if found else labels_.path(name)
 
 
-def _require_inside(root: Path, folder: Path, path: Path, list_file: str) -> None:
-    real = os.path.realpath(path)
-    if not any(real.startswith(os.path.join(os.path.realpath(f), "")) for f in (root, folder)):
-        raise DataError(f"{path}: named by {list_file!r}, is a link out of {str(root)!r} to {real!r}: copy the file "
-                        "there, or link the whole data folder.")
+def _samples(section_name, root, images, found):
+    """The samples of [(image, label or None)]: every name once, no image its own label."""
+    samples = {}
+    for image, label in found:
+        name = images.name(image)
+        if label == image:
+            raise DataError(f"{root / image}: is by {section_name}.labels its own label: give labels another folder or "
+                            "another ending, such as '{split}/{name}_label.png', or leave it out.")
+        if name in samples:
+            raise DataError(f"{image} and {samples[name].image.relative_to(root)} share the name {name!r}: pseudo "
+                            "labels could not be told apart; keep one of them.")
+        samples[name] = Sample(name, root / image, root / label if label else None)
+    return list(samples.values())
 
 
-def _scan(folder: Path, suffix: str | None) -> dict[str, str]:
-    """name -> path below `folder` of every image in it, sorted. A dangling link counts: reading will name it."""
-    def refuse(error):
-        raise DataError(f"{error.filename}: cannot be listed ({error.strerror}): make the folder readable.")
-    endings = tuple(e.lower() for e in (IMAGE_EXTENSIONS if suffix is None else (suffix,)))
-    paths, seen = [], set()
-    for here, folders, files in os.walk(folder, followlinks=True, onerror=refuse) if os.path.isdir(folder) else ():
-        folders.sort()
-        if (real := os.path.realpath(here)) in seen:  # a link back to a folder already read
-            folders.clear()
-            continue
-        seen.add(real)
-        files = [Path(here, name) for name in files]
-        paths += [p.relative_to(folder).as_posix() for p in files if os.path.isfile(p) or os.path.islink(p)]
-    found = {}
-    for relative in sorted(paths, key=lambda p: p.split("/")):
-        if relative.lower().endswith(endings):
-            _add(found, relative, suffix)
-    return found
+def _scanned(section_name, tree, images, labels_):
+    """([(image, label or None)], remarks) of all that matches; the labels of others lie among the images."""
+    paths, hidden = scan(tree, images)
+    label_of = {path: _label(tree, labels_, images.name(path)) for path in paths}
+    others = {label for path, label in label_of.items() if label != path}
+    kept = [(path, label) for path, label in label_of.items() if path not in others]
+    remarks = []
+    if hidden:
+        remarks.append(f"{section_name}: hidden files, previews and the like among the images are left out: "
+                       f"{len(hidden)} (the first: {hidden[0]!r}); a list may name them")
+    if len(kept) < len(paths):
+        first = next(path for path in paths if path in others)
+        remarks.append(f"{section_name}: files among the images that are labels of others are left out: "
+                       f"{len(paths) - len(kept)} (the first: {first!r}); a list may name them")
+    return kept, remarks
 
 
-def _read_list(section_name: str, key: str, list_file: str, base: str, suffix: str | None) -> dict[str, str]:
-    """name -> path below the image folder of every line; a line's first field counts, with or without the folder."""
+def _listed(section_name, section, key, tree, images, labels_, complete):
+    """([(image, label or None)], remarks) of what the list of that key names, all of it below data_dir."""
+    list_file = getattr(section, key)
     try:
-        if os.path.exists(list_file) and not os.path.isfile(list_file):  # a device or a pipe may never end
-            raise OSError("not a file")
-        lines = Path(list_file).read_text(encoding="utf-8-sig").splitlines()
+        entries, remarks = read_list(section_name, list_file, tree, images, labels_, section.type == "folder")
     except (OSError, ValueError) as error:
-        raise DataError(f"{section_name}.{key}: cannot read {list_file!r} ({error}): correct the path, or set it to "
-                        "None to take every image of the folder.") from None
-    found = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        written = line.split()[0]
-        entry = str(PurePosixPath(written.removeprefix(base + "/")))
-        if "\0" in written or PurePosixPath(written).is_absolute() or ".." in PurePosixPath(entry).parts:
-            raise DataError(f"{list_file}, line {number}: {written!r} points outside the data folder: give names below "
-                            f"{base or 'data_dir'!r}.")
-        if not entry.endswith(suffix or "") or entry.rpartition("/")[2] in (".", suffix):
-            raise DataError(f"{list_file}, line {number}: {written!r} does not end in {suffix or 'a file name'!r}, as "
-                            f"the images of {section_name} do.")
-        _add(found, entry, suffix)
-    return found
-
-
-def _add(found: dict[str, str], relative: str, suffix: str | None) -> None:
-    name = str(PurePosixPath(relative).with_suffix("")) if suffix is None else relative[: -len(suffix)]
-    if name in found:
-        raise DataError(f"{relative} and {found[name]} share the name {name!r}: pseudo labels could not be told apart; "
-                        "keep one of them.")
-    found[name] = relative
+        there = len(_scanned(section_name, tree, images, labels_)[0])
+        advice = (f", or {section_name}.{key}=None takes the {there} images of the folder." if there else
+                  f"; no image matches {str(tree.root / str(images))!r} either.")
+        raise DataError(f"{section_name}.{key}: cannot read {list_file!r} ({error}): correct the path{advice}"
+                        ) from None
+    places = Places(tree, images.fixed), Places(tree, labels_.fixed if labels_ else "")
+    found = [(e.image, e.label or _label(tree, labels_, images.name(e.image))) for e in entries]
+    for pair in found:
+        for path, place in zip(pair, places):
+            if path and not place.inside(path):
+                raise DataError(f"{tree.root / path}: named by {list_file!r}, is a link out of {str(tree.root)!r} to "
+                                f"{os.path.realpath(tree.root / path)!r}: copy the file there, or link the whole data "
+                                "folder.")
+        if complete and not os.path.isfile(tree.root / pair[0]):
+            raise DataError(f"{tree.root / pair[0]}: listed in {list_file!r} but not there: check "
+                            f"{section_name}.data_dir or the list.")
+    return found, remarks

@@ -162,8 +162,11 @@ def gta5(tmp_path):
 
 
 def test_list_lines_with_and_without_folder_and_second_field(gta5):
-    _, samples = gta5(["00003.png", "images/00001.png labels/00001.png", "", "00002.png\tmore"])
-    assert [s.name for s in samples] == ["00003", "00001", "00002"]
+    for lines in (["00003.png", "images/00001.png", "", "00002.png\tmore"],
+                  ["00003.png labels/00003.png", "images/00001.png\tlabels/00001.png", "", "00002.png 00002.png"]):
+        _, samples = gta5(lines)
+        assert [s.name for s in samples] == ["00003", "00001", "00002"]
+        assert [s.label.name for s in samples] == ["00003.png", "00001.png", "00002.png"]
 
 
 @pytest.mark.parametrize("line, said", [("../secret.png", "outside"), ("/etc/passwd", "outside"),
@@ -232,7 +235,7 @@ def test_a_strip_that_would_become_huge_is_named(gta5, tmp_path):
 
 
 def test_labels_all_some_none(gta5, tmp_path):
-    _, samples = gta5()
+    cfg, samples = gta5()
     assert segmentation.has_labels(samples)
     samples[1].label.unlink()
     with pytest.raises(DataError, match="00002.png"):
@@ -241,7 +244,7 @@ def test_labels_all_some_none(gta5, tmp_path):
         s.label.unlink(missing_ok=True)
     assert not segmentation.has_labels(samples)
     with pytest.raises(DataError, match="this step needs them"):
-        segmentation.require_labels("gta5", samples)
+        segmentation.require_labels("gta5", cfg.source_data, "train", samples)
 
 
 # ---- views and loaders -----------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from dataset import loaders, segmentation
+from dataset import inspection, loaders, segmentation
 from dataset.labels import never_seen
 from model.deeplabv2 import parameter_groups
 from model.weights import save_weights
@@ -51,8 +51,8 @@ class BaseTrainer(ABC):
         torch.backends.cudnn.benchmark = True  # crops have one size, and whole images usually have
         self.class_set = segmentation.class_set(cfg.target_data, cfg.num_classes)
         self.samples, remarks = self.training_samples()
-        self.val_loader, why_not = self._validation_loader()
-        remarks += [f"validation skipped: {why_not}"] if why_not else []
+        self.val_loader, more = self._validation_loader()
+        remarks += [remark for remark in more if remark not in remarks]  # one list or folder may serve both splits
         self.snapshot = Path(cfg.snapshot) / cfg.note
         self.states = StateFolder(self.snapshot / f"{self.stage}.state", cfg.keep)
         self.lock = RunLock(self.snapshot) if self.snapshot.is_dir() else None  # before a look at what lies there
@@ -261,13 +261,11 @@ class BaseTrainer(ABC):
         self.log.event("train", self.global_step, loss={"total": total.item(), **values}, lr=rates)
 
     def _validation_loader(self):
-        """(loader or None, the reason for None)"""
+        """(loader or None, remarks for the log, which say why there is none)"""
         cfg = self.cfg
         if not cfg.val:
-            return None, "val is False"
-        samples = segmentation.find_samples(cfg.target, cfg.target_data, "val", required=False)
+            return None, [f"{inspection.NO_VALIDATION}: val is False"]
+        samples, remarks = inspection.validation_samples(cfg)
         if not samples:
-            return None, f"{cfg.target} has no images in its split 'val'"
-        if not segmentation.has_labels(samples):
-            return None, f"{cfg.target} has no labels for its split 'val'"
-        return loaders.whole_image_loader(cfg, cfg.target, samples, True, self.device.type == "cuda"), None
+            return None, remarks
+        return loaders.whole_image_loader(cfg, cfg.target, samples, True, self.device.type == "cuda"), remarks

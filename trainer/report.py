@@ -1,4 +1,5 @@
 """Comparing checkpoints: scores side by side, and the figure of the paper (image, each network, ground truth)."""
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ from dataset.labels import ClassSet
 from trainer import evaluate
 from trainer.build import build_model, pick_device
 from utils.config import Config
-from utils.errors import CheckpointError, ConfigError, DataError
+from utils.errors import CheckpointError, ConfigError
 from utils.visualize import colourise, grid
 
 CAPTIONS = {"source_only": "source-only", "ld": "LD", "be": "LDBE"}
@@ -38,8 +39,8 @@ def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
     Raises CheckpointError for one that does not fit, or that would leave a part of the network at random.
     """
     device = pick_device(cfg.device)
-    names, samples = headings(checkpoints), _validation_samples(cfg)
-    segmentation.require_labels(cfg.target, samples)
+    names, samples = headings(checkpoints), _validation_samples(cfg, say=True)
+    segmentation.require_labels(cfg.target, cfg.target_data, "val", samples)
     for checkpoint in checkpoints:  # a wrong name among them should not cost the evaluation of the others
         _, loaded = build_model(cfg, device, checkpoint)
         if loaded.initialised:
@@ -71,8 +72,8 @@ def figure(cfg: Config, checkpoints: list[str], count: int) -> Image.Image:
                 (512, 512 * cfg.target_data.input_size[1] // cfg.target_data.input_size[0]))
 
 
-def _validation_samples(cfg):
-    samples = segmentation.find_samples(cfg.target, cfg.target_data, "val")
-    if not samples:
-        raise DataError(f"{cfg.target}: no images in the split 'val'.")
+def _validation_samples(cfg, say=False):
+    samples, remarks = segmentation.find_split(cfg.target, cfg.target_data, "val")
+    for remark in remarks if say else ():
+        print(remark, file=sys.stderr)
     return samples

@@ -1,6 +1,7 @@
 """Reading YAML files and `key=value` words into the declared keys, checking them, writing and comparing them. A loaded
 configuration is read-only."""
 import dataclasses
+import re
 import secrets
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
@@ -177,6 +178,7 @@ def _check_section(cfg, name, require):
         pattern = PurePosixPath(getattr(section, inner) or "")
         require(not pattern.is_absolute() and ".." not in pattern.parts,
                 f"{name}.{inner}: {str(pattern)!r} leaves data_dir; give a path below it.")
+    _check_patterns(name, section, require)
     if section.type != "folder":
         require(count in (19, 16, 13), f"num_classes: {count} does not fit {name}, whose class sets are 19, 16 and 13.")
         return
@@ -187,3 +189,21 @@ def _check_section(cfg, name, require):
     if section.palette is not None:
         require(len(section.palette) == count and all(len(c) == 3 for c in section.palette),
                 f"{name}.palette: expected {count} colours of 3 numbers.")
+
+
+def _check_patterns(name, section, require):
+    """That `{split}`, `{name}` and `*` stand in images and labels where they mean something."""
+    stars = {}
+    for inner in ("images", "labels"):
+        pattern = getattr(section, inner) or ""
+        unknown = [field for field in re.findall(r"{[^{}]*}?|}", pattern) if field not in ("{split}", "{name}")]
+        require(not unknown, f"{name}.{inner}: {pattern!r} holds {unknown and unknown[0]!r}; only {{split}} and "
+                "{name} are filled in.")
+        before, _, after = pattern.partition("{name}")
+        stars[inner] = before.split("/").count("*")
+        require("{name}" not in after, f"{name}.{inner}: {pattern!r} holds {{name}} twice; give it once.")
+        require(stars[inner] == pattern.count("*"), f"{name}.{inner}: in {pattern!r} a * is not one whole folder "
+                "before {name}, as in 'images/*/{split}/{name}.png'.")
+    require(not section.labels or stars["images"] == stars["labels"],
+            f"{name}.labels: {section.labels!r} has {stars['labels']} *, {name}.images {stars['images']}: give both as "
+            "many, since what a * stands for in an image's path is put in for that of its label.")

@@ -19,14 +19,15 @@ class DataConfig:
 
     type: str = key(None, str, "which layout the files have", choices=(*STREETS, "folder"))
     data_dir: str = key(None, str, "folder of the data set")
-    data_list: str | None = key(None, str, "text file naming the training images, one a line; None: all in the folder",
-                                optional=True)
+    data_list: str | None = key(None, str, "text file naming the training images, one a line, each with or without its "
+                                "label behind a tab or blank; None: all in the folder", optional=True)
     data_list_val: str | None = key(None, str, "the same for the validation images", optional=True)
     input_size: tuple = key(None, [int], "(width, height) at which whole images are labelled and evaluated, pixels",
                             low=8, high=16384, length=2)
-    images: str | None = key(None, str, "folder only: where images are, below data_dir; may hold {split} and {name}",
+    images: str | None = key(None, str, "folder only: where images are, below data_dir; may hold {split}, {name} and, "
+                             "before that, * for one folder of any name", optional=True)
+    labels: str | None = key(None, str, "folder only: where their labels are, with as many *; None: there are none",
                              optional=True)
-    labels: str | None = key(None, str, "folder only: where their labels are; None: there are none", optional=True)
     classes: tuple | None = key(None, [str], "folder only: names of the classes, in the order of the train ids",
                                 optional=True)
     label_ids: Mapping | None = key(None, {int: int}, "folder only: id in the label file -> train id, all others are "

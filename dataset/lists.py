@@ -1,0 +1,197 @@
+"""Lists of images: text files with an image a line, or an image and its label. As in `dataset.patterns`, paths are text
+below data_dir."""
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, NamedTuple
+
+from dataset.patterns import LABEL_EXTENSIONS, Pattern, Tree, composed, join
+from utils.errors import DataError
+
+THERE, MISSING, OUTSIDE, UNFIT = range(4)  # of a written name: a file, none, not below data_dir, not of the pattern
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A line of a list. The files need not be there; label: None if the line names none."""
+
+    number: int
+    image: str
+    label: str | None
+
+
+def read_list(section_name: str, list_file: str, tree: Tree, images: Pattern, labels: Pattern | None,
+              free_labels: bool) -> tuple[list[Entry], list[str]]:
+    """(the images that a list names, remarks on what was passed over).
+
+    Names may hold blanks, may be written as `Places` has it, and may leave out the image's ending. What follows an
+    image is its label if it ends as one: a file that matches `labels` or, with `free_labels`, any below data_dir or
+    below the labels' folder. A line that begins with # and names no file is a comment. Raises OSError or ValueError if
+    the list cannot be read, DataError that names the line where one leaves data_dir, does not match, or where some
+    lines name a label and others do not.
+    """
+    reader = _Reader(section_name, list_file, tree, images, labels, free_labels)
+    entries = [entry for number, line in _lines(list_file) if (entry := reader.entry(number, line))]
+    named = [entry.label is not None for entry in entries]
+    if any(named) and not all(named):
+        raise DataError(f"{list_file}, line {entries[named.index(False)].number}: names no label, as line "
+                        f"{entries[named.index(True)].number} does: name one in every line or in none.")
+    return entries, reader.remarks()
+
+
+class Places:
+    """The ways to write a file below a data set's folder: below data_dir or any folder on the way to `folder`, with or
+    without a slash in front, as an absolute path, with ~, with backslashes."""
+
+    def __init__(self, tree: Tree, folder: str):
+        self.tree = tree
+        parts = folder.split("/") if folder else []
+        self._folders = ["/".join(parts[:n]) for n in range(len(parts) + 1)]  # data_dir, ..., `folder`
+        self._real = [os.path.realpath(tree.root / f) for f in ("", folder)]  # both may be links
+        self._absolute = [(composed(path).rstrip("/") + "/", inner) for path, inner in
+                          ((os.path.abspath(tree.root), ""), *zip(self._real, ("", folder)))]
+
+    def find(self, written: str, pattern: Pattern, added: str = "") -> tuple[str | None, int]:
+        """(path, THERE or MISSING), (None, OUTSIDE) or (None, UNFIT) of a written name with `added` behind it."""
+        missing = None
+        for form in dict.fromkeys((written, written.replace("\\", "/"), os.path.expanduser(written))):
+            parts = [part for part in form.split("/") if part not in ("", ".")]
+            if ".." in parts:
+                return None, OUTSIDE
+            for path, guess in self._readings("/".join(parts) + added, form.startswith("/")):
+                ending = pattern.ending(path)
+                if ending is not None:
+                    if (found := self.tree.file(path, ending)) is not None:
+                        return found, THERE
+                    if not guess or pattern.fixed:  # without a folder in the pattern, any path would do
+                        missing = missing or (path, MISSING)
+        return missing or (None, OUTSIDE if written.startswith("/") else UNFIT)
+
+    def inside(self, path: str) -> bool:
+        """Whether the file is, with all links followed, below data_dir or below `folder`."""
+        real = os.path.realpath(self.tree.root / path)
+        return any(real.startswith(os.path.join(folder, "")) for folder in self._real)
+
+    def _readings(self, path, absolute):
+        """(path below data_dir, whether it is but a guess) of a written path."""
+        if not absolute:
+            yield from ((join(folder, path), False) for folder in self._folders)
+            return
+        above, _, name = f"/{path}".rpartition("/")
+        for resolved in (False, True):
+            if resolved and not os.path.isdir(above):
+                break
+            spelling = os.path.join(os.path.realpath(above), name) if resolved else f"/{path}"
+            for folder, inner in self._absolute:
+                if composed(spelling).startswith(folder):
+                    yield join(inner, "/".join(spelling.split("/")[folder.count("/"):])), False
+        yield path, True
+
+
+def _lines(path: str) -> list[tuple[int, str]]:
+    """(number, text) of the lines that are not blank."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe may never end
+        raise OSError("not a file")
+    lines = Path(path).read_text(encoding="utf-8-sig").split("\n")  # every kind of line end has become \n
+    return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _cuts(text: str) -> Iterator[tuple[str, str]]:
+    """The ways to read a text as a file name, which may hold blanks, and what follows it: all of it, cut at a tab, cut
+    at any blanks."""
+    stripped = text.strip()
+    yield from dict.fromkeys([(text, ""), (stripped, "")])
+    for separator in (r"\s*\t\s*", r"\s+"):
+        for blank in re.finditer(separator, stripped):
+            yield stripped[: blank.start()], stripped[blank.end():]
+
+
+class _Reading(NamedTuple):
+    """One way to read a line."""
+
+    text: str
+    rest: str
+    image: str | None
+    state: int
+    label: str | None
+    label_state: int
+
+    @property
+    def complete(self):
+        """Whether all that is written names files that are there."""
+        return self.state == THERE and (not self.rest or self.label_state == THERE)
+
+
+class _Reader:
+    """The lines of one list, and what was passed over in them."""
+
+    def __init__(self, section_name, list_file, tree, images, labels, free_labels):
+        self.section_name, self.list_file, self.images, self.labels = section_name, list_file, images, labels
+        self.image_places, self.label_places = Places(tree, images.fixed), Places(tree, labels.fixed if labels else "")
+        self.any_label = Pattern("", "", None, LABEL_EXTENSIONS)
+        self.label_patterns = [p for p in (labels, self.any_label if free_labels else None) if p]
+        self.comments, self.no_labels = [], []  # line numbers; (line number, text)
+
+    def entry(self, number: int, line: str) -> Entry | None:
+        """The line's entry, None for a comment."""
+        if "\0" in line:
+            self._refuse_outside(number, line)
+        readings = []
+        for cut in _cuts(line):
+            readings += [self._reading(*cut)]
+            if readings[-1].complete:
+                break
+        best = min(readings, key=lambda r: (not r.complete, r.state, len(r.text)))
+        if best.state != THERE:
+            bare = [self._reading(line.strip(), "", ending) for ending in self.images.endings]
+            best = next((reading for reading in bare if reading.complete), best)
+        if best.state != THERE and line.lstrip().startswith("#"):
+            self.comments.append(number)
+            return None
+        if best.state == UNFIT:
+            self._refuse_name(number, line.strip())
+        if best.state == OUTSIDE or best.label_state == OUTSIDE:
+            self._refuse_outside(number, best.text if best.state == OUTSIDE else best.rest)
+        if best.rest and not best.label:
+            self._refuse_label(number, best.rest)
+            self.no_labels.append((number, best.rest))
+        return Entry(number, best.image, best.label)
+
+    def _reading(self, text, rest, ending=""):
+        """The line cut into `text`, a name that may lack its ending, and the label at the start of `rest`, if any."""
+        image, state = self.image_places.find(text, self.images, ending)
+        labels = [] if state in (OUTSIDE, UNFIT) or not rest else [
+            (*self.label_places.find(part, pattern), len(part))
+            for part, _ in _cuts(rest) for pattern in self.label_patterns]
+        label, label_state, _ = min(labels, key=lambda found: found[1:], default=(None, UNFIT, 0))
+        return _Reading(text, rest, image, state, label, label_state)
+
+    def remarks(self) -> list[str]:
+        found = []
+        if self.comments:
+            found.append(f"{self.list_file}: lines that begin with # are comments: {len(self.comments)} (the first: "
+                         f"line {self.comments[0]})")
+        if self.no_labels:
+            number, text = self.no_labels[0]
+            found.append(f"{self.list_file}: what follows the image is no label file and is not read: "
+                         f"{len(self.no_labels)} lines (the first: line {number}, {text!r})")
+        return found
+
+    def _refuse_outside(self, number, text):
+        raise DataError(f"{self.list_file}, line {number}: {text!r} points outside the data folder: give names below "
+                        f"{self.images.folder or 'data_dir'!r}.")
+
+    def _refuse_name(self, number, text):
+        endings = self.images.endings
+        fault = (f"does not match {str(self.images)!r}" if text.lower().endswith(tuple(e.lower() for e in endings)) else
+                 f"does not end in {' or '.join(map(repr, endings))}")
+        raise DataError(f"{self.list_file}, line {number}: {text!r} {fault}, as the images of {self.section_name} do.")
+
+    def _refuse_label(self, number, rest):
+        """Where only the layout's own labels can be read, another label file is refused rather than passed over."""
+        named = next((text for text, _ in _cuts(rest) if self.any_label.name(text.lstrip("/"))), None)
+        if named is not None:
+            raise DataError(f"{self.list_file}, line {number}: the label {named!r} does not match "
+                            f"{str(self.labels)!r}, the labels whose ids are known for {self.section_name}: name "
+                            "those, or none.")

@@ -1,0 +1,210 @@
+"""Patterns of file names and the folders that they are looked for in. All paths here are text below data_dir, with "/";
+what comes out is written as it is on disk.
+
+File names are compared as people read them: letters with accents may be composed or decomposed (NFC / NFD), and the
+ending may be in any case. Where two files would do, the one that is written exactly so is meant, else it is an error.
+"""
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+from utils.errors import DataError
+
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+LABEL_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff", ".pgm", ".pbm", ".pnm", ".ppm")  # the first is the usual one
+# Folders that systems and viewers put among images, in lower case; those that begin with a dot are left out anyway.
+NO_DATA = frozenset({
+    "__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "lost+found",
+    "$recycle.bin", "recycler", "system volume information", "thumb", "thumbs", "thumbnail", "thumbnails", "preview",
+    "previews"})
+
+
+def composed(text: str) -> str:
+    """The text with accents as one character with their letter, where there is one (Unicode NFC)."""
+    return unicodedata.normalize("NFC", text)
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Where files are: `folder/`, any sub-folders, `prefix`, the stem, `suffix` (None: one of `extensions`). A part `*`
+    of `folder` stands for one folder of any name. A file's name is what the stars stand for, its sub-folders and its
+    stem, joined by "/": unique among the files that match the pattern."""
+
+    folder: str
+    prefix: str
+    suffix: str | None
+    extensions: tuple[str, ...]
+
+    @classmethod
+    def parse(cls, text: str, split: str, extensions: tuple[str, ...]) -> "Pattern":
+        """A pattern as it is configured, with `{split}` and `{name}`; without `{name}` it is a folder."""
+        text = str(PurePosixPath(text.replace("{split}", split)))
+        before, name, suffix = text.partition("{name}")
+        folder, _, prefix = before.rpartition("/") if name else (text, "", "")
+        return cls("" if folder == "." else folder, prefix, suffix or None, extensions)
+
+    def __str__(self):
+        return "/".join(filter(None, [self.folder, f"{self.prefix}<name>{self.suffix or self.extensions[0]}"]))
+
+    @property
+    def endings(self) -> tuple[str, ...]:
+        """What a matching path may end in, in any case."""
+        return self.extensions if self.suffix is None else (self.suffix,)
+
+    def ending(self, path: str) -> str | None:
+        """What follows the stem of a path, None if the path does not match."""
+        if self.name(path) is None:
+            return None
+        return self.suffix or PurePosixPath(path).suffix
+
+    @cached_property
+    def fixed(self) -> str:
+        """The part of `folder` before any star."""
+        return self.folder.split("*")[0].rstrip("/")
+
+    @cached_property
+    def _expressions(self):
+        def expression(form):
+            folders = [part.replace(r"\*", "([^/]+)") + "/" for part in re.escape(form(self.folder)).split("/") if part]
+            endings = "|".join(re.escape(form(ending)) for ending in self.endings)
+            return re.compile("".join(folders) + f"((?:[^/]+/)*){re.escape(form(self.prefix))}([^/]+)(?i:{endings})")
+        return expression(str), expression(composed)
+
+    def name(self, path: str) -> str | None:
+        """The name of the file at `path`, None if the path does not match."""
+        exactly, tolerantly = self._expressions
+        match = exactly.fullmatch(path) or tolerantly.fullmatch(composed(path))
+        if match is None:
+            return None
+        *stars, folders, stem = match.groups()
+        return "/".join([*stars, folders + stem])
+
+    def path(self, name: str, ending: str | None = None) -> str | None:
+        """The path of the file of that name; None if the name has too few parts."""
+        parts = iter(name.split("/"))
+        folder = [next(parts, None) if part == "*" else part for part in self.folder.split("/") if part]
+        *folders, stem = [*parts] or [None]
+        if stem is None:
+            return None
+        return "/".join([*folder, *folders, self.prefix + stem + (ending or self.endings[0])])
+
+
+class Tree:
+    """What is below a folder; each folder is listed once, when it is first asked for. Raises DataError where one cannot
+    be listed."""
+
+    def __init__(self, root: str | Path):
+        self.root = Path(root)
+        self._entries, self._similar, self._folders = {}, {}, {"": [""]}
+
+    def entries(self, folder: str) -> dict[str, os.DirEntry]:
+        """Name -> entry of all that is in a folder, sorted; nothing if it is not there."""
+        if folder not in self._entries:
+            try:
+                with os.scandir(self.root / folder) as found:
+                    self._entries[folder] = {entry.name: entry for entry in sorted(found, key=lambda e: e.name)}
+            except (FileNotFoundError, NotADirectoryError):
+                self._entries[folder] = {}
+            except OSError as error:
+                raise DataError(f"{error.filename}: cannot be listed ({error.strerror}): make the folder readable."
+                                ) from None
+        return self._entries[folder]
+
+    def folders(self, path: str) -> list[str]:
+        """The folders that `path` means, as they are on disk: first the one that is written exactly so, if any."""
+        if path not in self._folders:
+            above, _, last = path.rpartition("/")
+            self._folders[path] = [join(here, name) for here in self.folders(above)
+                                   for name in self._match(here, last, 0) if is_folder(self.entries(here)[name])]
+        return self._folders[path]
+
+    def file(self, path: str, ending: str) -> str | None:
+        """The path as it is on disk of the file, or dangling link, that `path` means; None if there is none. ending:
+        the last letters of `path`, whose case is free."""
+        above, _, last = path.rpartition("/")
+        for folder in self.folders(above):
+            names = [name for name in self._match(folder, last, min(len(ending), len(last)))
+                     if not is_folder(self.entries(folder)[name])]
+            if len(names) > 1 and names[0] != last:
+                raise DataError(f"{self.root / folder}: {names[0]!r} and {names[1]!r} both fit {last!r}: keep one of "
+                                "them.")
+            if names:
+                return join(folder, names[0])
+        return None
+
+    def _match(self, folder, name, free):
+        """The names in the folder that `name` may mean, that one first; the case of its last `free` letters is free."""
+        entries = self.entries(folder)
+        if name in entries and free:
+            return [name]
+        if folder not in self._similar:
+            self._similar[folder] = defaultdict(list)
+            for entry in entries:
+                self._similar[folder][composed(entry).lower()].append(entry)
+        wanted = composed(name)
+        kept = wanted[: len(wanted) - free]
+        found = [n for n in self._similar[folder].get(wanted.lower(), ())
+                 if composed(n)[: len(wanted) - free] == kept]
+        return sorted(found, key=lambda n: n != name)
+
+
+def join(folder: str, name: str) -> str:
+    return f"{folder}/{name}" if folder else name
+
+
+def is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def folders(tree: Tree, pattern: Pattern) -> list[str]:
+    """The folders that the pattern's `folder` stands for, in order, those of NO_DATA included."""
+    found = [""]
+    for part in filter(None, pattern.folder.split("/")):
+        if part == "*":
+            found = [join(here, name) for here in found for name, e in tree.entries(here).items() if is_folder(e)]
+        else:
+            found = [inner for here in found for inner in tree.folders(join(here, part))]
+    return found
+
+
+def scan(tree: Tree, pattern: Pattern) -> tuple[list[str], list[str]]:
+    """(paths that match the pattern, those that match but are left out as no part of any data set), both sorted.
+
+    Left out is what begins with a dot or lies in a folder that does or that NO_DATA names, unless the pattern itself
+    spells it. Linked folders are followed, each but once. A dangling link counts: reading will name it.
+    """
+    found, left_out, seen = [], [], set()
+    spelled = {*pattern.folder.split("/"), *(pattern.suffix or "").split("/")}
+
+    def no_data(name):
+        return name not in spelled and (name.startswith(".") or name.lower() in NO_DATA)
+
+    def count(folder):
+        for here, _, files in os.walk(tree.root / folder):
+            below = Path(here).relative_to(tree.root).as_posix()
+            left_out.extend(path for path in (join(below, name) for name in files) if pattern.name(path) is not None)
+
+    waiting = folders(tree, pattern)[::-1]
+    while waiting:  # depth first, in order of name: of two links to one folder the first counts
+        here = waiting.pop()
+        if any(map(no_data, here.split("/"))):
+            count(here)
+            continue
+        if (real := os.path.realpath(tree.root / here)) in seen:
+            continue
+        seen.add(real)
+        inner = []
+        for name, entry in tree.entries(here).items():
+            if is_folder(entry):
+                inner.append(join(here, name))
+            elif pattern.name(join(here, name)) is not None and (entry.is_file() or entry.is_symlink()):
+                (left_out if no_data(name) else found).append(join(here, name))
+        waiting += reversed(inner)
+    return sorted(found, key=lambda path: path.split("/")), sorted(left_out)
