@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from utils.config import KEYS, NO_EFFECT, SECTION_KEYS, Config, config_help, load_config, remarks, to_yaml
+from utils.config import KEYS, NO_EFFECT, SECTION_KEYS, Config, config_help, config_remarks, load_config, to_yaml
 from utils.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -299,11 +299,11 @@ def test_help_lists_every_key_with_its_default():
 
 def test_keys_without_effect_and_a_missing_method_are_said(load):
     def said(text, **fixed):
-        return "\n".join(remarks(load(text, **fixed)))
+        return "\n".join(config_remarks(load(text, **fixed)))
     both = "round: 3\nepochs: 2\nmethod: source_only\n"
     assert said(both) == "no effect on stage 0, which has num_steps steps and no rounds: round, epochs"
     assert said("round_start: 0\n", method="source_only").endswith("no rounds: round_start")
     assert said("method: ld\nround: 3\nepochs: 2\n") == said("method: be\n") == ""
     assert said("round: 3\n") == "method is not given, ld is run: set method to ld or be"
     assert "no effect on LDBE, ignored: lamb" in said("lamb: 1\n")
-    assert remarks(load("", "round=2", method="source_only"))[0].endswith(": round")
+    assert config_remarks(load("", "round=2", method="source_only"))[0].endswith(": round")

@@ -242,6 +242,14 @@ def test_what_a_user_gets_wrong_is_one_line_and_nothing_is_written(world, monkey
     assert sorted(p.as_posix() for p in world.rglob("*")) == before
 
 
+def test_keys_without_effect_and_a_missing_method_are_said_by_the_scripts(world, monkeypatch, capsys):
+    assert call(monkeypatch, run_so_script, "lamb=1") == 0
+    said = capsys.readouterr().out
+    assert "no effect on LDBE, ignored: lamb" in said and "no effect on stage 0" in said and "round, epochs" in said
+    assert call(monkeypatch, run_script, "init_weight=snapshot/tiny/source_only.pth", "train=False") == 0
+    assert "method is not given, ld is run" in capsys.readouterr().out
+
+
 def test_eval_refuses_the_same_file_twice_and_missing_ones(world, monkeypatch, capsys):
     assert call(monkeypatch, run_so_script) == 0
     assert evaluate(monkeypatch, "snapshot/tiny/source_only.pth", "snapshot/tiny/source_only.pth") == 2

@@ -17,7 +17,7 @@ from trainer import evaluate
 from trainer.build import build_model, pick_device
 from trainer.resume import newest_state
 from utils.checkpoint import STATE_VERSION, RunLock, StateFolder, remove_unfinished, write_atomically
-from utils.config import Config, to_yaml, with_drawn_seed
+from utils.config import Config, config_remarks, to_yaml, with_drawn_seed
 from utils.errors import CheckpointError, Stopped, TrainingError
 from utils.interrupt import Interrupt
 from utils.logger import RunLog
@@ -50,7 +50,9 @@ class BaseTrainer(ABC):
         self.device = pick_device(cfg.device)
         torch.backends.cudnn.benchmark = True  # crops have one size, and whole images usually have
         self.class_set = segmentation.class_set(cfg.target_data, cfg.num_classes)
-        self.samples, remarks = self.training_samples()
+        remarks = [f"note: {remark}" for remark in config_remarks(cfg)]
+        self.samples, more = self.training_samples()
+        remarks += more
         self.val_loader, more = self._validation_loader()
         remarks += [remark for remark in more if remark not in remarks]  # one list or folder may serve both splits
         self.snapshot = Path(cfg.snapshot) / cfg.note

@@ -3,7 +3,7 @@ import argparse
 import sys
 import unicodedata
 
-from utils.config import config_help, load_config, remarks
+from utils.config import config_help, load_config
 from utils.errors import NothingToDo, Stopped, UserError
 
 EXIT_UNEXPECTED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130  # 75: sysexits' "try again later"
@@ -43,8 +43,6 @@ def run_stage(description: str, default_config: str, run, **fixed) -> int:
     def main():
         resume = {"resume": True} if given.resume else {}
         cfg = load_config(given.config, given.overrides, **fixed, **resume)
-        for remark in remarks(cfg):
-            print(f"note: {remark}", file=sys.stderr)
         run(cfg)
     return guarded(main, given.debug)
 

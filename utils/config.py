@@ -73,7 +73,7 @@ def to_yaml(cfg: Config) -> str:
     return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
 
 
-def remarks(cfg: Config) -> list[str]:
+def config_remarks(cfg: Config) -> list[str]:
     """What a reader of the configuration may not expect: keys without effect, a stage that nobody named."""
     lines = []
     if cfg.ignored_keys:
