@@ -36,9 +36,11 @@ def tiff(file: BinaryIO) -> Picture:
             f"({_LOSSLESS.get(code) or _LOSSY.get(code, f'compression {code}')}{', lossy' if code in _LOSSY else ''})"
             f"{f' of {channels} channels' if channels > 1 else ''}"
             f"{', multiplied by alpha' if extra == 1 else ''}{f' of {pages} pages' if pages > 1 else ''}")
-    samples = partial(_tiff_samples, file, (height, width), channels)
+    samples = partial(_tiff_samples, file, (height, width), channels, tag(284, 1) == 2)
     ids = rgb = None
-    if pages == 1 and not mixed and channels <= 8:
+    # Rows packed together, against the specification, would come out shifted, and libtiff would not say so.
+    unsure = code == 32773 and bits not in (8, 16, 32)
+    if pages == 1 and not mixed and not unsure and channels <= 8:
         if (channels == 1 and colour in (0, 1, 3) and code in _LOSSLESS and sampling in (1, 2, 4)
                 and bits in (1, 2, 4, 8, 12, 16, 32)):
             ids = samples
@@ -63,10 +65,12 @@ def _tiff_pages(file):
     return pages[1:]
 
 
-def _tiff_samples(file, shape, channels):
+def _tiff_samples(file, shape, channels, planar):
     import imagecodecs  # late, as for PNG
     file.seek(0)
     samples = imagecodecs.tiff_decode(file.read(), index=0)
+    if planar and channels > 1:
+        samples = np.moveaxis(samples, 0, 2)
     if samples.shape != (shape if channels == 1 else (*shape, channels)):
         raise ValueError(f"samples {samples.shape}, expected {shape} of {channels} channels")
     return samples
@@ -81,7 +85,7 @@ def _tiff_rgb(samples, bits, colour, code, colour_map):
         table = np.array(colour_map).reshape(3, -1).T
         table = (table >> 8 if table.max() > 255 else table).astype(np.uint8)  # some writers store 8 bits
     elif (colour == 2 or colour == 6 and code == 7) and bits in (8, 16):
-        return lambda: (samples()[:, :, :3] >> (bits - 8)).astype(np.uint8)
+        return lambda: np.ascontiguousarray(samples()[:, :, :3] >> (bits - 8), np.uint8)
     else:
         return None
 
