@@ -34,4 +34,4 @@ def read_header(file: BinaryIO) -> Picture:
     for magic, name, reader in _FORMATS:
         if re.match(magic, start, re.DOTALL):
             return reader(file) if reader else Picture(name, (0, 0), 1, None, None)
-    raise ValueError("no image format that is known, expected PNG, JPEG, TIFF, BMP, WebP, PGM or PPM")
+    return Picture("no image format that is known" if start else "an empty file", (0, 0), 1, None, None)

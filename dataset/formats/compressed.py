@@ -22,7 +22,7 @@ def png(file: BinaryIO) -> Picture:
     depth, colour, pictures = data[24], data[25], _pictures(image)
     what = f"{depth}-bit {_PNG_COLOURS[colour]} PNG" + (f" of {pictures} pictures" if pictures > 1 else "")
     # Metadata may follow the pixels, so that Pillow decodes them to look for it: only where there is some.
-    tagged = any(name == b"eXIf" or text.startswith((b"Raw profile type", b"XML:com.adobe.xmp"))
+    tagged = any(name == b"eXIf" or text.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp"))
                  for name, text in chunks)
     ids = rgb = None
     if pictures == 1 and colour in (0, 3):
@@ -42,7 +42,7 @@ def _png_chunks(data):
     at, name = 8, b""
     while at + 8 <= len(data) and name != b"IEND":
         name = data[at + 4:at + 8]
-        yield name, data[at + 8:at + 28]
+        yield name, data[at + 8:at + 32]
         at += 12 + int.from_bytes(data[at:at + 4], "big")
 
 

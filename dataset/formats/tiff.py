@@ -16,7 +16,7 @@ _SAMPLES = {1: "", 2: "signed ", 3: "floating-point ", 4: "", 5: "complex ", 6: 
 
 def tiff(file: BinaryIO) -> Picture:
     """The first page; further ones are allowed only where they are smaller versions of it."""
-    first, *others = _tiff_pages(file) or [{}]
+    first, *others = _tiff_pages(file)
 
     def tags(number, default):
         value = first.get(number, default)
@@ -25,7 +25,7 @@ def tiff(file: BinaryIO) -> Picture:
     def tag(number, default):
         return tags(number, default)[0]
 
-    width, height, channels = tag(256, 0), tag(257, 0), tag(277, 1)
+    width, height, channels = tag(256, None), tag(257, None), tag(277, 1)
     require_size(width, height)
     require_size(tag(322, 1), tag(323, 1))  # of a tile
     bits, code, sampling = tag(258, 1), tag(259, 1), tag(339, 1)
@@ -56,13 +56,18 @@ def _tiff_pages(file):
     """The tags of every page. Pillow's own reader of them: its image would refuse pixels that it cannot show."""
     head = file.read(8)
     head += file.read(8) if head[2:4] in (b"+\0", b"\0+") else b""  # BigTIFF
-    pages = [TiffImagePlugin.ImageFileDirectory_v2(head)]
-    while pages[-1].next and len(pages) < 1000:  # a chain may lead back
-        page = TiffImagePlugin.ImageFileDirectory_v2(head)
-        file.seek(pages[-1].next)
+    pages, at = {}, TiffImagePlugin.ImageFileDirectory_v2(head).next
+    while at:
+        if at in pages:
+            raise ValueError("pages that lead back to one another")
+        pages[at] = page = TiffImagePlugin.ImageFileDirectory_v2(head)
+        page.next = 0  # where the file ends within the page
+        file.seek(at)
         page.load(file)
-        pages.append(page)
-    return pages[1:]
+        at = page.next
+    if not pages or not {256, 257} <= set(next(iter(pages.values()))):
+        raise ValueError("TIFF without the size of a picture, perhaps cut short")
+    return pages.values()
 
 
 def _tiff_samples(file, shape, channels, planar):
