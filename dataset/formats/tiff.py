@@ -61,9 +61,11 @@ def _tiff_pages(file):
         if at in pages:
             raise ValueError("pages that lead back to one another")
         pages[at] = page = TiffImagePlugin.ImageFileDirectory_v2(head)
-        page.next = 0  # where the file ends within the page
+        page.next = None
         file.seek(at)
-        page.load(file)
+        page.load(file)  # returns early, with a warning, where the file ends
+        if page.next is None:
+            raise ValueError("TIFF cut short within its tags")
         at = page.next
     if not pages or not {256, 257} <= set(next(iter(pages.values()))):
         raise ValueError("TIFF without the size of a picture, perhaps cut short")
