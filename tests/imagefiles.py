@@ -1,9 +1,11 @@
 """Writers of image files for tests, byte by byte after the formats' specifications: no library that stretches, inverts
 or turns anything stands between an array and its file. Arrays are integers [H, W] or [H, W, channels]."""
+import io
 import struct
 import zlib
 
 import numpy as np
+from PIL import Image
 
 ADAM7 = ((0, 0, 8, 8), (0, 4, 8, 8), (4, 0, 8, 4), (0, 2, 4, 4), (2, 0, 4, 2), (0, 1, 2, 2), (1, 0, 2, 1))
 REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
@@ -128,3 +130,23 @@ def netpbm(array, kind, maxval=1, comment=""):
     if kind <= 3:
         return (head + "\n".join(" ".join(map(str, row)) for row in array.reshape(height, -1).tolist()) + "\n").encode()
     return head.encode() + b"".join(packed(array, 1 if kind == 4 else 8 if maxval < 256 else 16))
+
+
+# ---- what to write ---------------------------------------------------------------------------------------------------
+
+def saved(image, kind, **options):
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def ids_below(limit, size, seed=0):
+    return np.random.default_rng([seed, *size]).integers(0, limit, size)
+
+
+GREY = ids_below(19, (6, 10))
+COLOUR = np.random.default_rng(2).integers(0, 256, (6, 10, 3))
+RGB = Image.fromarray(COLOUR.astype(np.uint8))
+Y, X = np.mgrid[:40, :56]
+SMOOTH = np.stack([X * 4, Y * 6, X + 2 * Y], 2).astype(np.uint8)  # survives a JPEG
+SMOOTH_IMAGE = Image.fromarray(SMOOTH)

@@ -106,5 +106,5 @@ def _orientation(image):
     if value is None:
         xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b"".join(
             content for _, content in getattr(image, "applist", ()) if content.startswith(_XMP))  # Pillow below 11
-        return xmp_orientation(xmp.encode() if isinstance(xmp, str) else xmp)
+        return xmp_orientation(xmp)
     return value if value in range(1, 9) else 1

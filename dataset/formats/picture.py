@@ -33,7 +33,8 @@ def unpacked(rows: np.ndarray, bits: int, width: int) -> np.ndarray:
     return (rows[:, :, None] >> shifts & (2**bits - 1)).reshape(len(rows), -1)[:, :width]
 
 
-def xmp_orientation(xmp: bytes) -> int:
-    """1..8, 1 where XMP metadata says nothing."""
-    match = _XMP_ORIENTATION.search(xmp)
+def xmp_orientation(xmp: object) -> int:
+    """1..8, 1 where XMP metadata says nothing; it comes as text or bytes, or, damaged, as anything."""
+    xmp = xmp.encode(errors="replace") if isinstance(xmp, str) else xmp
+    match = _XMP_ORIENTATION.search(xmp) if isinstance(xmp, bytes) else None
     return int(match[1]) if match else 1

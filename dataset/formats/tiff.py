@@ -32,14 +32,15 @@ def tiff(file: BinaryIO) -> Picture:
     colour, extra = tag(262, 1 if channels < 3 else 2), tag(338, 0)
     pages = 1 + sum(not page.get(254, 0) & 1 for page in others)  # 1: the first one again, smaller
     mixed = len(set(tags(258, 1))) > 1 or len(set(tags(339, 1))) > 1  # channels of several kinds
+    # Rows packed together, against the specification, would come out shifted, and libtiff would not say so.
+    unsure = code == 32773 and bits not in (8, 16, 32)
     what = (f"{bits}-bit {_SAMPLES.get(sampling, '')}{_PHOTOMETRIC.get(colour, f'photometric {colour}')} TIFF "
             f"({_LOSSLESS.get(code) or _LOSSY.get(code, f'compression {code}')}{', lossy' if code in _LOSSY else ''})"
             f"{f' of {channels} channels' if channels > 1 else ''}"
-            f"{', multiplied by alpha' if extra == 1 else ''}{f' of {pages} pages' if pages > 1 else ''}")
+            f"{', multiplied by alpha' if extra == 1 else ''}{f' of {pages} pages' if pages > 1 else ''}"
+            f"{', whose rows may be packed together' if unsure else ''}")
     samples = partial(_tiff_samples, file, (height, width), channels, tag(284, 1) == 2)
     ids = rgb = None
-    # Rows packed together, against the specification, would come out shifted, and libtiff would not say so.
-    unsure = code == 32773 and bits not in (8, 16, 32)
     if pages == 1 and not mixed and not unsure and channels <= 8:
         if (channels == 1 and colour in (0, 1, 3) and code in _LOSSLESS and sampling in (1, 2, 4)
                 and bits in (1, 2, 4, 8, 12, 16, 32)):
@@ -48,7 +49,7 @@ def tiff(file: BinaryIO) -> Picture:
             rgb = _tiff_rgb(samples, bits, colour, code, first.get(320))
     orientation = tag(ORIENTATION, None)
     if orientation is None:
-        orientation = xmp_orientation(first.get(700, b""))
+        orientation = xmp_orientation(tag(700, b""))
     return Picture(what, (width, height), orientation if orientation in range(1, 9) else 1, ids, rgb)
 
 
