@@ -54,7 +54,7 @@ def require_same_size(image_path: Path, size: tuple[int, int], label_path: Path,
     """Raise DataError unless the label [H, W] has the image's size (width, height)."""
     if label.shape != size[::-1]:
         raise DataError(f"{label_path}: label is {label.shape[1]}x{label.shape[0]}{_as_displayed(label_path)}, its "
-                        f"image {image_path} is {size[0]}x{size[1]}{_as_displayed(image_path)}: mend it or take the "
+                        f"image {image_path} is {size[0]}x{size[1]}{_as_displayed(image_path)}: fix it or take the "
                         "pair out of the list.")
 
 

@@ -301,6 +301,8 @@ REFUSED_IMAGES = {
     "TIFF signed": (tiff(GREY, 8, sample_format=2), "8-bit signed grey TIFF"),
     "TIFF float": (tiff(GREY, 32, sample_format=3), "32-bit floating-point grey TIFF"),
     "TIFF RGB float": (tiff(COLOUR, 32, 2, sample_format=3), "32-bit floating-point RGB TIFF"),
+    "TIFF of several depths": (tiff(COLOUR, 8, 2).replace(struct.pack("<HHH", 8, 8, 8), struct.pack("<HHH", 8, 8, 4)),
+                               "8/8/4-bit RGB TIFF"),
     "TIFF CMYK": (tiff(np.concatenate([COLOUR, ALPHA], 2), 8, 5), "8-bit CMYK TIFF (uncompressed) of 4 channels"),
     "TIFF Lab": (tiff(COLOUR, 8, 8), "8-bit Lab TIFF"), "TIFF YCbCr": (tiff(COLOUR, 8, 6), "8-bit YCbCr TIFF"),
     "TIFF multiplied by alpha": (tiff(np.concatenate([COLOUR, ALPHA], 2), 8, 2, tags=[(338, 3, [1])]), "by alpha"),

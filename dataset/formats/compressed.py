@@ -17,8 +17,8 @@ def png(file: BinaryIO) -> Picture:
     data, image = file.read(), pillow(file, "PNG")
     chunks = list(_png_chunks(data))
     names = [name for name, _ in chunks]
-    if names[0] != b"IHDR" or names.count(b"IHDR") != 1:
-        raise ValueError("not one header at its start")  # two decoders would see different images
+    if names[0] != b"IHDR" or names.count(b"IHDR") != 1:  # two decoders would see different images
+        raise ValueError("PNG of several headers, or with something before it")
     depth, colour, pictures = data[24], data[25], _pictures(image)
     what = f"{depth}-bit {_PNG_COLOURS[colour]} PNG" + (f" of {pictures} pictures" if pictures > 1 else "")
     # Metadata may follow the pixels, so that Pillow decodes them to look for it: only where there is some.

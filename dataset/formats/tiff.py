@@ -34,7 +34,8 @@ def tiff(file: BinaryIO) -> Picture:
     mixed = len(set(tags(258, 1))) > 1 or len(set(tags(339, 1))) > 1  # channels of several kinds
     # Rows packed together, against the specification, would come out shifted, and libtiff would not say so.
     unsure = code == 32773 and bits not in (8, 16, 32)
-    what = (f"{bits}-bit {_SAMPLES.get(sampling, '')}{_PHOTOMETRIC.get(colour, f'photometric {colour}')} TIFF "
+    depth = "/".join(map(str, tags(258, 1))) if mixed else bits
+    what = (f"{depth}-bit {_SAMPLES.get(sampling, '')}{_PHOTOMETRIC.get(colour, f'photometric {colour}')} TIFF "
             f"({_LOSSLESS.get(code) or _LOSSY.get(code, f'compression {code}')}{', lossy' if code in _LOSSY else ''})"
             f"{f' of {channels} channels' if channels > 1 else ''}"
             f"{', multiplied by alpha' if extra == 1 else ''}{f' of {pages} pages' if pages > 1 else ''}"
