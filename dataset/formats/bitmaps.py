@@ -1,0 +1,99 @@
+"""BMP and Netpbm (their specifications: BITMAPINFOHEADER; pbm, pgm, ppm)."""
+import math
+import re
+import struct
+from functools import partial
+from typing import BinaryIO
+
+import numpy as np
+
+from dataset.formats.compressed import pillow, pillow_rgb
+from dataset.formats.picture import Picture, require_size, unpacked
+
+
+def bmp(file: BinaryIO) -> Picture:
+    """Colour indices as stored; Pillow takes a palette of two greys for one bit a pixel, one of sixteen for eight."""
+    data, image = file.read(), pillow(file, "BMP")
+    start, header = struct.unpack_from("<II", data, 10)
+    if header == 12:
+        width, height, _, bits = struct.unpack_from("<HHHH", data, 18)
+        compression, entry = 0, 3
+    else:
+        width, height, _, bits, compression = struct.unpack_from("<iiHHI", data, 18)
+        entry = 4
+    used = 2**bits if header == 12 else struct.unpack_from("<I", data, 46)[0] or 2**min(bits, 8)
+    indexed = bits in (1, 4, 8) and compression == 0
+    if indexed and start < 14 + header + entry * used:
+        raise ValueError("pixels that begin within the palette")
+    what = (f"{bits}-bit {'palette' if bits <= 8 else 'colour'} BMP"
+            f"{', run-length encoded' if compression in (1, 2) else ''}")
+    if not indexed:
+        return Picture(what, image.size, 1, None, partial(pillow_rgb, image) if bits > 8 else None)
+
+    def indices():
+        stride = (width * bits + 31) // 32 * 4
+        rows = np.frombuffer(data, np.uint8, abs(height) * stride, start).reshape(abs(height), stride)
+        return unpacked(rows, bits, width)[::-1 if height > 0 else 1]
+
+    def colours():
+        table = np.frombuffer(data, np.uint8, entry * used, 14 + header)
+        return table.reshape(-1, entry)[:, 2::-1]  # stored as blue, green, red
+
+    return Picture(what, image.size, 1, indices, lambda: _looked_up(colours(), indices()))
+
+
+def _looked_up(colours, indices):
+    if indices.max() >= len(colours):
+        raise ValueError(f"colour {indices.max()} of a palette of {len(colours)}")
+    return colours[indices]
+
+
+_GAP = rb"(?:\s|#[^\r\n]*[\r\n])+"
+_NETPBM = re.compile(rb"P(?:([14])|([2356]))%b(\d{1,9})%b(\d{1,9})(?(2)%b(\d{1,9}))(?:#[^\r\n]*)?\s"
+                     % (_GAP, _GAP, _GAP))
+
+
+def netpbm(file: BinaryIO) -> Picture:
+    """PBM and PGM samples of any maximum as stored, colours of these and PPM with the maximum as white."""
+    data = file.read()
+    header = _NETPBM.match(data)
+    if not header:
+        raise ValueError("damaged header")
+    kind, width, height, maxval = int(header[1] or header[2]), *(int(v or 1) for v in header.group(3, 4, 5))
+    require_size(width, height)
+    if not 1 <= maxval <= 65535:
+        raise ValueError(f"maximum {maxval}, expected 1..65535")
+    name = {1: "PBM", 2: "PGM", 3: "PPM"}[kind if kind <= 3 else kind - 3]
+    shape = (height, width, 3) if name == "PPM" else (height, width)
+    samples = partial(_netpbm_samples, data, header.end(), kind, shape, maxval)
+
+    def rgb():
+        table = np.rint(np.arange(maxval + 1) * (255 / maxval)).astype(np.uint8)
+        shown = (table[::-1] if name == "PBM" else table)[samples()]  # PBM stores ink: 1 is black
+        return shown if name == "PPM" else shown[:, :, None].repeat(3, 2)
+
+    return Picture(f"{name} (P{kind}, maximum {maxval})", (width, height), 1, None if name == "PPM" else samples, rgb)
+
+
+def _netpbm_samples(data, start, kind, shape, maxval):
+    count = math.prod(shape)
+    if kind == 4:
+        stride = -(-shape[1] // 8)
+        size = shape[0] * stride
+        samples = unpacked(np.frombuffer(data, np.uint8, size, start).reshape(-1, stride), 1, shape[1])
+    elif kind > 4:
+        dtype = np.dtype(np.uint8 if maxval < 256 else ">u2")
+        size = count * dtype.itemsize
+        samples = np.frombuffer(data, dtype, count, start)
+    else:
+        text = re.sub(rb"#[^\r\n]*", b"", data[start:])
+        samples = (np.frombuffer(b"".join(text.split()), np.uint8) - ord("0") if kind == 1 else
+                   np.array(text.split(), "S").astype(np.int64))
+        size = len(data) - start
+        if len(samples) != count:
+            raise ValueError(f"{len(samples)} samples, expected {count}")
+    if len(data) > start + size:  # also where two characters end the header's last line, which shifts all samples
+        raise ValueError(f"{len(data) - start - size} bytes more than one picture")
+    if samples.min() < 0 or samples.max() > maxval:
+        raise ValueError(f"samples {samples.min()}..{samples.max()} beyond the maximum {maxval} in its header")
+    return samples.reshape(shape).astype(np.uint8 if maxval < 256 else np.uint16)

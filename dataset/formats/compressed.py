@@ -1,0 +1,110 @@
+"""PNG, JPEG and WebP, by Pillow and libpng (PNG specification, third edition)."""
+from functools import partial
+from typing import BinaryIO
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from dataset.formats.picture import ORIENTATION, Picture, xmp_orientation
+
+_XMP = b"http://ns.adobe.com/xap/1.0/"  # what its segment of a JPEG begins with
+_PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGB and alpha"}
+
+
+def png(file: BinaryIO) -> Picture:
+    """Ids of grey and palette (the index) of 1 to 16 bits, and of 16-bit RGB (the first channel); colours of all but
+    16-bit grey, whose white may be 4095 as well as 65535."""
+    data, image = file.read(), pillow(file, "PNG")
+    chunks = list(_png_chunks(data))
+    names = [name for name, _ in chunks]
+    if names[0] != b"IHDR" or names.count(b"IHDR") != 1:  # two decoders would see different images
+        raise ValueError("PNG of several headers, or with something before it")
+    depth, colour, pictures = data[24], data[25], _pictures(image)
+    what = f"{depth}-bit {_PNG_COLOURS[colour]} PNG" + (f" of {pictures} pictures" if pictures > 1 else "")
+    # Metadata may follow the pixels, so that Pillow decodes them to look for it: only where there is some.
+    tagged = any(name == b"eXIf" or text.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp"))
+                 for name, text in chunks)
+    ids = rgb = None
+    if pictures == 1 and colour in (0, 3):
+        ids = partial(_png_ids, image, depth if colour == 0 else 8)
+    elif pictures == 1 and (depth, colour) == (16, 2):
+        ids = partial(_png_first_channel, data)
+    if pictures == 1 and (depth, colour) not in ((16, 0), (16, 4)):
+        plain = (depth, colour) == (8, 2) and not tagged and b"tRNS" not in names
+        rgb = partial(_decode_png, data) if plain else partial(pillow_rgb, image)
+    if tagged:
+        image.load()
+    return Picture(what, image.size, _orientation(image) if tagged else 1, ids, rgb)
+
+
+def _png_chunks(data):
+    """(name, start of its content) of every chunk."""
+    at, name = 8, b""
+    while at + 8 <= len(data) and name != b"IEND":
+        name = data[at + 4:at + 8]
+        yield name, data[at + 8:at + 32]
+        at += 12 + int.from_bytes(data[at:at + 4], "big")
+
+
+def _png_ids(image, depth):
+    ids = np.asarray(image)  # bool for 1 bit; 2 and 4 bits are stretched to 0..255, which divides without remainder
+    return ids // (255 // (2**depth - 1)) if depth in (2, 4) else ids
+
+
+def _png_first_channel(data):
+    return _decode_png(data)[:, :, 0]
+
+
+def _decode_png(data):
+    """Pixels [H, W, 3] as the file holds them, uint8 or uint16, in two thirds of Pillow's time (`python -m bench
+    sample`); Pillow would also keep but the high bytes of 16-bit colours."""
+    import imagecodecs  # late: who only evaluates JPEGs need not have it loaded
+    try:
+        return imagecodecs.png_decode(data)
+    except RuntimeError as error:  # libpng's words
+        raise ValueError("truncated" if "too small" in str(error) else error) from None
+
+
+def jpeg(file: BinaryIO) -> Picture:
+    """Colours only. Of several pictures (MPO: depth, stereo, brightness) the first is the photograph."""
+    image = pillow(file, "JPEG")
+    return Picture(f"JPEG of mode {image.mode} (lossy: ids would change along every edge)", image.size,
+                   _orientation(image), None, partial(pillow_rgb, image))
+
+
+def webp(file: BinaryIO) -> Picture:
+    """Colours only: the format knows no other samples."""
+    image = pillow(file, "WEBP")
+    pictures = _pictures(image)
+    return Picture(f"WebP of {pictures} pictures" if pictures > 1 else "WebP (it stores colours, lossless or not)",
+                   image.size, _orientation(image), None, partial(pillow_rgb, image) if pictures == 1 else None)
+
+
+def pillow(file: BinaryIO, name: str) -> Image.Image:
+    """Pillow's image, its header read. Raises ValueError and what else Pillow raises."""
+    file.seek(0)
+    try:
+        return Image.open(file, formats=(name,))
+    except UnidentifiedImageError:
+        raise ValueError(f"damaged {name}, or of an unknown kind") from None
+
+
+def pillow_rgb(image: Image.Image) -> np.ndarray:
+    """Its pixels uint8 [H, W, 3]."""
+    return np.array(image.convert("RGB"))
+
+
+def _pictures(image):
+    return getattr(image, "n_frames", 1)
+
+
+def _orientation(image):
+    try:
+        value = image.getexif().get(ORIENTATION)
+    except Exception:  # damaged metadata turns nothing, as in viewers
+        value = None
+    if value is None:
+        xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b"".join(
+            content for _, content in getattr(image, "applist", ()) if content.startswith(_XMP))  # Pillow below 11
+        return xmp_orientation(xmp)
+    return value if value in range(1, 9) else 1

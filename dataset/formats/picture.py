@@ -1,0 +1,40 @@
+"""What a file holds, before it is decoded, and what the readers of several formats share."""
+import re
+from dataclasses import dataclass
+from typing import Callable
+
+import numpy as np
+from PIL import Image
+
+ORIENTATION = 274  # the tag of TIFF and EXIF
+_XMP_ORIENTATION = re.compile(rb"tiff:Orientation\s*(?:=\s*[\"']|>)\s*([1-8])")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A file whose header has been read. `ids` or `rgb` is None where the file cannot serve as a label or an image."""
+
+    what: str                                # "4-bit grey PNG"
+    size: tuple[int, int]                    # (width, height) as stored
+    orientation: int                         # 1..8: row and column of the first sample, as EXIF and TIFF number them
+    ids: Callable[[], np.ndarray] | None     # integers [H, W] as stored
+    rgb: Callable[[], np.ndarray] | None     # uint8 [H, W, 3] as displayed, but not turned
+
+
+def require_size(width: int, height: int) -> None:
+    """Raise ValueError where nothing or too much would be decoded."""
+    if not 0 < width * height <= Image.MAX_IMAGE_PIXELS:
+        raise ValueError(f"{width}x{height} pixels, expected 1 to {Image.MAX_IMAGE_PIXELS}")
+
+
+def unpacked(rows: np.ndarray, bits: int, width: int) -> np.ndarray:
+    """Samples uint8 [H, width] of rows of bytes, the first in the high bits."""
+    shifts = np.arange(8 - bits, -1, -bits, dtype=np.uint8)
+    return (rows[:, :, None] >> shifts & (2**bits - 1)).reshape(len(rows), -1)[:, :width]
+
+
+def xmp_orientation(xmp: object) -> int:
+    """1..8, 1 where XMP metadata says nothing; it comes as text or bytes, or, damaged, as anything."""
+    xmp = xmp.encode(errors="replace") if isinstance(xmp, str) else xmp
+    match = _XMP_ORIENTATION.search(xmp) if isinstance(xmp, bytes) else None
+    return int(match[1]) if match else 1

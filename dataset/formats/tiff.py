@@ -1,0 +1,104 @@
+"""TIFF, by libtiff (TIFF 6.0 specification)."""
+from functools import partial
+from typing import BinaryIO
+
+import numpy as np
+from PIL import TiffImagePlugin
+
+from dataset.formats.picture import ORIENTATION, Picture, require_size, xmp_orientation
+
+_LOSSLESS = {1: "uncompressed", 2: "CCITT RLE", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 8: "deflate",
+             32771: "CCITT RLE", 32773: "PackBits", 32946: "deflate", 34925: "LZMA", 50000: "Zstandard"}
+_LOSSY = {6: "old JPEG", 7: "JPEG", 34712: "JPEG 2000", 34887: "LERC", 50001: "WebP", 50002: "JPEG XL"}
+_PHOTOMETRIC = {0: "grey (WhiteIsZero)", 1: "grey", 2: "RGB", 3: "palette", 4: "mask", 5: "CMYK", 6: "YCbCr", 8: "Lab"}
+_SAMPLES = {1: "", 2: "signed ", 3: "floating-point ", 4: "", 5: "complex ", 6: "complex "}
+
+
+def tiff(file: BinaryIO) -> Picture:
+    """The first page; further ones are allowed only where they are smaller versions of it."""
+    first, *others = _tiff_pages(file)
+
+    def tags(number, default):
+        value = first.get(number, default)
+        return value if isinstance(value, tuple) else (value,)
+
+    def tag(number, default):
+        return tags(number, default)[0]
+
+    width, height, channels = tag(256, None), tag(257, None), tag(277, 1)
+    require_size(width, height)
+    require_size(tag(322, 1), tag(323, 1))  # of a tile
+    bits, code, sampling = tag(258, 1), tag(259, 1), tag(339, 1)
+    colour, extra = tag(262, 1 if channels < 3 else 2), tag(338, 0)
+    pages = 1 + sum(not page.get(254, 0) & 1 for page in others)  # 1: the first one again, smaller
+    mixed = len(set(tags(258, 1))) > 1 or len(set(tags(339, 1))) > 1  # channels of several kinds
+    # Rows packed together, against the specification, would come out shifted, and libtiff would not say so.
+    unsure = code == 32773 and bits not in (8, 16, 32)
+    depth = "/".join(map(str, tags(258, 1))) if mixed else bits
+    what = (f"{depth}-bit {_SAMPLES.get(sampling, '')}{_PHOTOMETRIC.get(colour, f'photometric {colour}')} TIFF "
+            f"({_LOSSLESS.get(code) or _LOSSY.get(code, f'compression {code}')}{', lossy' if code in _LOSSY else ''})"
+            f"{f' of {channels} channels' if channels > 1 else ''}"
+            f"{', multiplied by alpha' if extra == 1 else ''}{f' of {pages} pages' if pages > 1 else ''}"
+            f"{', whose rows may be packed together' if unsure else ''}")
+    samples = partial(_tiff_samples, file, (height, width), channels, tag(284, 1) == 2)
+    ids = rgb = None
+    if pages == 1 and not mixed and not unsure and channels <= 8:
+        if (channels == 1 and colour in (0, 1, 3) and code in _LOSSLESS and sampling in (1, 2, 4)
+                and bits in (1, 2, 4, 8, 12, 16, 32)):
+            ids = samples
+        if sampling in (1, 4) and code in (*_LOSSLESS, 7) and extra != 1:
+            rgb = _tiff_rgb(samples, bits, colour, code, first.get(320))
+    orientation = tag(ORIENTATION, None)
+    if orientation is None:
+        orientation = xmp_orientation(tag(700, b""))
+    return Picture(what, (width, height), orientation if orientation in range(1, 9) else 1, ids, rgb)
+
+
+def _tiff_pages(file):
+    """The tags of every page. Pillow's own reader of them: its image would refuse pixels that it cannot show."""
+    head = file.read(8)
+    head += file.read(8) if head[2:4] in (b"+\0", b"\0+") else b""  # BigTIFF
+    pages, at = {}, TiffImagePlugin.ImageFileDirectory_v2(head).next
+    while at:
+        if at in pages:
+            raise ValueError("pages that lead back to one another")
+        pages[at] = page = TiffImagePlugin.ImageFileDirectory_v2(head)
+        page.next = None
+        file.seek(at)
+        page.load(file)  # returns early, with a warning, where the file ends
+        if page.next is None:
+            raise ValueError("TIFF cut short within its tags")
+        at = page.next
+    if not pages or not {256, 257} <= set(next(iter(pages.values()))):
+        raise ValueError("TIFF without the size of a picture, perhaps cut short")
+    return pages.values()
+
+
+def _tiff_samples(file, shape, channels, planar):
+    import imagecodecs  # late, as for PNG
+    file.seek(0)
+    samples = imagecodecs.tiff_decode(file.read(), index=0)
+    if planar and channels > 1:
+        samples = np.moveaxis(samples, 0, 2)
+    if samples.shape != (shape if channels == 1 else (*shape, channels)):
+        raise ValueError(f"samples {samples.shape}, expected {shape} of {channels} channels")
+    return samples
+
+
+def _tiff_rgb(samples, bits, colour, code, colour_map):
+    """A function from stored samples to colours, None where these are not stated without doubt."""
+    if colour in (0, 1) and bits <= 8:
+        table = np.rint(np.arange(2**bits) * (255 / (2**bits - 1))).astype(np.uint8)
+        table = (table[::-1] if colour == 0 else table)[:, None].repeat(3, 1)
+    elif colour == 3 and bits <= 8 and colour_map and len(colour_map) == 3 * 2**bits:
+        table = np.array(colour_map).reshape(3, -1).T
+        table = (table >> 8 if table.max() > 255 else table).astype(np.uint8)  # some writers store 8 bits
+    elif (colour == 2 or colour == 6 and code == 7) and bits in (8, 16):
+        return lambda: np.ascontiguousarray(samples()[:, :, :3] >> (bits - 8), np.uint8)
+    else:
+        return None
+
+    def rgb():
+        values = samples()
+        return table[(values[:, :, 0] if values.ndim == 3 else values).astype(np.uint8)]
+    return rgb
