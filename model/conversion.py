@@ -52,20 +52,24 @@ def untrained_branches(weights: list[Tensor]) -> list[bool | None]:
     """Of each of a head's convolution weights float [C, in, 3, 3]: True if it cannot be told from its random start
     N(0, 0.01), False if it lies far from it, None in between.
 
-    Three statistics that are N(0, 1) at the random start, whatever the number of weights: of the mean, of the logarithm
-    of the variance, and of the same for sums over the nine taps, which training moves together. Within 5 is near; far
-    is beyond 20, so that branches trained alike do not fall on both sides.
+    Near: within 5 standard deviations for all weights, for the sums over the nine taps, which training moves together,
+    and for the centre taps. Far: beyond 12 for the centre taps alone. Those get one and the same gradient in every
+    branch that is summed, so branches trained together do not fall on both sides, however small the images were.
     """
-    distances = [_distance_from_start(weight) for weight in weights]
-    return [True if d < 5 else False if d > 20 else None for d in distances]
+    def state(weight):
+        values = weight.detach().double()
+        centre = _from_start(values[..., 1, 1], WEIGHT_STD)
+        near = max(centre, _from_start(values, WEIGHT_STD), _from_start(values.sum((2, 3)), 3 * WEIGHT_STD)) < 5
+        return True if near else False if centre > 12 else None
+    return [state(weight) for weight in weights]
 
 
-def _distance_from_start(weight):
-    values = weight.detach().double()
-    sums = values.flatten(2).sum(2)
-    parts = [(values, WEIGHT_STD), (sums, WEIGHT_STD * math.sqrt(values[0, 0].numel()))]
-    spread = [abs(math.log(max(v.square().mean().item(), 1e-300) / s**2)) * math.sqrt(v.numel() / 2) for v, s in parts]
-    return max(*spread, abs(values.mean().item()) / WEIGHT_STD * math.sqrt(values.numel()))
+def _from_start(values, std):
+    """How far values lie from N(0, std), in standard deviations of their mean or of the logarithm of their variance,
+    whichever is more."""
+    variance = max(values.square().mean().item(), 1e-300)
+    return max(abs(values.mean().item()) / std * math.sqrt(values.numel()),
+               abs(math.log(variance / std**2)) * math.sqrt(values.numel() / 2))
 
 
 def _head_input(tensors, head):
@@ -88,18 +92,37 @@ def _without(name, prefix, tensors):
 def recognise_input(tensors: dict[str, Tensor]) -> str | None:
     """The input that a network was trained with, a name of INPUTS, by the scale of its first layer; None if unclear.
 
-    The variance that bn1 has seen, over the sum of its filter's squared weights, is the input's variance times a factor
-    that depends on the filters' shape: about 1 to 10 for RGB / 255 with mean and std, 3,400 times that for 0..255. The
-    median over the channels of networks trained on images lies within 0.01..20 or above 340; N(0, 0.01) weights and a
-    variance of 1, a network that never saw an image, give 68.
+    `input_scale` is about 1 for RGB / 255 with mean and std, and about 255^2 0.226^2 = 3300 for 0..255. Up to 10 and from
+    300 on count as clear. So they do not for a network that never saw an image: bn1's statistics at their start of 0 and
+    1, or a variance near 1 on weights at their start N(0, 0.01), for which the scale is about 50; nor for filters that
+    let through a hundredth of the variance that noise of the images' variance would give, which no training leaves.
     """
-    weight, variance = tensors.get("conv1.weight"), tensors.get("bn1.running_var")
-    if weight is None or variance is None or weight.ndim != 4 or variance.shape != weight.shape[:1]:
+    weight, mean, variance = (tensors.get(name) for name in ("conv1.weight", "bn1.running_mean", "bn1.running_var"))
+    if weight is None or mean is None or variance is None or weight.ndim != 4 or weight.shape[1] != 3:
         return None
-    power = weight.double().square().sum((1, 2, 3))
-    ratios = (variance.double() / power)[power > 0]
-    scale = ratios.median().item() if len(ratios) else math.nan
-    return "rgb01" if 0.01 <= scale <= 20 else "bgr255" if scale >= 340 else None
+    weight, variance = weight.double(), variance.double()
+    typical = variance.median().item()
+    never_fed = mean.eq(0).all() and variance.eq(1).all() or 0.4 < typical < 1.6 and _from_start(weight, WEIGHT_STD) < 5
+    if never_fed or typical < 0.012 * weight.square().sum((1, 2, 3)).median():
+        return None
+    scale = input_scale(weight, variance)
+    return "rgb01" if scale <= 10 else "bgr255" if scale >= 300 else None
+
+
+def input_scale(weight: Tensor, variance: Tensor) -> float:
+    """Variance that a batch norm behind a first convolution has seen, over that which its weights float [out, 3, h, w]
+    give on photographs in RGB / 255 with mean and std; the median over the channels.
+
+    Photographs are modelled by a variance of 1.5 per channel, a correlation of 0.95 between channels and of
+    exp(-distance / 15) between pixels. Normalised by this rather than by the weights' squares, smooth filters, edge
+    filters and random ones agree.
+    """
+    height, width = weight.shape[2:]
+    pixels = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
+    between_channels = 0.95 + 0.05 * torch.eye(3, dtype=torch.float64)
+    covariance = 1.5 * torch.kron(between_channels, torch.exp(-torch.cdist(pixels, pixels) / 15))
+    filters = weight.double().flatten(1)
+    return (variance.double() / ((filters @ covariance) * filters).sum(1)).nanmedian().item()
 
 
 def convert_input(tensors: dict[str, Tensor], given: InputConvention,
