@@ -92,10 +92,10 @@ def _without(name, prefix, tensors):
 def recognise_input(tensors: dict[str, Tensor]) -> str | None:
     """The input that a network was trained with, a name of INPUTS, by the scale of its first layer; None if unclear.
 
-    `input_scale` is about 1 for RGB / 255 with mean and std, and about 255^2 0.226^2 = 3300 for 0..255. Up to 10 and from
-    300 on count as clear. So they do not for a network that never saw an image: bn1's statistics at their start of 0 and
-    1, or a variance near 1 on weights at their start N(0, 0.01), for which the scale is about 50; nor for filters that
-    let through a hundredth of the variance that noise of the images' variance would give, which no training leaves.
+    `input_scale` is about 1 for RGB / 255 with mean and std, and about (255 x 0.226)^2 = 3300 for 0..255. Up to 10 and
+    from 300 on count as clear, unless the network never saw an image: bn1's statistics are at their start, 0 and 1, or
+    a variance near 1 stands on weights at their start N(0, 0.01), which gives about 50. Nor does a variance count that
+    is a hundredth of what noise would give: photographs, and filters trained on them, give more than noise.
     """
     weight, mean, variance = (tensors.get(name) for name in ("conv1.weight", "bn1.running_mean", "bn1.running_var"))
     if weight is None or mean is None or variance is None or weight.ndim != 4 or weight.shape[1] != 3:

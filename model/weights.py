@@ -173,12 +173,11 @@ def _head_warnings(source, name, given, original, used):
         return untrained_branches(found) if all(w is not None and w.ndim == 4 for w in found) else []
     warnings, untrained = [], branches(given, "layer5")
     trained = next((i for i, state in enumerate(untrained) if state is not False), len(untrained))
-    if trained and used > trained and all(untrained[trained:]):
-        warnings.append(f"of its head's four branches only the first {trained} look trained, as in files of "
-                        f"AdaptSegNet and BDL; the others add noise to the scores: set head_branches={trained}")
-    elif untrained and used < 4 and not any(state is not False for state in untrained[used:]):
-        warnings.append(f"head_branches={used} leaves out branches of its head that look trained: set head_branches=4 "
-                        "unless its authors left them out too")
+    if trained and used != trained and all(untrained[trained:]):
+        what = "the others add noise to the scores" if used > trained else f"head_branches={used} leaves some out"
+        like = ", as in files of AdaptSegNet and BDL" if trained == 2 else ""
+        warnings.append(f"of its head's four branches the first {trained} look trained{like}; {what}: set "
+                        f"head_branches={trained}")
     if name == "two heads" and False in branches(original, "layer6"):
         warnings.append("layer6, which is not used, looks trained too: if this file is CLAN's, whose authors score the "
                         f"sum of both heads, give {source}{'.' if '#' in str(source) else '#'}{BOTH_HEADS}")
