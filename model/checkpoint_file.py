@@ -49,14 +49,16 @@ _HARMLESS = {
         *(f"pathlib{room}.{name}" for room in ("", "._local") for name in (
             "Path", "PosixPath", "WindowsPath", "PurePath", "PurePosixPath", "PureWindowsPath")),
         *(f"datetime.{name}" for name in ("date", "datetime", "time", "timedelta", "timezone")),
-        *(f"builtins.{name}" for name in ("bool", "bytes", "dict", "float", "frozenset", "int", "list", "object",
-                                          "range", "slice", "str", "tuple")),
+        *(f"builtins.{name}" for name in (
+            "bool", "bytearray", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "range",
+            "set", "slice", "str", "tuple")),
+        "_codecs.encode",  # of bytes in a pickle; torch 2.4 refuses it, newer ones do not
         "decimal.Decimal", "fractions.Fraction", "uuid.UUID",
         *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
         *(f"numpy.{name}" for name in (
             "ndarray", "dtype", "bool", "bool_", "float16", "float32", "float64", "int8", "int16", "int32", "int64",
             "uint8", "uint16", "uint32", "uint64", "str_", "bytes_")))),
-    "collections.defaultdict": dict, "collections.deque": list}
+    "collections.Counter": dict, "collections.defaultdict": dict, "collections.deque": list}
 
 
 def read_content(path: Path) -> object:
@@ -67,9 +69,7 @@ def read_content(path: Path) -> object:
     missing, damaged or of another kind, or needs more than that.
     """
     if not os.path.isfile(path):  # False for impossible names too
-        what = "is a folder: give the checkpoint file in it" if os.path.isdir(path) else (
-            "no such checkpoint: check the path (init_weight also takes the word 'imagenet')")
-        raise CheckpointError(f"{path}: {what}.")
+        raise CheckpointError(f"{path}: {_no_file(path)}.")
     try:
         with open(path, "rb") as file:
             head = file.read(_HEAD)
@@ -84,6 +84,15 @@ def read_content(path: Path) -> object:
 
 def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0][:120]
+
+
+def _no_file(path):
+    if not os.path.isdir(path):
+        return "no such checkpoint: check the path (init_weight also takes the word 'imagenet')"
+    if any(path.glob("*.distcp")):
+        joined = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {shlex.quote(str(path))} net.pth"
+        return f"is a folder of torch.distributed.checkpoint: make one file of it with `{joined}`"
+    return "is a folder: give the checkpoint file in it"
 
 
 def _foreign(path, head):

@@ -21,7 +21,7 @@ from utils.errors import CheckpointError
 IMAGENET = "imagenet"  # the word for torchvision's ResNet-101 weights
 BOTH_HEADS = "layer5+layer6"  # behind the # of a checkpoint: the sum of two heads on the same features
 _HOUSE = "bgr255"  # name of the input that loaded networks take
-_INITIALISATIONS = ("Caffe initialisation", "torchvision ImageNet")
+_KNOWN_INPUT = {"Caffe initialisation": "bgr255", "torchvision ImageNet": "rgb01"}  # of initialisations without a head
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
            torch.int8, torch.uint8, torch.bool)
 
@@ -101,11 +101,11 @@ def load_weights(model: DeepLabV2, source: str | Path | None, init_input: str = 
         return LoadReport("none (random start)", 0, len(expected), tuple(expected))
     network = Network((), _imagenet()) if str(source) == IMAGENET else read_network(source)
     name, given, dropped = convert(network.tensors)
-    require_fit(source, expected, given, name in _INITIALISATIONS)
-    converted, warnings = _input_of(name, given, init_input)
+    require_fit(source, expected, given, name in _KNOWN_INPUT)
+    given = {k: v.to(expected[k].dtype) for k, v in given.items()}
+    converted, warnings = _input_of(name, given, "auto" if str(source) == IMAGENET else init_input)
     if converted:
         given = convert_input(given, INPUTS[converted])
-    given = {k: v.to(expected[k].dtype) for k, v in given.items()}
     if broken := [k for k, v in given.items() if _fault(v) or k.endswith("running_var") and (v < 0).any()]:
         raise CheckpointError(f"{source}: {some(broken)} hold values out of range (beyond "
                               f"{expected[broken[0]].dtype}, or a negative variance): this is no usable network, give "
@@ -134,7 +134,7 @@ def _split(source) -> tuple[Path, str | None, bool]:
     """(file, entry or None, whether its two heads are to be added up). A file whose own name holds a # is taken as it
     is."""
     name, mark, entry = str(source).rpartition("#")
-    if not mark or os.path.exists(source):
+    if not mark or os.path.exists(source) or not os.path.exists(name):
         return Path(source), None, False
     both = entry == BOTH_HEADS or entry.endswith("." + BOTH_HEADS)
     return Path(name), entry.removesuffix(BOTH_HEADS).rstrip(".") or None if both else entry, both
@@ -153,11 +153,10 @@ def _input_of(name, given, init_input):
     """(the input to convert from, empty if it is ours already; warnings)"""
     found = recognise_input(given)
     if init_input == "auto":
-        default = "rgb01" if name == "torchvision ImageNet" else _HOUSE
-        chosen = found or default
-        warnings = [] if found or name in _INITIALISATIONS else [
-            f"the scale of its first layer does not tell which input it was trained with; taken as {default}: set "
-            f"init_input=rgb01 if it expects RGB / 255 with mean and std, or init_input={default} if this is right"]
+        chosen = found or _KNOWN_INPUT.get(name, _HOUSE)
+        warnings = [] if found or name in _KNOWN_INPUT else [
+            f"the scale of its first layer does not tell which input it was trained with; taken as {_HOUSE}: set "
+            f"init_input=rgb01 if it expects RGB / 255 with mean and std, or init_input={_HOUSE} if this is right"]
     else:
         chosen = init_input
         warnings = [] if found in (None, chosen) else [

@@ -316,7 +316,7 @@ def test_a_converted_network_gives_the_originals_logits(given, wanted, train):
     with torch.no_grad():
         expected = original.train(train).score_map(wide(padded, INPUTS[given]))
         found = converted.train(train).score_map(wide(images, INPUTS[wanted]))
-    assert expected.std() > 1e-6 and torch.allclose(found, expected, rtol=1e-7, atol=1e-7 * expected.abs().max())
+    assert expected.std() > 1e-6 and torch.allclose(found, expected, rtol=1e-9, atol=1e-9 * expected.abs().max())
 
 
 @pytest.mark.parametrize("convention", INPUTS)
@@ -506,6 +506,9 @@ def test_other_kinds_of_files_are_refused_by_name(tmp_path, name):
 
 def test_folders_and_missing_files_are_said(tmp_path):
     assert "is a folder" in refusal(tmp_path)
+    (tmp_path / "__0_0.distcp").touch()
+    assert "dcp_to_torch" in refusal(tmp_path)
+    assert "no such checkpoint" in refusal(f"{tmp_path}/run#3/net.pth")
     assert "no such checkpoint" in refusal(f"{tmp_path}/gone.pth#model")
 
 
@@ -582,6 +585,12 @@ def test_what_does_not_fit_is_described(tmp_path, content, words):
 
 
 def test_half_precision_and_double_files_load(tmp_path):
+    small = {**fed(INPUTS["rgb01"], width=2).state_dict()}  # conversion in half precision would lose its small weights
+    torch.save({k: v.half() if v.is_floating_point() else v for k, v in small.items()}, tmp_path / "h.pth")
+    model = net()
+    assert load_weights(model, tmp_path / "h.pth").converted == "rgb01"
+    expected = convert_input({k: v.half().double() for k, v in small.items()}, INPUTS["rgb01"])
+    assert all(torch.allclose(v.double(), expected[k], rtol=1e-6, atol=0) for k, v in model.state_dict().items())
     for dtype in (torch.float16, torch.bfloat16, torch.float64):
         state = {k: v.to(dtype) if v.is_floating_point() else v for k, v in STATE.items()}
         torch.save(state, tmp_path / "x.pth")
