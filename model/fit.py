@@ -8,17 +8,14 @@ from model.deeplabv2 import DeepLabV2
 from model.foreign import describe, some
 from utils.errors import CheckpointError
 
-_LARGEST = {"num_classes": 255, "layers": 999, "width": 1024}  # that the configuration takes
+_TAKEN = {"num_classes": (2, 255), "layers": (1, 999), "width": (1, 1024)}  # by the configuration
 
 
 def require_fit(source: str | Path, expected: dict[str, Tensor], given: dict[str, Tensor], headless: bool) -> None:
     """Raise CheckpointError, which starts with `source`, unless every tensor of `expected` is given, of its shape and
     kind, and no other. `num_batches_tracked` may be missing, and, if `headless`, the head."""
-    optional = {k for k in expected if k.endswith("num_batches_tracked")}
-    if headless:
-        optional |= {k for k in expected if k.startswith("layer5.")}
-    if any(_differences(expected, given, optional)):
-        raise CheckpointError(f"{source}: {_misfit(expected, given, optional)}.")
+    if any(_differences(expected, given, headless)):
+        raise CheckpointError(f"{source}: {_misfit(expected, given, headless)}.")
     for k, tensor in given.items():
         if tensor.is_floating_point() != expected[k].is_floating_point():
             raise CheckpointError(f"{source}: {k!r} holds {tensor.dtype}, expected {expected[k].dtype}: give a "
@@ -26,14 +23,18 @@ def require_fit(source: str | Path, expected: dict[str, Tensor], given: dict[str
                                   "ones.")
 
 
-def _differences(expected, given, optional):
+def _needed(expected, headless):
+    return [k for k in expected if not k.endswith("num_batches_tracked") and not (headless and k.startswith("layer5."))]
+
+
+def _differences(expected, given, headless):
     """(missing, unexpected, of another shape) names"""
-    return ([k for k in expected if k not in given and k not in optional],
+    return ([k for k in _needed(expected, headless) if k not in given],
             [k for k in given if k not in expected],
             [k for k in given if k in expected and given[k].shape != expected[k].shape])
 
 
-def _misfit(expected, given, optional):
+def _misfit(expected, given, headless):
     """What does not fit, and what to do. Where the file's network is one of another size, that is all there is to
     say."""
     mine, theirs = _size(expected), _size(given)
@@ -41,12 +42,12 @@ def _misfit(expected, given, optional):
     own = _of_size({**mine, **{k: v for k, v in theirs.items() if v is not None}}) if differing else None
     texts = {"num_classes": "{} classes", "layers": "layers={}", "width": "width={}"}
     shown = {key: str(list(v)).replace(" ", "") if isinstance(v, tuple) else v for key, v in theirs.items()}
-    if own is not None and not any(_differences(own, given, optional)):
+    if own is not None and not any(_differences(own, given, headless)):
         has = ", ".join(texts[key].format(shown[key]) for key in differing)
         ours = ", ".join(str(list(mine[k]) if k == "layers" else mine[k]).replace(" ", "") for k in differing)
         return f"it has {has}, the configuration {ours}: set {' '.join(f'{k}={shown[k]}' for k in differing)}"
     reference = expected if own is None else own
-    missing, unexpected, other_shape = _differences(reference, given, optional)
+    missing, unexpected, other_shape = _differences(reference, given, headless)
     shapes = [f"{k} {tuple(given[k].shape)} for {tuple(reference[k].shape)}" for k in other_shape]
     if missing and not unexpected and not shapes and all(k.startswith("layer5.") for k in missing):
         advice = "it has no head, or not all of it: give a checkpoint of the whole network; to start stage 0 from a " \
@@ -54,7 +55,7 @@ def _misfit(expected, given, optional):
     elif "layer1.0.conv2.weight" in given and "layer1.0.conv3.weight" not in given:
         advice = "it is a ResNet-18 or -34, whose blocks have two convolutions: give one with bottlenecks, as " \
                  "ResNet-50 and -101 have"
-    elif len(missing) + len(shapes) >= len(reference) - len(optional):
+    elif len(missing) + len(shapes) >= len(_needed(reference, headless)):
         advice = f"it fits nothing of the network: give a DeepLabV2 checkpoint; {describe(list(given))}"
     else:
         advice = "it is no DeepLabV2 of this kind or not all of one: give another checkpoint"
@@ -76,7 +77,7 @@ def _size(tensors) -> dict:
 
 def _of_size(size):
     """The state dict, without content, of our network of a size; None if the configuration does not take that size."""
-    if any(not 0 < n <= _LARGEST[key] for key, value in size.items()
+    if any(not _TAKEN[key][0] <= n <= _TAKEN[key][1] for key, value in size.items()
            for n in (value if isinstance(value, tuple) else (value,))):
         return None
     with torch.device("meta"):

@@ -42,7 +42,7 @@ class Network:
 
     @property
     def label(self) -> str:
-        return ".".join(self.words)
+        return _printable(".".join(self.words))
 
     @property
     def whole(self) -> bool:
@@ -83,7 +83,7 @@ def find_network(content: object, path: str, entry: str | None = None) -> Networ
         raise CheckpointError(f"{path}: it fits nothing of the network, which is a DeepLabV2 on a ResNet: "
                               f"{describe(_names(tables))}; give a DeepLabV2 checkpoint.")
     if len(found) > 1:
-        name = next(n.label for n in found if n.label)
+        name = next((n.label for n in found if n.label), "")
         raise CheckpointError(f"{path}: holds several networks, {_listing(found, tables)}: name the one to take, such "
                               f"as {path}#{name}.")
     if found[0].unusual:
@@ -95,13 +95,13 @@ def find_network(content: object, path: str, entry: str | None = None) -> Networ
 def _tables(content) -> list[tuple[tuple[str, ...], dict[str, Tensor]]]:
     """Every dictionary of tensors in nested dictionaries and lists, with the keys that lead to it. One that is found in
     several places counts once."""
-    found, seen, waiting = [], set(), [((), content)]
+    found, seen, waiting = [], set(), [((), content)] if isinstance(content, (dict, list, tuple)) else []
     for words, node in waiting:  # which grows
-        if isinstance(node, (list, tuple)):
-            node = {str(i): value for i, value in enumerate(node) if isinstance(value, dict)}
-        if not isinstance(node, dict) or id(node) in seen or len(words) > _MOST_WRAPPERS:
+        if id(node) in seen or len(words) > _MOST_WRAPPERS:
             continue
         seen.add(id(node))
+        if not isinstance(node, dict):
+            node = {str(i): value for i, value in enumerate(node) if isinstance(value, dict)}
         tensors = {key: value for key, value in node.items() if isinstance(value, Tensor)}
         if tensors and all(isinstance(name, str) for name in tensors):
             found.append((words, tensors))
@@ -123,8 +123,8 @@ def _networks(tables) -> list[Network]:
             kept = {name: tensor for name, tensor in mine.items() if not _is_counter(name, tensor)}
             others = [name for name in table if name.removeprefix(front) not in kept or not name.startswith(front)]
             others += [".".join((*w, name)) for w, t in tables if w != words for name in t]
-            path = (*words, *front.split(".")[:-1])
-            found.append(Network(tuple(w for w in path if w not in _TECHNICAL), kept, tuple(others)))
+            path = ".".join((*words, front)).split(".")
+            found.append(Network(tuple(w for w in path if w and w not in _TECHNICAL), kept, tuple(others)))
     return found
 
 
@@ -162,5 +162,9 @@ def describe(names: list[str]) -> str:
 
 def some(names: list[str] | tuple[str, ...], most: int = _SHOWN) -> str:
     """The first of some names, for a message; what a file calls its tensors may be anything."""
-    shown = ["".join(c if c.isprintable() else repr(c)[1:-1] for c in name[:120]) for name in names[:most]]
+    shown = [_printable(name[:120]) for name in names[:most]]
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _printable(text):
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
