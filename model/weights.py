@@ -151,7 +151,7 @@ def _imagenet() -> dict[str, Tensor]:
 
 def _input_of(name, given, init_input):
     """(the input to convert from, empty if it is ours already; warnings)"""
-    found = recognise_input(given)
+    found = _HOUSE if name == "Caffe initialisation" else recognise_input(given)
     if init_input == "auto":
         chosen = found or _KNOWN_INPUT.get(name, _HOUSE)
         warnings = [] if found or name in _KNOWN_INPUT else [
