@@ -6,7 +6,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from utils.constants import BGR_MEAN
+from utils.constants import HOUSE_INPUT, InputConvention
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,13 @@ def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return resized.permute(0, 2, 3, 1)[0].numpy()
 
 
-def network_input(images: torch.Tensor) -> torch.Tensor:
-    """uint8 [B, H, W, 3], RGB -> float32 [B, 3, H, W], BGR, 0..255, minus the mean; on the device where the images
-    are."""
-    mean = torch.tensor(BGR_MEAN, device=images.device).view(3, 1, 1)
-    return images.permute(0, 3, 1, 2).contiguous().flip(1).float() - mean
+def network_input(images: torch.Tensor, convention: InputConvention = HOUSE_INPUT) -> torch.Tensor:
+    """uint8 [B, H, W, 3], RGB -> float32 [B, 3, H, W] in the convention that the network was trained with (default:
+    BGR, 0..255, minus the mean); on the device where the images are."""
+    offset, scale = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in convention.on_pixels())
+    channels = images.permute(0, 3, 1, 2).contiguous()
+    pixels = (channels.flip(1) if convention.order == "bgr" else channels).float() - offset
+    return pixels if convention.std == (1, 1, 1) and convention.maximum == 255 else pixels / scale
 
 
 def _needed_part(extent: int, resized: int, start: int, length: int) -> tuple[slice, int, int]:

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 EXPANSION = 4
 DILATIONS = (6, 12, 18, 24)  # of the four parallel convolutions of the head
+WEIGHT_STD = 0.01  # convolution weights start at N(0, WEIGHT_STD)
 
 
 class Bottleneck(nn.Module):
@@ -38,32 +39,36 @@ class Bottleneck(nn.Module):
 
 
 class Head(nn.Module):
-    """Sum of four parallel dilated 3x3 convolutions with bias."""
+    """Sum of the first `branches` of four parallel dilated 3x3 convolutions with bias. The others are kept, so that
+    files have one set of names, but are not computed and get no gradient."""
 
-    def __init__(self, in_channels: int, num_classes: int):
+    def __init__(self, in_channels: int, num_classes: int, branches: int = len(DILATIONS)):
         super().__init__()
+        self.branches = branches
         self.conv2d_list = nn.ModuleList(
             nn.Conv2d(in_channels, num_classes, 3, padding=d, dilation=d) for d in DILATIONS)
 
     def forward(self, x: Tensor) -> Tensor:
         """float [B, in_channels, h, w] -> logits float32 (float64 for float64) [B, C, h, w].
 
-        One matrix product for the 4 x 9 taps of all convolutions, whose results are then shifted and added up:
+        One matrix product for the 9 taps of each convolution, whose results are then shifted and added up:
         much faster than four convolutions with few output channels (`python -m bench head`).
         """
-        taps = [conv.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2) for conv in self.conv2d_list]
+        used = list(self.conv2d_list)[:self.branches]
+        taps = [conv.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2) for conv in used]
         products = F.conv2d(x, torch.cat(taps)[:, :, None, None]).flatten(2)
         # Half-precision terms are added up in float32.
-        products = products.to(torch.promote_types(products.dtype, torch.float32)).chunk(len(DILATIONS), dim=1)
+        products = products.to(torch.promote_types(products.dtype, torch.float32)).chunk(len(used), dim=1)
         shifted = [F.fold(part, x.shape[-2:], 3, dilation=d, padding=d) for part, d in zip(products, DILATIONS)]
-        return sum(shifted) + sum(conv.bias for conv in self.conv2d_list).view(-1, 1, 1)
+        return sum(shifted) + sum(conv.bias for conv in used).view(-1, 1, 1)
 
 
 class DeepLabV2(nn.Module):
     """The segmentation network.
 
     layers: bottlenecks in each of the four stages, (3, 4, 23, 3) for ResNet-101. width: channels of the stem, 64 there;
-    the stages have width, 2, 4 and 8 times width, times 4 behind each block. Convolution weights start at N(0, 0.01).
+    the stages have width, 2, 4 and 8 times width, times 4 behind each block. head_branches: how many of the head's four
+    convolutions are summed, 1 to 4. Convolution weights start at N(0, 0.01).
 
     Two attributes change how it is computed, not what. autocast: torch.bfloat16 or torch.float16 for its convolutions
     (parameters and logits stay float32), None for none. checkpointing: in training keep only the input of stem
@@ -71,7 +76,8 @@ class DeepLabV2(nn.Module):
     more forward pass.
     """
 
-    def __init__(self, num_classes: int, layers: tuple[int, ...] = (3, 4, 23, 3), width: int = 64):
+    def __init__(self, num_classes: int, layers: tuple[int, ...] = (3, 4, 23, 3), width: int = 64,
+                 head_branches: int = len(DILATIONS)):
         super().__init__()
         self.autocast: torch.dtype | None = None
         self.checkpointing = False
@@ -83,10 +89,10 @@ class DeepLabV2(nn.Module):
         self.layer2 = _stage(width * 4, width * 2, layers[1], stride=2)
         self.layer3 = _stage(width * 8, width * 4, layers[2], dilation=2)
         self.layer4 = _stage(width * 16, width * 8, layers[3], dilation=4)
-        self.layer5 = Head(width * 32, num_classes)
+        self.layer5 = Head(width * 32, num_classes, head_branches)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                nn.init.normal_(module.weight, 0, 0.01)
+                nn.init.normal_(module.weight, 0, WEIGHT_STD)
 
     def score_map(self, x: Tensor) -> Tensor:
         """Logits float [B, C, h, w] at output stride 8; x as in `forward`."""

@@ -1,120 +1,96 @@
-"""Checkpoints: reading those that the field uses under our parameter names, and writing ours.
+"""Loading checkpoints into the network, and writing ours.
 
 Strict: whatever does not load is either one of the exceptions named here or an error, never a silent random tensor.
 """
 import os
-import pickle
-import re
-import warnings
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from model.checkpoint_file import read_content
+from model.conversion import convert, convert_input, recognise_input, sum_of_heads, untrained_branches
+from model.deeplabv2 import DeepLabV2
+from model.fit import require_fit
+from model.foreign import Network, find_network, some
 from utils.checkpoint import write_atomically
-from utils.constants import BGR_MEAN
+from utils.constants import INPUTS
 from utils.errors import CheckpointError
 
 IMAGENET = "imagenet"  # the word for torchvision's ResNet-101 weights
-WRAPPERS = ("state_dict", "model_state_dict", "model")
-RGB_MEAN, RGB_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's normalisation of RGB in 0..1
-_SHOWN = 4  # names listed in a message
-_MOST_WRAPPERS = 4
+BOTH_HEADS = "layer5+layer6"  # behind the # of a checkpoint: the sum of two heads on the same features
+_HOUSE = "bgr255"  # name of the input that loaded networks take
+_KNOWN_INPUT = {"Caffe initialisation": "bgr255", "torchvision ImageNet": "rgb01"}  # of initialisations without a head
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
            torch.int8, torch.uint8, torch.bool)
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a checkpoint gave. `initialised`: tensors that keep their random start; `dropped`: tensors of the file that
-    the network has no use for."""
+    """What a checkpoint gave. entry: where in the file the network was; converted: the input that it was trained with,
+    where it was converted from that; initialised: tensors that keep their random start; dropped: tensors of the file
+    that the network has no use for; warnings: what may make its results worse than they should be."""
 
     format: str
     loaded: int = 0
     total: int = 0
     initialised: tuple[str, ...] = ()
     dropped: tuple[str, ...] = ()
+    entry: str = ""
+    converted: str = ""
+    warnings: tuple[str, ...] = ()
 
-    def __str__(self):
-        parts = [f"{self.format}, {self.loaded} of {self.total} tensors loaded"]
+    @property
+    def facts(self) -> str:
+        """One line, without the warnings."""
+        parts = [f"{self.format}{f' from {self.entry}' if self.entry else ''}, {self.loaded} of {self.total} tensors "
+                 "loaded"]
+        if self.converted:
+            parts.append(f"converted from {self.converted} input to {_HOUSE}")
         if self.initialised:
-            parts.append(f"random start: {_some(self.initialised)}")
+            parts.append(f"random start: {some(self.initialised)}")
         if self.dropped:
-            parts.append(f"not used: {_some(self.dropped)}")
+            parts.append(f"not used: {some(self.dropped)}")
         return "; ".join(parts)
 
+    @property
+    def remarkable(self) -> bool:
+        """Whether anything was done to the file's network, or is suspicious about it."""
+        return bool(self.format != "one head" or self.dropped or self.converted or self.warnings)
 
-def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint file on the CPU, without wrapper and `module.` prefix.
+    def __str__(self):
+        return "\n".join([self.facts, *(f"warning: {text}" for text in self.warnings)])
 
-    Nothing but tensors and plain containers is ever unpickled. Raises CheckpointError if the file is missing, is no
-    checkpoint, needs more than that, or holds a tensor that is not plain numbers, finite and stored in full.
+
+def read_network(source: str | Path) -> Network:
+    """The network in a file, `path` or `path#entry`, whose tensors are on the CPU.
+
+    Nothing in a file is run. Raises CheckpointError if the file is missing, is no checkpoint, needs more than plain
+    tensors and containers, does not say which of several networks is meant, or holds a tensor that is not plain
+    numbers, finite and stored in full.
     """
-    path = Path(path)
-    if not os.path.isfile(path):
-        raise CheckpointError(f"{path}: no such checkpoint: check the path (init_weight also takes the word "
-                              f"{IMAGENET!r}).")
-    content, depth = _unpickle(path), 0
-    while isinstance(content, dict) and (inner := [content[k] for k in WRAPPERS if isinstance(content.get(k), dict)]):
-        content, depth = inner[0], depth + 1
-        if depth > _MOST_WRAPPERS:  # a dictionary may even hold itself
-            raise CheckpointError(f"{path}: more than {_MOST_WRAPPERS} wrappers around the tensors: expected a "
-                                  "state dict.")
-    tensors = {k: v for k, v in content.items() if isinstance(v, Tensor)} if isinstance(content, dict) else {}
-    if not tensors or not all(isinstance(name, str) for name in tensors):
-        raise CheckpointError(f"{path}: holds no tensors under parameter names: expected a state dict.")
-    for name, tensor in tensors.items():
+    path, entry, both = _split(source)
+    network = find_network(read_content(path), str(path), entry)
+    for name, tensor in network.tensors.items():
         if fault := _fault(tensor):
             raise CheckpointError(f"{path}: {name!r} {fault}: this is no usable network, give another checkpoint.")
-    while all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    return tensors
-
-
-def _unpickle(path):
-    """The content of a checkpoint file, read with `weights_only`. Raises CheckpointError."""
+    if not both:
+        return network
     try:
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                # torch never compresses
-                if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
-                    raise ValueError("a compressed archive, which may unpack to any size")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        needs = re.search(r"GLOBAL (\S+)", str(error))
-        asked = f" (it asks for {needs[1]})" if needs else ""
-        raise CheckpointError(f"{path}: not a file of plain tensors{asked}, nothing in it was run: save the network's "
-                              "state_dict() alone.") from None
-    except Exception as error:  # torch raises many kinds for damaged files
-        raise CheckpointError(f"{path}: cannot be read as a checkpoint ({_first_line(error)}): copy or download it "
-                              "anew, or give another.") from None
+        return Network(network.words, sum_of_heads(network.tensors), network.others)
+    except ValueError as error:
+        raise CheckpointError(f"{source}: has {error} to add up: give {path} alone.") from None
 
 
-def convert(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
-    """Recognise a checkpoint's format by its names: (format, tensors under our names, names dropped).
-
-    - Caffe initialisation: every name starts with `Scale.`; its 21-class head is dropped.
-    - torchvision: has `fc.weight`, which is dropped; the first convolution is converted (`_to_bgr_input`).
-    - authors' two heads: `layer6` is trained by nobody and dropped.
-    - anything else is taken to have our names already (AdaptSegNet, CCM, CRST, ours).
-    """
-    if all(name.startswith("Scale.") for name in tensors):
-        tensors = {name.removeprefix("Scale."): tensor for name, tensor in tensors.items()}
-        return _without("Caffe initialisation", "layer5.", tensors)
-    stem, mean = tensors.get("conv1.weight"), tensors.get("bn1.running_mean")
-    if "fc.weight" in tensors and stem is not None and stem.ndim == 4 and stem.shape[1] == 3 and mean is not None:
-        return _without("torchvision ImageNet", "fc.", _to_bgr_input(tensors))
-    if any(name.startswith("layer6.") for name in tensors):
-        return _without("two heads", "layer6.", tensors)
-    return "one head", tensors, ()
+def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
+    """The tensors of `read_network`, under the names that they have in the file, without wrapper and prefix."""
+    return read_network(source).tensors
 
 
-def load_weights(model: nn.Module, source: str | Path | None) -> LoadReport:
-    """Load a checkpoint into a DeepLabV2. source: a file, the word `imagenet`, or None for a random start.
+def load_weights(model: DeepLabV2, source: str | Path | None, init_input: str = "auto") -> LoadReport:
+    """Load a checkpoint into the network. source: a file, `file#entry`, the word `imagenet`, or None: a random start.
+    init_input: the input that the checkpoint was trained with, a name of INPUTS, or `auto`.
 
     The backbone must fit tensor by tensor. Exceptions: old files have no `num_batches_tracked`; initialisations (Caffe,
     ImageNet) have no head, which then keeps its random start. Raises CheckpointError, with the model unchanged, for
@@ -123,28 +99,22 @@ def load_weights(model: nn.Module, source: str | Path | None) -> LoadReport:
     expected = model.state_dict()
     if source is None:
         return LoadReport("none (random start)", 0, len(expected), tuple(expected))
-    name, given, dropped = convert(_imagenet() if str(source) == IMAGENET else read_checkpoint(source))
-    optional = {k for k in expected if k.endswith("num_batches_tracked")}
-    if name in ("Caffe initialisation", "torchvision ImageNet"):
-        optional |= {k for k in expected if k.startswith("layer5.")}
-    missing = [k for k in expected if k not in given and k not in optional]
-    unexpected = [k for k in given if k not in expected]
-    other_shape = [k for k in given if k in expected and given[k].shape != expected[k].shape]
-    other_kind = [k for k in given if k in expected and given[k].is_floating_point() != expected[k].is_floating_point()]
-    if missing or unexpected or other_shape:
-        raise CheckpointError(f"{source}: {_misfit(expected, given, missing, unexpected, other_shape)}")
-    if other_kind:
-        k = other_kind[0]
-        raise CheckpointError(f"{source}: {k!r} holds {given[k].dtype}, expected {expected[k].dtype}: give a "
-                              "checkpoint whose weights are floating-point numbers and whose counters are whole ones.")
+    network = Network((), _imagenet()) if str(source) == IMAGENET else read_network(source)
+    name, given, dropped = convert(network.tensors)
+    require_fit(source, expected, given, name in _KNOWN_INPUT)
     given = {k: v.to(expected[k].dtype) for k, v in given.items()}
+    converted, warnings = _input_of(name, given, "auto" if str(source) == IMAGENET else init_input)
+    if converted:
+        given = convert_input(given, INPUTS[converted])
     if broken := [k for k, v in given.items() if _fault(v) or k.endswith("running_var") and (v < 0).any()]:
-        raise CheckpointError(f"{source}: {_some(broken)} hold values out of range (beyond "
+        raise CheckpointError(f"{source}: {some(broken)} hold values out of range (beyond "
                               f"{expected[broken[0]].dtype}, or a negative variance): this is no usable network, give "
                               "another checkpoint.")
     model.load_state_dict(given, strict=False)
     random_start = tuple(k for k in expected if k not in given and not k.endswith("num_batches_tracked"))
-    return LoadReport(name, len(given), len(expected), random_start, dropped)
+    warnings += _head_warnings(source, name, given, network.tensors, model.layer5.branches)
+    return LoadReport(name, len(given), len(expected), random_start, (*dropped, *network.others), network.label,
+                      converted, tuple(warnings))
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
@@ -156,25 +126,18 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     broken = [k for k, v in state.items() if not _finite(v)]
     if broken:
-        raise CheckpointError(f"{path}: not written, {_some(broken)} hold NaN or infinite values: lower learning_rate.")
+        raise CheckpointError(f"{path}: not written, {some(broken)} hold NaN or infinite values: lower learning_rate.")
     write_atomically(path, lambda file: torch.save(state, file))
 
 
-def _to_bgr_input(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's network, fed with BGR - BGR_MEAN in 0..255 in place of (RGB / 255 - mean) / std.
-
-    With x the RGB image and u = x - M our input (M the mean in RGB order), the first convolution is
-    W * ((x / 255 - m) / s) = (W / 255 s) * u + k,  k = sum over input channels and taps of W (M / 255 - m) / s:
-    scaled weights on flipped channels, and a constant that bn1 takes off with its running mean. At the border, zero
-    padding stands for M here and for 255 m there.
-    """
-    mean, std = (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in (RGB_MEAN, RGB_STD))
-    ours = torch.tensor(BGR_MEAN, dtype=torch.float64).flip(0).view(1, 3, 1, 1)
-    weight, running_mean = tensors["conv1.weight"], tensors["bn1.running_mean"]
-    constant = (weight.double() * (ours / 255 - mean) / std).sum((1, 2, 3))
-    converted = (weight.double() / (255 * std)).flip(1)
-    return {**tensors, "conv1.weight": converted.to(weight.dtype),
-            "bn1.running_mean": (running_mean.double() - constant).to(running_mean.dtype)}
+def _split(source) -> tuple[Path, str | None, bool]:
+    """(file, entry or None, whether its two heads are to be added up). A file whose own name holds a # is taken as it
+    is."""
+    name, mark, entry = str(source).rpartition("#")
+    if not mark or os.path.exists(source) or not os.path.exists(name):
+        return Path(source), None, False
+    both = entry == BOTH_HEADS or entry.endswith("." + BOTH_HEADS)
+    return Path(name), entry.removesuffix(BOTH_HEADS).rstrip(".") or None if both else entry, both
 
 
 def _imagenet() -> dict[str, Tensor]:
@@ -186,31 +149,38 @@ def _imagenet() -> dict[str, Tensor]:
                               "resnet101 weights elsewhere and give the file.") from None
 
 
-def _without(name, prefix, tensors):
-    dropped = tuple(k for k in tensors if k.startswith(prefix))
-    return name, {k: v for k, v in tensors.items() if k not in dropped}, dropped
-
-
-def _misfit(expected, given, missing, unexpected, other_shape):
-    """One sentence: what does not fit, and which key to change."""
-    head = "layer5.conv2d_list.0.weight"
-    shapes = [f"{k} {tuple(given[k].shape)} for {tuple(expected[k].shape)}" for k in other_shape]
-    if len(missing) + len(other_shape) >= len(expected) - sum(k.endswith("num_batches_tracked") for k in expected):
-        advice = "it fits nothing of the network: give a DeepLabV2 checkpoint, and check the keys layers and width"
-    elif other_shape and all(k.startswith("layer5.") for k in other_shape) and head in given:
-        advice = f"it has {given[head].shape[0]} classes, the configuration {expected[head].shape[0]}: set num_classes"
-    elif other_shape:
-        advice = "sizes differ: check the keys width and num_classes"
+def _input_of(name, given, init_input):
+    """(the input to convert from, empty if it is ours already; warnings)"""
+    found = _HOUSE if name == "Caffe initialisation" else recognise_input(given)
+    if init_input == "auto":
+        chosen = found or _KNOWN_INPUT.get(name, _HOUSE)
+        warnings = [] if found or name in _KNOWN_INPUT else [
+            f"the scale of its first layer does not tell which input it was trained with; taken as {_HOUSE}: set "
+            f"init_input=rgb01 if it expects RGB / 255 with mean and std, or init_input={_HOUSE} if this is right"]
     else:
-        advice = "tensors do not match: check the key layers"
-    found = [f"{len(names)} {what} ({_some(names)})" for what, names in
-             (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)) if names]
-    return f"{advice}; {', '.join(found)}."
+        chosen = init_input
+        warnings = [] if found in (None, chosen) else [
+            f"the scale of its first layer looks like {found} input, but init_input is {init_input}: set "
+            "init_input=auto if you did not mean that"]
+    return "" if chosen == _HOUSE else chosen, warnings
 
 
-def _some(names):
-    rest = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+def _head_warnings(source, name, given, original, used):
+    """What is suspicious about the head, of which the first `used` branches are summed."""
+    def branches(tensors, head):
+        found = [tensors.get(f"{head}.conv2d_list.{i}.weight") for i in range(4)]
+        return untrained_branches(found) if all(w is not None and w.ndim == 4 for w in found) else []
+    warnings, untrained = [], branches(given, "layer5")
+    trained = next((i for i, state in enumerate(untrained) if state is not False), len(untrained))
+    if trained and used != trained and all(untrained[trained:]):
+        what = "the others add noise to the scores" if used > trained else f"head_branches={used} leaves some out"
+        like = ", as in files of AdaptSegNet and BDL" if trained == 2 else ""
+        warnings.append(f"of its head's four branches the first {trained} look trained{like}; {what}: set "
+                        f"head_branches={trained}")
+    if name == "two heads" and False in branches(original, "layer6"):
+        warnings.append("layer6, which is not used, looks trained too: if this file is CLAN's, whose authors score the "
+                        f"sum of both heads, give {source}{'.' if '#' in str(source) else '#'}{BOTH_HEADS}")
+    return warnings
 
 
 def _fault(tensor):
@@ -224,7 +194,3 @@ def _fault(tensor):
 
 def _finite(tensor):
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
-
-
-def _first_line(error):
-    return (str(error) or type(error).__name__).splitlines()[0][:120]

@@ -354,7 +354,7 @@ CHECKPOINTS = {  # state dict -> bytes of a file, or something for torch.save; t
     "a pickle that opens a file": (lambda s: pickle.dumps({**s, "x": Harmful()}), "bad.pth"),
     "one that torch saved": (lambda s: {**s, "x": Harmful()}, "open"),
     "a whole network": (lambda s: DeepLabV2(19, (1, 1, 1, 1), 4), "DeepLabV2"),
-    "numbers of numpy": (lambda s: {"state_dict": s, "miou": np.float64(3)}, "numpy"),
+    "an object of another class": (lambda s: {"state_dict": s, "cfg": io.StringIO()}, "StringIO"),
     "a list": (lambda s: [1, 2], "no tensors"),
     "no tensors": (lambda s: {"epoch": 3}, "no tensors"),
     "itself inside": (lambda s: itself(), "wrappers"),

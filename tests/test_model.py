@@ -1,4 +1,5 @@
 """DeepLabV2: names, shapes, output stride, parameter groups, frozen batch norm; the EMA teacher."""
+import copy
 import math
 
 import pytest
@@ -50,6 +51,52 @@ def test_head_equals_four_convolutions(size, memory_format):
     torch.testing.assert_close(ours, plain)
     for mine, theirs in zip(torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(plain, inputs, upstream)):
         torch.testing.assert_close(mine, theirs)
+
+
+@pytest.mark.parametrize("branches", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [(1, 1), (5, 30), (27, 40)])
+def test_head_of_the_first_branches_equals_their_convolutions(branches, size):
+    """As AdaptSegNet's and BDL's published forward, which returns after the second. In float64, with all gradients."""
+    torch.manual_seed(0)
+    head, x = Head(6, 5, branches).double(), torch.randn(2, 6, *size, dtype=torch.float64, requires_grad=True)
+    assert list(head.state_dict()) == list(Head(6, 5).state_dict())
+    upstream = torch.randn(2, 5, *size, dtype=torch.float64)
+    plain = sum(F.conv2d(x, c.weight, c.bias, padding=d, dilation=d)
+                for c, d in zip(head.conv2d_list[:branches], (6, 12, 18, 24)))
+    used = [x, *head.conv2d_list[:branches].parameters()]
+    ours = head(x)
+    torch.testing.assert_close(ours, plain)
+    for mine, theirs in zip(torch.autograd.grad(ours, used, upstream), torch.autograd.grad(plain, used, upstream)):
+        torch.testing.assert_close(mine, theirs)
+    head(x).backward(upstream)
+    assert [c.weight.grad is None and c.bias.grad is None for c in head.conv2d_list] == [
+        i >= branches for i in range(4)]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_unused_branches_stay_as_they_are_through_training(checkpointing, autocast):
+    torch.manual_seed(0)
+    model = DeepLabV2(5, (1, 2, 1, 1), 4, head_branches=2)
+    assert all(a.equal(b) for a, b in zip(model.state_dict().values(), tiny().state_dict().values()))
+    freeze_bn_affine(model)
+    model.checkpointing, model.autocast = checkpointing, autocast
+    before, teacher = copy.deepcopy(model.state_dict()), Teacher(model, 0.5)
+    groups = parameter_groups(model, 1.0, 10.0)
+    assert len(groups[1]["params"]) == 8
+    optimizer = torch.optim.SGD(groups, 0.1, 0.9, weight_decay=0.1, foreach=True)
+    for _ in range(2):
+        optimizer.zero_grad()
+        model.train()(torch.randn(2, 3, 40, 40)).square().mean().backward()
+        optimizer.step()
+        teacher.update(model)
+    again = torch.optim.SGD(parameter_groups(model, 1.0, 10.0), 0.1, 0.9, weight_decay=0.1, foreach=True)
+    again.load_state_dict(optimizer.state_dict())
+    for state in (model.state_dict(), teacher.model.state_dict()):
+        for name in before:
+            if name.startswith("layer5"):
+                unused = name.split(".")[2] in "23"
+                assert torch.allclose(before[name], state[name], rtol=1e-6, atol=0) == unused, name
 
 
 def test_resnet101_names_and_count(resnet101):

@@ -20,8 +20,8 @@ def build_model(cfg: Config, device: torch.device, weights: str | None = None,
     """
     if device.type == "cpu" and not cfg.checkpointing:
         keep_freed_memory()
-    model = DeepLabV2(cfg.num_classes, cfg.layers, cfg.width)
-    report = load_weights(model, (weights or cfg.init_weight) if load else None)
+    model = DeepLabV2(cfg.num_classes, cfg.layers, cfg.width, cfg.head_branches)
+    report = load_weights(model, (weights or cfg.init_weight) if load else None, cfg.init_input)
     if cfg.fixbn:
         freeze_bn_affine(model)
     model.autocast, model.checkpointing = AUTOCAST[cfg.amp], cfg.checkpointing

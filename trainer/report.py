@@ -36,21 +36,26 @@ def headings(checkpoints: list[str]) -> list[str]:
 def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
     """heading -> `evaluate.protocol_scores` on the target's validation split, for each checkpoint in order.
 
-    Raises CheckpointError for one that does not fit, or that would leave a part of the network at random.
+    What was done to a checkpoint, and what is suspicious about it, goes to stderr. Raises CheckpointError for one that
+    does not fit, or that would leave a part of the network at random.
     """
     device = pick_device(cfg.device)
     names, samples = headings(checkpoints), _validation_samples(cfg, say=True)
     segmentation.require_labels(cfg.target, cfg.target_data, "val", samples)
+    reports = []
     for checkpoint in checkpoints:  # a wrong name among them should not cost the evaluation of the others
         _, loaded = build_model(cfg, device, checkpoint)
         if loaded.initialised:
-            raise CheckpointError(f"{checkpoint}: is an initialisation without a head, no trained network ({loaded}).")
+            raise CheckpointError(f"{checkpoint}: is an initialisation without a head, no trained network "
+                                  f"({loaded.facts}).")
+        reports += [f"{checkpoint}: {line}" for line in str(loaded).splitlines()] if loaded.remarkable else []
     scores = {}
     for name, checkpoint in zip(names, checkpoints):
         model, _ = build_model(cfg, device, checkpoint)
         loader = loaders.whole_image_loader(cfg, cfg.target, samples, True, device.type == "cuda")
         confusion = evaluate.evaluate(model, loader, cfg.num_classes, device, cfg.screen)
         scores[name] = evaluate.protocol_scores(confusion, target_classes(cfg))
+    print("".join(f"{line}\n" for line in reports), end="", file=sys.stderr)
     return scores
 
 

@@ -15,9 +15,9 @@ from utils.config_values import nearest
 from utils.errors import ConfigError
 
 # Keys that may differ when a run is resumed: they change no result, or only where it is computed and written.
-MAY_CHANGE = ("train", "device", "multigpu", "resume", "overwrite", "restore_from", "init_weight", "fix_seed",
-              "checkpointing", "score_budget", "worker", "on_bad_sample", "print_freq", "save_freq", "keep", "val",
-              "val_freq", "tensorboard", "screen", "snapshot", "result", "log", "plabel", "plabel_accuracy")
+MAY_CHANGE = ("train", "device", "multigpu", "resume", "overwrite", "restore_from", "init_weight", "init_input",
+              "fix_seed", "checkpointing", "score_budget", "worker", "on_bad_sample", "print_freq", "save_freq", "keep",
+              "val", "val_freq", "tensorboard", "screen", "snapshot", "result", "log", "plabel", "plabel_accuracy")
 SECTION_MAY_CHANGE = ("data_dir", "data_list", "data_list_val", "images", "labels", "palette")
 
 

@@ -1,4 +1,28 @@
 """Constants that several rooms share."""
+from dataclasses import dataclass
 
 # Mean of the training images in the Caffe convention of the field's checkpoints: blue, green, red in 0..255.
 BGR_MEAN = (104.00698793, 116.66876762, 122.67891434)
+
+
+@dataclass(frozen=True)
+class InputConvention:
+    """What a network takes for an image: per channel (value - mean) / std, with the channels in `order` and values in
+    0..`maximum`; mean and std are given in that order and range."""
+
+    order: str  # "bgr" or "rgb"
+    maximum: float
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+    def on_pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """(offset, scale) of each channel, in `order`, such that the input is (pixel - offset) / scale for pixels in
+        0..255."""
+        return tuple(255 / self.maximum * m for m in self.mean), tuple(255 / self.maximum * s for s in self.std)
+
+
+INPUTS = {
+    "bgr255": InputConvention("bgr", 255, BGR_MEAN),  # Caffe's: the field's, and this project's
+    "rgb01": InputConvention("rgb", 1, (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),  # torchvision's, CRST's
+}
+HOUSE_INPUT = INPUTS["bgr255"]

@@ -1,0 +1,84 @@
+"""Whether a checkpoint's tensors fit the network, and what to do where they do not."""
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.deeplabv2 import DeepLabV2
+from model.foreign import describe, some
+from utils.errors import CheckpointError
+
+_TAKEN = {"num_classes": (2, 255), "layers": (1, 999), "width": (1, 1024)}  # by the configuration
+
+
+def require_fit(source: str | Path, expected: dict[str, Tensor], given: dict[str, Tensor], headless: bool) -> None:
+    """Raise CheckpointError, which starts with `source`, unless every tensor of `expected` is given, of its shape and
+    kind, and no other. `num_batches_tracked` may be missing, and, if `headless`, the head."""
+    if any(_differences(expected, given, headless)):
+        raise CheckpointError(f"{source}: {_misfit(expected, given, headless)}.")
+    for k, tensor in given.items():
+        if tensor.is_floating_point() != expected[k].is_floating_point():
+            raise CheckpointError(f"{source}: {k!r} holds {tensor.dtype}, expected {expected[k].dtype}: give a "
+                                  "checkpoint whose weights are floating-point numbers and whose counters are whole "
+                                  "ones.")
+
+
+def _needed(expected, headless):
+    return [k for k in expected if not k.endswith("num_batches_tracked") and not (headless and k.startswith("layer5."))]
+
+
+def _differences(expected, given, headless):
+    """(missing, unexpected, of another shape) names"""
+    return ([k for k in _needed(expected, headless) if k not in given],
+            [k for k in given if k not in expected],
+            [k for k in given if k in expected and given[k].shape != expected[k].shape])
+
+
+def _misfit(expected, given, headless):
+    """What does not fit, and what to do. Where the file's network is one of another size, that is all there is to
+    say."""
+    mine, theirs = _size(expected), _size(given)
+    differing = [key for key in mine if theirs[key] not in (None, mine[key])]
+    own = _of_size({**mine, **{k: v for k, v in theirs.items() if v is not None}}) if differing else None
+    texts = {"num_classes": "{} classes", "layers": "layers={}", "width": "width={}"}
+    shown = {key: str(list(v)).replace(" ", "") if isinstance(v, tuple) else v for key, v in theirs.items()}
+    if own is not None and not any(_differences(own, given, headless)):
+        has = ", ".join(texts[key].format(shown[key]) for key in differing)
+        ours = ", ".join(str(list(mine[k]) if k == "layers" else mine[k]).replace(" ", "") for k in differing)
+        return f"it has {has}, the configuration {ours}: set {' '.join(f'{k}={shown[k]}' for k in differing)}"
+    reference = expected if own is None else own
+    missing, unexpected, other_shape = _differences(reference, given, headless)
+    shapes = [f"{k} {tuple(given[k].shape)} for {tuple(reference[k].shape)}" for k in other_shape]
+    if missing and not unexpected and not shapes and all(k.startswith("layer5.") for k in missing):
+        advice = "it has no head, or not all of it: give a checkpoint of the whole network; to start stage 0 from a " \
+                 "backbone, init_weight=imagenet or the field's Caffe initialisation"
+    elif "layer1.0.conv2.weight" in given and "layer1.0.conv3.weight" not in given:
+        advice = "it is a ResNet-18 or -34, whose blocks have two convolutions: give one with bottlenecks, as " \
+                 "ResNet-50 and -101 have"
+    elif len(missing) + len(shapes) >= len(_needed(reference, headless)):
+        advice = f"it fits nothing of the network: give a DeepLabV2 checkpoint; {describe(list(given))}"
+    else:
+        advice = "it is no DeepLabV2 of this kind or not all of one: give another checkpoint"
+    found = [f"{len(names)} {what} ({some(names)})" for what, names in
+             (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)) if names]
+    return f"{advice}; {', '.join(found)}"
+
+
+def _size(tensors) -> dict:
+    """num_classes, layers and width of the network with these tensors; None for what they do not show."""
+    head, stem = tensors.get("layer5.conv2d_list.0.weight"), tensors.get("conv1.weight")
+    parts = [name.split(".") for name in tensors]
+    blocks = [{int(p[1]) for p in parts if p[0] == f"layer{i}" and len(p) > 2 and p[1].isdecimal() and len(p[1]) < 4}
+              for i in range(1, 5)]
+    return {"num_classes": head.shape[0] if head is not None and head.ndim == 4 else None,
+            "layers": tuple(map(len, blocks)) if all(blocks) else None,
+            "width": stem.shape[0] if stem is not None and stem.ndim == 4 else None}
+
+
+def _of_size(size):
+    """The state dict, without content, of our network of a size; None if the configuration does not take that size."""
+    if any(not _TAKEN[key][0] <= n <= _TAKEN[key][1] for key, value in size.items()
+           for n in (value if isinstance(value, tuple) else (value,))):
+        return None
+    with torch.device("meta"):
+        return DeepLabV2(**size).state_dict()

@@ -1,0 +1,170 @@
+"""Checkpoints of other hands: the network in what a file holds, behind any stack of the usual wrappers and prefixes."""
+import re
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from utils.errors import CheckpointError
+
+# Words that a network's entry in a file, or the front of its names, goes by.
+_WORDS = frozenset("""
+    state_dict model_state_dict net_state_dict network_state_dict state_dict_ema ema_state_dict model_state net_state
+    model_dict model_weights model net network params params_ema weights checkpoint module _forward_module
+    ema ema_model model_ema ema_net net_ema ema_weights averaged_model swa_model online_model shadow
+    teacher student teacher_model student_model model_teacher model_student ema_teacher
+    generator net_g netg g segmentor seg_model segmenter base_model""".split())
+_TECHNICAL = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # put between names by torch itself
+_RESIDUE = ("total_ops", "total_params")  # buffers that a FLOP counter leaves in every module
+_BLOCK = re.compile(r"(.*?)(?:Scale\.)?layer1\.\d+\.conv1\.weight")  # a name by which a ResNet is found
+_MOST_WRAPPERS = 8
+_SHOWN = 4  # names listed in a message
+_LOOKS = (  # parts of names, all of which must occur, and whose they are
+    (("backbone.layer", "classifier."), "torchvision's DeepLabV3 or FCN"),
+    (("decode_head.",), "an mmsegmentation network"),
+    (("segformer.",), "SegFormer"),
+    (("patch_embed1.",), "SegFormer"),
+    (("transition1.", "stage2."), "HRNet"),
+    (("encoder.", "decoder."), "an encoder and decoder as segmentation_models_pytorch has them"),
+    (("blocks.0.attn.",), "a vision transformer"),
+    (("encoder.layer.0.attention.",), "a vision transformer"),
+    (("features.0.",), "VGG, AlexNet or MobileNet"),
+)
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network in a file. words: the entries and prefixes that lead to it; tensors: under its own names; others: names
+    of the file's tensors that are no part of it."""
+
+    words: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    others: tuple[str, ...] = ()
+
+    @property
+    def label(self) -> str:
+        return _printable(".".join(self.words))
+
+    @property
+    def whole(self) -> bool:
+        """Whether it has a head, or is a known initialisation without one."""
+        return any(name.startswith(("layer5.", "layer6.", "fc.", "Scale.")) for name in self.tensors)
+
+    @property
+    def unusual(self) -> bool:
+        """Whether something else than the usual words leads to it."""
+        return any(word.lower() not in _WORDS for word in self.words)
+
+    def answers_to(self, entry: list[str]) -> bool:
+        return any(list(self.words[i:i + len(entry)]) == entry for i in range(len(self.words)))
+
+
+def find_network(content: object, path: str, entry: str | None = None) -> Network:
+    """The network in a file's content: nested dictionaries of tensors and anything else.
+
+    entry: which one to take, by a name of an entry or prefix, joined with dots where they are nested. Without it there
+    must be exactly one, behind entries and prefixes of usual names. Raises CheckpointError, which starts with `path`
+    and lists what the file holds.
+    """
+    tables = _tables(content)
+    if not tables:
+        raise CheckpointError(f"{path}: holds no tensors under parameter names, not even behind {_MOST_WRAPPERS} "
+                              f"wrappers{_entries(content)}: expected a state dict.")
+    found = _networks(tables)
+    found = [n for n in found if n.whole] or [n for n in found if not n.unusual]
+    if entry is not None:
+        words = [word for word in entry.split(".") if word and word not in _TECHNICAL]
+        chosen = [n for n in found if list(n.words) == words] or [n for n in found if n.answers_to(words)]
+        if len(chosen) != 1:
+            what = f"{len(chosen)} networks go" if chosen else "no DeepLabV2 goes"
+            raise CheckpointError(f"{path}: {what} by the name {entry!r}; it holds {_listing(found, tables)}: give the "
+                                  "name of one of these.")
+        return chosen[0]
+    if not found:
+        raise CheckpointError(f"{path}: it fits nothing of the network, which is a DeepLabV2 on a ResNet: "
+                              f"{describe(_names(tables))}; give a DeepLabV2 checkpoint.")
+    if len(found) > 1:
+        name = next((n.label for n in found if n.label), "")
+        raise CheckpointError(f"{path}: holds several networks, {_listing(found, tables)}: name the one to take, such "
+                              f"as {path}#{name}.")
+    if found[0].unusual:
+        raise CheckpointError(f"{path}: holds a network under a name that is not usual for one, {found[0].label}"
+                              f"{_entries(content)}: if it is the one that you mean, give {path}#{found[0].label}.")
+    return found[0]
+
+
+def _tables(content) -> list[tuple[tuple[str, ...], dict[str, Tensor]]]:
+    """Every dictionary of tensors in nested dictionaries and lists, with the keys that lead to it. One that is found in
+    several places counts once."""
+    found, seen, waiting = [], set(), [((), content)] if isinstance(content, (dict, list, tuple)) else []
+    for words, node in waiting:  # which grows
+        if id(node) in seen or len(words) > _MOST_WRAPPERS:
+            continue
+        seen.add(id(node))
+        if not isinstance(node, dict):
+            node = {str(i): value for i, value in enumerate(node) if isinstance(value, dict)}
+        tensors = {key: value for key, value in node.items() if isinstance(value, Tensor)}
+        if tensors and all(isinstance(name, str) for name in tensors):
+            found.append((words, tensors))
+        waiting += [((*words, key), value) for key, value in node.items()
+                    if isinstance(key, str) and isinstance(value, (dict, list, tuple))]
+    return found
+
+
+def _networks(tables) -> list[Network]:
+    """Every ResNet in the tables, in the file's order. A table holds several where its names differ in their front."""
+    found = []
+    for words, table in tables:
+        table = _without_technical(table)
+        fronts = dict.fromkeys(match[1] for name in table if (match := _BLOCK.fullmatch(name)))
+        for front in fronts:
+            inner = [f for f in fronts if f != front and f.startswith(front)]
+            mine = {name.removeprefix(front): tensor for name, tensor in table.items()
+                    if name.startswith(front) and not name.startswith(tuple(inner))}
+            kept = {name: tensor for name, tensor in mine.items() if not _is_counter(name, tensor)}
+            others = [name for name in table if name.removeprefix(front) not in kept or not name.startswith(front)]
+            others += [".".join((*w, name)) for w, t in tables if w != words for name in t]
+            path = ".".join((*words, front)).split(".")
+            found.append(Network(tuple(w for w in path if w and w not in _TECHNICAL), kept, tuple(others)))
+    return found
+
+
+def _without_technical(table):
+    plain = {".".join(part for part in name.split(".") if part not in _TECHNICAL): t for name, t in table.items()}
+    return plain if len(plain) == len(table) else table
+
+
+def _is_counter(name, tensor):
+    """A number beside a network: a FLOP counter's, or one that has no module (n_averaged, best_miou, ...)."""
+    return name.split(".")[-1] in _RESIDUE or "." not in name and tensor.numel() <= 1
+
+
+def _listing(networks, tables):
+    if not networks:
+        return describe(_names(tables))
+    return some([f"{n.label or 'one without a name'} ({len(n.tensors)} tensors)" for n in networks], 8)
+
+
+def _names(tables):
+    return [".".join((*words, name)) for words, table in tables for name in table]
+
+
+def _entries(content):
+    keys = list(map(str, content)) if isinstance(content, dict) else []
+    return f" (its entries: {some([key[:40] for key in keys], 8)})" if keys else ""
+
+
+def describe(names: list[str]) -> str:
+    """What a file looks like by the names of its tensors."""
+    text = "".join(f".{name}\n" for name in names)
+    looks = next((what for marks, what in _LOOKS if all(f".{mark}" in text for mark in marks)), None)
+    return f"its names begin with {some(names)}" + (f", which looks like {looks}" if looks else "")
+
+
+def some(names: list[str] | tuple[str, ...], most: int = _SHOWN) -> str:
+    """The first of some names, for a message; what a file calls its tensors may be anything."""
+    shown = [_printable(name[:120]) for name in names[:most]]
+    return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _printable(text):
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
