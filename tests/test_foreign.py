@@ -650,4 +650,5 @@ def test_the_stages_take_such_files_say_so_and_leave_unused_branches_alone(tmp_p
     code, printed = scored("x.pth")
     assert code == 2 and "several networks" in printed.err and printed.err.count("\n") == 1
     code, printed = scored("snapshot/tiny/source_only.pth")
-    assert code == 0 and printed.err == ""
+    assert code == 0  # nothing to say of our own checkpoint, but that the two labels of this world lack classes
+    assert [line for line in printed.err.splitlines() if not line.startswith("warning: classes never seen: ")] == []
