@@ -1,0 +1,183 @@
+"""Calls in child processes, their results in order. Whatever ends a child, the caller hears of it at once."""
+import atexit
+import contextlib
+import io
+import multiprocessing.util  # its exit function waits for children: imported first, so that ours runs before it
+import pickle
+import queue
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+from collections import deque
+from concurrent.futures import Future
+from typing import Any, Callable, Iterable, Iterator
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.interrupt import SIGNALS, signals_held
+
+_AHEAD = 2  # calls per process that are under way or wait for the caller
+_NO_PROCESS = ("worker: a reading process cannot be started ({}): set worker=0, or raise what limits this machine or "
+               "container (processes: ulimit -u, --pids-limit; open files: ulimit -n; memory).")
+
+
+def map_in_order(function: Callable, keys: Iterable, processes: int, finish: Callable = lambda result: result,
+                 title: Callable[[Any], str] = str) -> Iterator:
+    """Yield finish(function(key)) of each key, in order; function(key) runs in one of `processes` child processes, up
+    to two calls each ahead of the caller, finish in a thread beside the caller's. 0: all in the caller's thread.
+
+    Arguments and results travel by value through sockets, arrays and CPU tensors with one copy on each side: no shared
+    memory or semaphore is used, so that a small, full or missing /dev/shm does not matter. Each child has a socket of
+    its own: one that is killed or stuck, at whatever moment, keeps nothing from the others or from the caller.
+
+    Raises what a call has raised; UserError if a child ends (title(key) says on what it was working) or cannot be
+    started. When the iterator ends, is closed or raises, the children are killed, whatever they do.
+    """
+    if not processes:
+        yield from (finish(function(key)) for key in keys)
+        return
+    calls, pending, children = queue.SimpleQueue(), deque(), []
+    try:
+        with signals_held():  # a child must not run the caller's handlers
+            for _ in range(processes):
+                children.append(_start(function, finish, title, calls))
+        for key in keys:
+            pending.append((Future(), key))
+            calls.put(pending[-1])
+            if len(pending) == _AHEAD * processes:
+                yield pending.popleft()[0].result()
+        while pending:
+            yield pending.popleft()[0].result()
+    finally:
+        for child in children:
+            child.kill()
+            calls.put(None)  # ends a thread
+        for child in children:
+            child.join(1)
+
+
+def _start(function, finish, title, calls):
+    """A child process and the daemon thread that hands it one call after the other."""
+    try:
+        ours, its = socket.socketpair()
+        with its:
+            child = multiprocessing.Process(target=_serve, args=(its, function), daemon=True)
+            child.start()
+        try:
+            threading.Thread(target=_relay, args=(child, ours, finish, title, calls), daemon=True).start()
+        except RuntimeError:
+            child.kill()
+            raise
+    except (OSError, RuntimeError) as error:  # RuntimeError: no thread
+        raise UserError(_NO_PROCESS.format(getattr(error, "strerror", None) or error)) from None
+    return child
+
+
+def _relay(child, ours, finish, title, calls):
+    with ours:
+        for future, key in iter(calls.get, None):
+            try:
+                _send(ours, key)
+                result, error, where = _receive(ours)
+            except (EOFError, OSError):
+                child.join(5)
+                future.set_exception(UserError(f"worker: a process that read {title(key)} {_end(child.exitcode)}"))
+                continue
+            try:
+                if error:
+                    raise error from where
+                future.set_result(finish(result))
+            except BaseException as raised:
+                future.set_exception(raised)
+            result = error = where = None  # a thread that waits should hold nothing
+
+
+def _end(exit_code: int | None) -> str:
+    """What became of a child, and what helps."""
+    if exit_code == -signal.SIGKILL:
+        return ("was killed (SIGKILL), most likely because memory is full or a container's limit reached: lower worker "
+                "(0: read in the main process), batch_size, or the crop and input sizes, or allow more memory.")
+    if exit_code is not None and exit_code < 0:
+        return (f"crashed ({signal.Signals(-exit_code).name}), most likely in the decoder on a damaged file, or for "
+                "lack of memory: replace the file; worker=0 reads in the main process.")
+    return f"has ended (exit code {exit_code}): worker=0 reads in the main process and may show why."
+
+
+class _Traceback(Exception):
+    """Where in a child an error arose, as text: the cause of that error in the caller."""
+
+    def __str__(self):
+        return "\n" + self.args[0]
+
+
+def _serve(its: socket.socket, function: Callable) -> None:
+    """The child: answer calls until the caller's end of the socket is closed, as it is when the caller is gone."""
+    for number in SIGNALS:  # they come to the whole group; the caller decides what becomes of its children
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if torch := sys.modules.get("torch"):  # two seconds to import: not for who draws a toy world
+        torch.set_num_threads(1)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            key = _receive(its)
+            try:
+                answer = function(key), None, None
+            except Exception as error:
+                where = None if isinstance(error, UserError) else _Traceback(traceback.format_exc())
+                answer = None, error if _travels(error) else RuntimeError(f"{type(error).__name__}: {error}"), where
+            _send(its, answer)
+
+
+def _travels(error):
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
+
+
+class _Pickler(pickle.Pickler):
+    """Arrays go out of band, as they lie in memory, and tensors as arrays."""
+
+    def reducer_override(self, value):
+        if (torch := sys.modules.get("torch")) and type(value) is torch.Tensor:
+            return torch.from_numpy, (value.numpy(),)
+        return NotImplemented
+
+
+def _send(end: socket.socket, value) -> None:
+    head, buffers = io.BytesIO(), []
+    _Pickler(head, 5, buffer_callback=buffers.append).dump(value)
+    parts = [head.getbuffer(), *(buffer.raw() for buffer in buffers)]
+    end.sendall(struct.pack(f"<{1 + len(parts)}Q", len(parts), *(part.nbytes for part in parts)))
+    for part in parts:
+        end.sendall(part)
+
+
+def _receive(end: socket.socket):
+    count, = struct.unpack("<Q", _read(end, 8))
+    head, *buffers = [_read(end, size) for size in struct.unpack(f"<{count}Q", _read(end, 8 * count))]
+    return pickle.loads(head, buffers=buffers)
+
+
+def _read(end: socket.socket, size: int) -> np.ndarray:
+    """uint8 [size]; EOFError if the other end is closed before."""
+    data = np.empty(size, np.uint8)
+    rest = memoryview(data)
+    while rest:
+        got = end.recv_into(rest)
+        if not got:
+            raise EOFError
+        rest = rest[got:]
+    return data
+
+
+@atexit.register
+def _kill_children():
+    """Iterators that are still open when the process ends, as in a traceback, leave children that ignore SIGTERM."""
+    for child in multiprocessing.active_children():
+        child.kill()
