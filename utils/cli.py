@@ -100,6 +100,7 @@ def guarded(main, debug: bool = False) -> int:
     """Call `main()`; return its exit code (None: 0), or, with one line on stderr in place of a traceback, that of what
     went wrong. debug: let every error but a stop through, with its traceback."""
     try:
+        require_working_directory()
         return main() or 0
     except NothingToDo as done:
         print(done)
@@ -124,6 +125,14 @@ def guarded(main, debug: bool = False) -> int:
                          "checkpointing=true or amp=bf16.")
         return _said(EXIT_UNEXPECTED, f"error: unexpected {type(error).__name__}: {str(error)[:500]}: run the same "
                      "command with --debug to see where, and report it.")
+
+
+def require_working_directory() -> None:
+    """Raise UserError where there is none any more, in which libraries end the process with words of their own."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the working directory is gone ({error.strerror}): change into another one.") from None
 
 
 def _said(exit_code, message):

@@ -1,0 +1,604 @@
+"""Machines that are not a desktop: little or no shared memory, readers that are killed or stuck, file systems without
+locks or sync, any output encoding, any working directory, `~` in paths."""
+import contextlib
+import errno
+import fcntl
+import io
+import json
+import multiprocessing
+import multiprocessing.synchronize
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_pipeline import TINY, call, weights
+
+import eval as eval_script
+import run as run_script
+import run_so as run_so_script
+from dataset import check, loaders, segmentation, views
+from dataset.loaders import ReadingLoader
+from dataset.toy import write_toy_world
+from dataset.toy.__main__ import main as toy_main
+from trainer.ldbe_trainer import LDBETrainer
+from utils import checkpoint, cli, processes
+from utils.cli import EXIT_STOPPED
+from utils.config import load_config
+from utils.config_keys import KEYS, SECTION_KEYS
+from utils.config_values import expanded
+from utils.errors import CheckpointError, ConfigError, DataError, Stopped, UserError
+from utils.interrupt import SIGNALS, Interrupt, waiting
+from utils.processes import map_in_order
+
+ROOT = Path(__file__).parent.parent
+LD = ("method=ld", "init_weight=start.pth")
+BE = ("method=be", "init_weight=start.pth")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A folder with the tiny world, its configuration and the weights of a stage 0."""
+    root = tmp_path_factory.mktemp("machines")
+    write_toy_world(root / "world", seed=5, size=(128, 64), source=6, synthia=0, train=4, val=2)
+    (root / "tiny.yml").write_text(yaml.safe_dump({**TINY, "tensorboard": False, "print_freq": 100}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        assert call(patch, run_so_script) == 0
+    shutil.move(root / "snapshot/tiny/source_only.pth", root / "start.pth")
+    for folder in ("snapshot", "log", "miou_result"):
+        shutil.rmtree(root / folder)
+    return root
+
+
+@pytest.fixture
+def world(prepared, tmp_path, monkeypatch):
+    shutil.copytree(prepared, tmp_path / "run")
+    monkeypatch.chdir(tmp_path / "run")
+    return Path(".")
+
+
+@contextlib.contextmanager
+def within(seconds):
+    """The block ends, however it does, in that time, and leaves no process behind."""
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        assert time.monotonic() - start < seconds
+        assert not multiprocessing.active_children()
+
+
+@contextlib.contextmanager
+def signal_after(seconds, number):
+    timer = threading.Timer(seconds, os.kill, (os.getpid(), number))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        timer.join()
+
+
+# --- what travels between processes ---------------------------------------------------------------------------------
+
+def values():
+    rng = np.random.default_rng(0)
+    for dtype in ("uint8", "int16", "int64", "float32", "float64", "bool"):
+        for shape in ((), (0,), (3,), (2, 0, 4), (5, 7, 3)):
+            yield (rng.random(shape) * 200).astype(dtype)
+    yield np.arange(24).reshape(4, 6)[::2, ::-1]
+    yield np.asfortranarray(np.arange(24).reshape(4, 6))
+    yield rng.integers(0, 255, (1500, 1500, 3), dtype=np.uint8)  # far beyond a socket's buffer
+    yield "text \u00fc \udcff"
+    yield None
+
+
+def same(a, b):
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, torch.Tensor):
+        return a.dtype == b.dtype and a.equal(b) and not b.is_shared()
+    if isinstance(a, np.ndarray):
+        return a.dtype == b.dtype and a.shape == b.shape and np.array_equal(a, b)
+    return a == b
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_results_come_in_order_and_whole_whatever_they_are(count):
+    given = [{"array": v, "tensor": torch.from_numpy(v.copy()) if isinstance(v, np.ndarray) else None, "n": n}
+             for n, v in enumerate(values())]
+    with within(20):
+        found = list(map_in_order(lambda n: given[n], range(len(given)), count))
+    assert len(found) == len(given) and all(same(a, b) for a, b in zip(given, found))
+    for item in found:  # training writes into what it reads
+        if item["tensor"] is not None:
+            item["tensor"].zero_()
+
+
+@pytest.mark.parametrize("count", [0, 2])
+def test_calls_are_made_a_little_ahead_and_no_further(count, tmp_path):
+    items = map_in_order(lambda n: (tmp_path / str(n)).touch(), range(100), count)
+    next(items), time.sleep(0.3)
+    assert len(list(tmp_path.iterdir())) <= 1 + 2 * count
+    items.close()
+    assert not multiprocessing.active_children()
+
+
+class Odd(Exception):
+    """Does not survive pickling."""
+
+    def __init__(self, a, b):
+        super().__init__(a + b)
+
+
+@pytest.mark.parametrize("error, kind, said", [
+    (DataError("a.png: bad"), DataError, "^a.png: bad$"), (ValueError("deep"), ValueError, "^deep$"),
+    (MemoryError(), MemoryError, "^$"), (Odd("o", "dd"), RuntimeError, "^Odd: odd$")])
+@pytest.mark.parametrize("count", [1, 2])
+def test_errors_arrive_as_they_were_raised(error, kind, said, count):
+    def read(n):
+        if n == 5:
+            raise error
+        return n
+    found = []
+    with within(10), pytest.raises(kind, match=said) as caught:
+        for n in map_in_order(read, range(10), count):
+            found.append(n)
+    assert found == [0, 1, 2, 3, 4]
+    # A user's error needs no traceback; of any other, --debug shows where in the reader it arose.
+    assert ("in read" in str(caught.value.__cause__)) == (kind is not DataError)
+
+
+@pytest.fixture
+def no_shared_memory(monkeypatch):
+    """What a /dev/shm without a free byte does: no semaphore, no shared tensor."""
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(multiprocessing.synchronize.SemLock, "__init__", full)
+    for owner in (torch.UntypedStorage, torch.TypedStorage):
+        for name in ("_share_fd_cpu_", "_share_filename_cpu_", "_new_shared", "_new_using_fd_cpu", "share_memory_"):
+            if hasattr(owner, name):
+                monkeypatch.setattr(owner, name, full)
+
+
+def test_no_shared_memory_is_needed(world, monkeypatch, no_shared_memory):
+    assert call(monkeypatch, run_so_script, "worker=2", "note=a", "on_bad_sample=skip") == 0
+    assert call(monkeypatch, run_script, *LD, "worker=2", "note=a") == 0
+    assert check.main(["--config", "tiny.yml", "worker=2"]) == 0
+    write_toy_world("other", size=(64, 32), source=140, synthia=0, train=1, val=1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0 or not shutil.which("unshare")
+                    or subprocess.run(["unshare", "-m", "true"], capture_output=True).returncode != 0,
+                    reason="mounting needs root")
+@pytest.mark.parametrize("mount", [
+    "mount -t tmpfs -o size=2m tmpfs /dev/shm", "mount -t tmpfs -o size=4k tmpfs /dev/shm; head -c 4096 /dev/zero "
+    "> /dev/shm/full", "mount -t tmpfs -o ro tmpfs /dev/shm"])
+def test_a_small_full_or_read_only_dev_shm_does_not_matter(world, mount):
+    words = [sys.executable, str(ROOT / "run.py"), "--config", "tiny.yml", *LD, "worker=2", "crop_tgt=512"]
+    done = subprocess.run(["unshare", "-m", "bash", "-c", f'{mount}; "$@"', "-", *words], capture_output=True, text=True,
+                          timeout=120)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+
+
+# --- readers that end ------------------------------------------------------------------------------------------------
+
+ENDS = {
+    "memory": (lambda: os.kill(os.getpid(), signal.SIGKILL), ("SIGKILL", "memory")),
+    "bus": (lambda: os.kill(os.getpid(), signal.SIGBUS), ("SIGBUS", "decoder", "replace the file")),
+    "decoder": (lambda: os.kill(os.getpid(), signal.SIGSEGV), ("SIGSEGV", "decoder", "replace the file")),
+    "abort": (lambda: os.kill(os.getpid(), signal.SIGABRT), ("SIGABRT", "decoder")),
+    "exit": (lambda: os._exit(3), ("exit code 3",)),
+}
+
+
+@pytest.mark.parametrize("count", [1, 2])
+@pytest.mark.parametrize("end", ENDS)
+def test_a_reader_that_ends_is_said_with_what_it_read(end, count):
+    kill, words = ENDS[end]
+    def read(n):
+        if n == 4:
+            kill()
+        return np.full((300, 300), n)
+    with within(5), pytest.raises(UserError) as caught:
+        found = []
+        for item in ReadingLoader(read, range(9), count, lambda n: f"image{n}.png"):
+            found.append(item[0, 0])
+    assert found == [0, 1, 2, 3]
+    for word in ("image4.png", "worker", *words):
+        assert word in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("halfway", [False, True])
+def test_a_reader_killed_from_outside_or_in_the_middle_of_its_answer(halfway, monkeypatch):
+    """The rest of an answer that is cut off never comes."""
+    plain = processes._send
+    def half(end, value):
+        if multiprocessing.parent_process() and value[0] == 3:
+            end.sendall(np.array([1, 1000], "<u8").tobytes() + b"half")
+            os.kill(os.getpid(), signal.SIGSTOP)
+        plain(end, value)
+    if halfway:
+        monkeypatch.setattr(processes, "_send", half)
+    items = map_in_order(lambda n: n, range(1000), 2)
+    assert [next(items) for _ in range(3)] == [0, 1, 2]
+    for child in multiprocessing.active_children():
+        os.kill(child.pid, signal.SIGKILL)
+    with within(5), pytest.raises(UserError, match="SIGKILL"):
+        list(items)
+
+
+@pytest.mark.parametrize("script, words, patched", [
+    (run_so_script, (), views.TrainingCrops), (run_script, LD, views.WholeImages), (run_script, LD, views.WholeLabels),
+    (run_script, BE, views.TrainingCrops), (run_so_script, ("on_bad_sample=skip",), None)])
+def test_a_stage_whose_reader_is_killed_ends_with_one_line(world, monkeypatch, capfd, script, words, patched):
+    def killed(*_):
+        os.kill(os.getpid(), signal.SIGKILL)
+    if patched:
+        monkeypatch.setattr(patched, "__getitem__", killed)
+    else:
+        monkeypatch.setattr(segmentation.labels, "lookup_table", segmentation.labels.lookup_table)
+        monkeypatch.setattr("dataset.files.read_image", killed)
+    with within(5):
+        assert call(monkeypatch, script, *words, "worker=1") == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and error.startswith("error: ")
+    for word in ("world/", ".png", "SIGKILL", "memory", "worker"):
+        assert word in error
+
+
+@pytest.mark.parametrize("where, number", [("os.fork", errno.EAGAIN), ("os.fork", errno.ENOMEM),
+                                           ("socket.socketpair", errno.EMFILE), ("socket.socketpair", errno.ENFILE),
+                                           ("threading.Thread.start", None)])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_reader_that_cannot_be_started(world, monkeypatch, capfd, where, number, nth):
+    owner, name = {"os": os, "socket": processes.socket, "threading": threading.Thread}[where.split(".")[0]], \
+        where.rsplit(".", 1)[1]
+    plain, count = getattr(owner, name), [0]
+    def fails(*arguments):
+        count[0] += 1
+        if count[0] >= nth:
+            raise OSError(number, os.strerror(number)) if number else RuntimeError("can't start new thread")
+        return plain(*arguments)
+    monkeypatch.setattr(owner, name, fails)
+    with within(5):
+        assert cli.guarded(lambda: list(map_in_order(str, range(9), 2))) == 2
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and "worker=0" in error and "ulimit" in error
+    assert (os.strerror(number) if number else "can't start new thread") in error
+
+
+# --- a signal ends a wait for data -----------------------------------------------------------------------------------
+
+def for_ever(*_):
+    while True:
+        time.sleep(60)
+
+
+def swallowing(*_):
+    """As decoders do with what is raised in them."""
+    try:
+        for_ever()
+    except Exception:
+        raise DataError("damaged") from None
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("read", [for_ever, swallowing])
+def test_any_signal_ends_a_wait(number, count, read):
+    before = signal.getsignal(number)
+    with within(3), signal_after(0.3, number), pytest.raises(Stopped, match=number.name):
+        with Interrupt():
+            list(ReadingLoader(read, range(3), count))
+    assert signal.getsignal(number) == before
+    time.sleep(0.02)  # the timer has fired: nothing is left over for the next test
+
+
+def test_a_signal_before_a_wait_ends_it_and_outside_it_is_only_noted():
+    with Interrupt() as interrupt:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.01)
+        assert interrupt.requested == "SIGTERM"
+        with pytest.raises(Stopped):
+            with waiting():
+                for_ever()
+    with waiting():  # without an Interrupt it has no say
+        pass
+
+
+def test_stopped_readers_end_a_wait_too():
+    """SIGSTOP stands for a disk that no longer answers: nothing but SIGKILL ends who reads from it."""
+    with within(3), pytest.raises(Stopped), Interrupt(), signal_after(0.3, signal.SIGTERM):
+        for n, _ in enumerate(ReadingLoader(lambda n: n, range(1000), 2)):
+            if n == 3:
+                for child in multiprocessing.active_children():
+                    os.kill(child.pid, signal.SIGSTOP)
+
+
+PLACES = {  # where a run waits -> (stage, class whose reading gets stuck, at which call, worker)
+    "first crop": (run_so_script, (), views.TrainingCrops, 1), "crop": (run_so_script, (), views.TrainingCrops, 6),
+    "validation": (run_so_script, (), views.WholeImages, 2), "thresholds": (run_script, LD, views.WholeImages, 3),
+    "accuracy": (run_script, LD, views.WholeLabels, 2), "crop of a round": (run_script, BE, views.TrainingCrops, 3),
+    "second round": (run_script, BE, views.TrainingCrops, 7),
+}
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+@pytest.mark.parametrize("place", PLACES)
+def test_a_run_stopped_in_a_wait_goes_on_to_the_same_bits(world, monkeypatch, capfd, place, worker):
+    script, words, view, nth = PLACES[place]
+    number = SIGNALS[(len(place) + worker) % len(SIGNALS)]
+    stage = "source_only" if script is run_so_script else words[0].removeprefix("method=")
+    assert call(monkeypatch, script, *words, "note=whole") == 0
+    plain = view.__getitem__
+    calls = multiprocessing.get_context("fork").RawValue("i", 0)  # counts in a reader, shows here
+    def stuck(self, key):
+        calls.value += 1
+        if calls.value == nth:
+            os.kill(os.getppid() if multiprocessing.parent_process() else os.getpid(), number)
+            for_ever()
+        return plain(self, key)
+    capfd.readouterr()
+    with monkeypatch.context() as patch, within(5):
+        patch.setattr(view, "__getitem__", stuck)
+        assert call(patch, script, *words, f"worker={worker}", "save_freq=100") == EXIT_STOPPED
+    error = capfd.readouterr().err
+    assert error.count("\n") == 1 and number.name in error and "--resume" in error
+    assert call(monkeypatch, script, *words, "--resume") == 0
+    a, b = weights(f"snapshot/whole/{stage}.pth"), weights(f"snapshot/tiny/{stage}.pth")
+    assert all(a[k].equal(b[k]) for k in a)
+    records = [[json.loads(line) for line in Path(f"log/{note}/{stage}.jsonl").read_text().splitlines()]
+               for note in ("whole", "tiny")]
+    assert [[{**e, "seconds": 0} for e in record] for record in records][0] == [{**e, "seconds": 0} for e in records[1]]
+
+
+def test_a_stop_saves_even_if_the_images_are_gone(world, monkeypatch, capfd):
+    """At a save nothing is asked of the data's disk."""
+    plain = LDBETrainer.step
+    def gone(self, batch, rng):
+        shutil.rmtree("world")
+        os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, batch, rng)
+    with monkeypatch.context() as patch:
+        shutil.copytree("world", "kept")
+        patch.setattr(LDBETrainer, "step", gone)
+        assert call(patch, run_script, *LD, "val=False") == EXIT_STOPPED
+    shutil.move("kept", "world")
+    assert call(monkeypatch, run_script, *LD, "val=False", "--resume") == 0
+
+
+def test_a_process_with_stopped_readers_ends_on_a_signal_and_leaves_none(world):
+    words = [sys.executable, ROOT / "run_so.py", "--config", "tiny.yml", "worker=2", "num_steps=100000", "val=False",
+             "print_freq=1"]
+    run = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+                           env={**os.environ, "OMP_NUM_THREADS": "1"})
+    try:
+        while "1/100000 steps" not in run.stdout.readline():
+            assert run.poll() is None
+        readers = Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
+        assert readers
+        for pid in readers:
+            os.kill(int(pid), signal.SIGSTOP)
+        time.sleep(0.5)
+        start = time.monotonic()
+        run.send_signal(signal.SIGTERM)
+        error = run.communicate(timeout=60)[1]
+        assert time.monotonic() - start < 5 and run.returncode == EXIT_STOPPED, error
+        assert error.count("\n") == 1 and "its state is in" in error
+        time.sleep(0.1)
+        with pytest.raises(ProcessLookupError):
+            os.killpg(run.pid, 0)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(run.pid, signal.SIGKILL)
+
+
+def test_readers_do_not_outlive_a_killed_run():
+    """They see that the other end of their socket is closed, also those that hold the ends of earlier ones."""
+    code = ("import sys, time; sys.path.insert(0, sys.argv[1])\nimport multiprocessing\n"
+            "from utils.processes import map_in_order\n"
+            "a, b = map_in_order(str, range(9), 2), map_in_order(str, range(9), 2)\nnext(a), next(b)\n"
+            "print(*[c.pid for c in multiprocessing.active_children()], flush=True); time.sleep(60)")
+    run = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], stdout=subprocess.PIPE, text=True)
+    readers = run.stdout.readline().split()
+    run.kill()
+    run.wait()
+    assert len(readers) == 4
+    end = time.monotonic() + 5
+    def alive(pid):
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return False
+    while any(map(alive, readers)):
+        assert time.monotonic() < end, "a reader is still there"
+        time.sleep(0.05)
+
+
+# --- file systems without locks or sync ------------------------------------------------------------------------------
+
+NUMBERS = [errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO, errno.EBADF, errno.EACCES, errno.EPERM,
+           errno.ENOLCK, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EAGAIN, errno.EINTR, errno.ESTALE,
+           errno.ETIMEDOUT]
+UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+def failing(number):
+    def fail(*_, **__):
+        raise OSError(number, os.strerror(number))
+    return fail
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
+def test_only_held_by_another_means_in_use(tmp_path, monkeypatch, number):
+    monkeypatch.setattr(fcntl, "lockf", failing(number))
+    if number in (errno.EACCES, errno.EAGAIN):
+        with pytest.raises(ConfigError, match="in use by another process"):
+            checkpoint.RunLock(tmp_path)
+        return
+    lock = checkpoint.RunLock(tmp_path)
+    assert os.strerror(number) in lock.remark and str(tmp_path) in lock.remark and "second process" in lock.remark
+    lock.release()
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.EOPNOTSUPP, errno.EINVAL], ids=errno.errorcode.get)
+def test_a_lock_file_that_cannot_be_opened_is_no_lock_of_another(tmp_path, monkeypatch, number):
+    monkeypatch.setattr("builtins.open", failing(number))
+    lock = checkpoint.RunLock(tmp_path)
+    assert os.strerror(number) in lock.remark
+    lock.release()
+
+
+def test_a_lock_that_works_needs_no_remark(tmp_path):
+    lock = checkpoint.RunLock(tmp_path)
+    assert lock.remark is None
+    lock.release()
+
+
+@pytest.mark.parametrize("number", NUMBERS, ids=errno.errorcode.get)
+@pytest.mark.parametrize("of", ["folder", "opening the folder", "file"])
+def test_sync_is_asked_for_and_not_insisted_upon(tmp_path, monkeypatch, of, number):
+    path = tmp_path / "state"
+    path.write_bytes(b"old")
+    plain_sync, plain_open, asked = os.fsync, os.open, []
+    def sync(descriptor):
+        kind = "folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file"
+        asked.append(kind)
+        return failing(number)() if kind == of else plain_sync(descriptor)
+    def opened(name, *arguments):
+        return failing(number)() if of == "opening the folder" else plain_open(name, *arguments)
+    monkeypatch.setattr(checkpoint.os, "fsync", sync)
+    monkeypatch.setattr(checkpoint.os, "open", opened)
+    allowed = UNSUPPORTED if of == "file" else UNSUPPORTED | {errno.EIO, errno.EBADF, errno.EACCES, errno.EPERM}
+    if number in allowed:
+        checkpoint.write_atomically(path, lambda file: file.write(b"new"))
+        assert path.read_bytes() == b"new"
+    else:
+        with pytest.raises(CheckpointError, match=os.strerror(number)):
+            checkpoint.write_atomically(path, lambda file: file.write(b"new"))
+        assert path.read_bytes() == (b"old" if of == "file" else b"new")
+    assert "file" in asked and [p.name for p in tmp_path.iterdir()] == ["state"]
+
+
+def test_a_stage_runs_without_locks_or_folder_sync(world, monkeypatch, capsys):
+    plain = os.fsync
+    monkeypatch.setattr(fcntl, "lockf", failing(errno.ENOLCK))
+    monkeypatch.setattr(os, "fsync", lambda fd: failing(errno.EINVAL)() if os.path.isdir(f"/proc/self/fd/{fd}") else
+                        plain(fd))
+    assert call(monkeypatch, run_so_script, "save_freq=2") == 0
+    said = capsys.readouterr()
+    assert said.out.count("cannot be locked") == said.out.count("warning") == 1 and said.err == ""
+
+
+def test_files_that_cannot_be_removed_end_no_run(world, monkeypatch):
+    plain = Path.unlink
+    def unlink(self, missing_ok=False):
+        if self.suffix == ".pth" or self.suffix == ".tmp":
+            failing(errno.EBUSY)()
+        return plain(self, missing_ok)
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert call(monkeypatch, run_so_script, "save_freq=2", "keep=1") == 0
+    assert call(monkeypatch, run_so_script, "--resume") == 0  # finished, whatever states are left
+
+
+def test_a_log_or_a_board_that_cannot_be_written(world, monkeypatch, capsys):
+    from torch.utils.tensorboard import SummaryWriter
+    with monkeypatch.context() as patch:
+        patch.setattr(SummaryWriter, "add_scalar", failing(errno.ENOSPC))
+        assert call(patch, run_so_script, "tensorboard=true", "print_freq=1") == 0
+    said = capsys.readouterr()
+    assert said.out.count("TensorBoard's scalars cannot be written") == 1 and said.err == ""
+    if os.path.exists("/dev/full"):
+        Path("log/tiny/source_only.jsonl").unlink()
+        Path("log/tiny/source_only.jsonl").symlink_to("/dev/full")
+        assert call(monkeypatch, run_so_script) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and "source_only.jsonl" in error and "No space left" in error
+
+
+# --- what is printed, and where ---------------------------------------------------------------------------------------
+
+ENCODINGS = ["ascii", "latin-1", "cp1252", "utf-8", "utf-16"]
+OWN = {"type": "folder", "images": "images/{split}", "labels": "labels/{split}", "input_size": [64, 32],
+       "classes": ["caf\u00e9 \u2603", "\u8def", "pr\u016fjezd"]}
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    """A data set whose class and file names no 8-bit encoding has, one of them no encoding at all."""
+    from PIL import Image
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for split in ("train", "val"):
+        for n, name in enumerate(("a", "\u8def\u2603", os.fsdecode(b"b\xff"))):
+            for kind, pixels in (("images", rng.integers(0, 255, (32, 64, 3))), ("labels", rng.integers(0, 3, (32, 64)))):
+                path = Path(f"d\u00e9/{kind}/{split}/{name}.png")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(pixels.astype(np.uint8)).save(path)
+    Path("tiny.yml").write_text(yaml.safe_dump({**TINY, "source": "own", "target": "own", "num_classes": 3, "note": "\u8def",
+                                                "neg_rank_width": 0, "num_steps": 2, "round": 1, "tensorboard": False,
+                                                "print_freq": 1, "own": {**OWN, "data_dir": "d\u00e9"}}))
+    return tmp_path
+
+
+def as_main(monkeypatch, script, *words):
+    """A script's exit code, as its command line gives it."""
+    if script in (run_script, run_so_script):
+        return call(monkeypatch, script, *words)
+    if script is eval_script:
+        monkeypatch.setattr(sys, "argv", ["eval.py", "--config", "tiny.yml", *words])
+        return eval_script.run()
+    return script(list(words))
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS)
+def test_any_encoding_takes_all_that_is_printed(own, monkeypatch, encoding):
+    streams = {}
+    for name in ("stdout", "stderr"):
+        streams[name] = io.TextIOWrapper(io.BytesIO(), encoding)
+        monkeypatch.setattr(sys, name, streams[name])
+    start = f"snapshot/\u8def/source_only.pth"
+    assert as_main(monkeypatch, run_so_script) == 0
+    assert as_main(monkeypatch, run_script, *LD[:1], f"init_weight={start}") == 0
+    assert as_main(monkeypatch, eval_script, start, "--json", "\u8def.json", "--figure", "f.png") == 0
+    assert as_main(monkeypatch, check.main, "--config", "tiny.yml") == 0
+    Path(os.fsdecode("d\u00e9/images/train/".encode() + b"b\xff.png")).write_bytes(b"")
+    assert as_main(monkeypatch, check.main, "--config", "tiny.yml") == 1
+    assert as_main(monkeypatch, run_so_script, "note=x", "on_bad_sample=skip") == 0
+    assert as_main(monkeypatch, run_so_script, "note=x", "num_steps=20") == 2
+    assert as_main(monkeypatch, toy_main, "--root", os.fsdecode(b"t\xff\xe8"), "--size", "32", "32", "--source", "1",
+                   "--train", "1", "--val", "1", "--synthia", "0") == 0
+    for name, stream in streams.items():
+        stream.flush()
+        text = stream.buffer.getvalue().decode(encoding)
+        assert ("\u8def" in text) == (encoding.startswith("utf")) and ("\\u8def" in text) != encoding.startswith("utf")
+        assert "\\udcff" in text and "b" in text
+
+
+SCRIPTS = {"run.py": (), "run_so.py": (), "eval.py": (), "dataset.check": ("-m",), "dataset.toy": ("-m",)}
+
+
+def started(script, *words, shell="{}", **named):
+    command = [sys.executable, *SCRIPTS[script], script if SCRIPTS[script] else str(ROOT / script), *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **named.pop("env", {})}
+    return subprocess.run(["bash", "-c", shell.format('"$@"'), "-", *command], capture_output=True, text=True, env=env,
+                          timeout=120, errors="replace", **named)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_on_a_plain_c_machine_into_a_pipe_that_closes_early(script, tmp_path):
+    env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    done = started(script, "--help", env=env, cwd=tmp_path, shell="{} | (read -r line; echo \"$line\"); exit ${{PIPESTATUS[0]}}")
+    assert done.returncode == 0 and done.stdout.startswith("usage: ") and done.stderr == ""
