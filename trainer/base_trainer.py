@@ -263,9 +263,10 @@ class BaseTrainer(ABC):
         return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
 
     def _report(self, losses, total, pace) -> None:
-        rates, values = self._rates(), {name: loss.item() for name, loss in losses.items()}
-        pace.report(loss=f"{total.item():.3f}", lr=f"{rates['head']:.2e}")
-        self.log.event("train", self.global_step, loss={"total": total.item(), **values}, lr=rates)
+        rates = self._rates()
+        values = {"total": total.item(), **{name: loss.item() for name, loss in losses.items()}}
+        pace.report(loss=f"{values['total']:.3f}", lr=f"{rates['head']:.2e}")
+        self.log.event("train", self.global_step, loss=values, lr=rates)
 
     def _validation_loader(self):
         """(loader or None, the reason for None)"""

@@ -40,11 +40,9 @@ def map_in_order(function: Callable, keys: Iterable, processes: int, finish: Cal
     if not processes:
         yield from (finish(function(key)) for key in keys)
         return
-    calls, pending, children = queue.SimpleQueue(), deque(), []
+    calls, pending, children, threads = queue.SimpleQueue(), deque(), [], []
     try:
-        with signals_held():  # a child must not run the caller's handlers
-            for _ in range(processes):
-                children.append(_start(function, finish, title, calls))
+        _start(processes, function, (calls, finish, title), children, threads)
         for key in keys:
             pending.append((Future(), key))
             calls.put(pending[-1])
@@ -56,28 +54,32 @@ def map_in_order(function: Callable, keys: Iterable, processes: int, finish: Cal
         for child in children:
             child.kill()
             calls.put(None)  # ends a thread
-        for child in children:
-            child.join(1)
+        for one in (*threads, *children):  # a thread may be waiting for its child's exit code
+            one.join(1)
 
 
-def _start(function, finish, title, calls):
-    """A child process and the daemon thread that hands it one call after the other."""
+def _start(number, function, task, children, threads):
+    """Start `number` child processes, each with a daemon thread that hands it one call after the other; append them to
+    the lists."""
     try:
-        ours, its = socket.socketpair()
-        with its:
-            child = multiprocessing.Process(target=_serve, args=(its, function), daemon=True)
-            child.start()
-        try:
-            threading.Thread(target=_relay, args=(child, ours, finish, title, calls), daemon=True).start()
-        except RuntimeError:
-            child.kill()
-            raise
+        with signals_held():  # a child must not run the caller's handlers
+            for _ in range(number):
+                ours, its = socket.socketpair()
+                with its, contextlib.ExitStack() as failed:
+                    failed.enter_context(ours)
+                    child = multiprocessing.Process(target=_serve, args=(its, ours, function), daemon=True)
+                    child.start()
+                    children.append(child)
+                    thread = threading.Thread(target=_relay, args=(child, ours, *task), daemon=True)
+                    thread.start()
+                    threads.append(thread)
+                    failed.pop_all()
     except (OSError, RuntimeError) as error:  # RuntimeError: no thread
         raise UserError(_NO_PROCESS.format(getattr(error, "strerror", None) or error)) from None
-    return child
 
 
-def _relay(child, ours, finish, title, calls):
+def _relay(child, ours, calls, finish, title):
+    """The thread of a child."""
     with ours:
         for future, key in iter(calls.get, None):
             try:
@@ -114,8 +116,10 @@ class _Traceback(Exception):
         return "\n" + self.args[0]
 
 
-def _serve(its: socket.socket, function: Callable) -> None:
-    """The child: answer calls until the caller's end of the socket is closed, as it is when the caller is gone."""
+def _serve(its: socket.socket, ours: socket.socket, function: Callable) -> None:
+    """The child: answer calls until the caller's end of the socket is closed, as it is when the caller is gone. A later
+    child holds the ends of earlier ones: then the last one goes first."""
+    ours.close()
     for number in SIGNALS:  # they come to the whole group; the caller decides what becomes of its children
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
