@@ -2,6 +2,7 @@
 locks or sync, any output encoding, any working directory, `~` in paths."""
 import contextlib
 import errno
+import faulthandler
 import fcntl
 import io
 import json
@@ -194,29 +195,31 @@ def test_a_small_full_or_read_only_dev_shm_does_not_matter(world, mount):
 
 # --- readers that end ------------------------------------------------------------------------------------------------
 
+def die(number):
+    faulthandler.disable()  # of the test runner
+    os.kill(os.getpid(), number)
+
+
 ENDS = {
-    "memory": (lambda: os.kill(os.getpid(), signal.SIGKILL), ("SIGKILL", "memory")),
-    "bus": (lambda: os.kill(os.getpid(), signal.SIGBUS), ("SIGBUS", "decoder", "replace the file")),
-    "decoder": (lambda: os.kill(os.getpid(), signal.SIGSEGV), ("SIGSEGV", "decoder", "replace the file")),
-    "abort": (lambda: os.kill(os.getpid(), signal.SIGABRT), ("SIGABRT", "decoder")),
-    "exit": (lambda: os._exit(3), ("exit code 3",)),
+    signal.SIGKILL: ("SIGKILL", "memory"), signal.SIGBUS: ("SIGBUS", "decoder", "replace the file"),
+    signal.SIGSEGV: ("SIGSEGV", "decoder", "replace the file"), signal.SIGABRT: ("SIGABRT", "decoder"),
+    signal.SIGILL: ("SIGILL",), None: ("exit code 3",),
 }
 
 
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("end", ENDS)
 def test_a_reader_that_ends_is_said_with_what_it_read(end, count):
-    kill, words = ENDS[end]
     def read(n):
         if n == 4:
-            kill()
+            die(end) if end else os._exit(3)
         return np.full((300, 300), n)
     with within(5), pytest.raises(UserError) as caught:
         found = []
         for item in ReadingLoader(read, range(9), count, lambda n: f"image{n}.png"):
             found.append(item[0, 0])
     assert found == [0, 1, 2, 3]
-    for word in ("image4.png", "worker", *words):
+    for word in ("image4.png", "worker", *ENDS[end]):
         assert word in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -335,8 +338,9 @@ PLACES = {  # where a run waits -> (stage, class whose reading gets stuck, at wh
 }
 
 
-@pytest.mark.parametrize("worker", [0, 1])
-@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("place, worker", [
+    pytest.param(place, worker, marks=[] if worker or place in ("crop", "thresholds") else pytest.mark.slow)
+    for place in PLACES for worker in (0, 1)])
 def test_a_run_stopped_in_a_wait_goes_on_to_the_same_bits(world, monkeypatch, capfd, place, worker):
     script, words, view, nth = PLACES[place]
     number = SIGNALS[(len(place) + worker) % len(SIGNALS)]
@@ -362,6 +366,22 @@ def test_a_run_stopped_in_a_wait_goes_on_to_the_same_bits(world, monkeypatch, ca
     records = [[json.loads(line) for line in Path(f"log/{note}/{stage}.jsonl").read_text().splitlines()]
                for note in ("whole", "tiny")]
     assert [[{**e, "seconds": 0} for e in record] for record in records][0] == [{**e, "seconds": 0} for e in records[1]]
+
+
+def test_a_long_wait_is_said_with_what_is_waited_for(monkeypatch, capsys):
+    monkeypatch.setattr(processes, "_PATIENCE", 0.1)
+    with within(3), signal_after(0.35, signal.SIGTERM), pytest.raises(Stopped), Interrupt():
+        list(ReadingLoader(for_ever, range(3), 1, lambda n: f"image{n}.png"))
+    said = capsys.readouterr().out.splitlines()
+    assert 2 <= len(said) <= 3 and all("image0.png" in line for line in said) and "for 0.2 s" in said[1]
+
+
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
+def test_every_way_to_start_a_process_will_do(monkeypatch, method):
+    """Newer Pythons no longer fork by default."""
+    monkeypatch.setattr(processes.multiprocessing, "Process", multiprocessing.get_context(method).Process)
+    with within(30):
+        assert list(map_in_order(np.arange, range(5), 1))[4].tolist() == [0, 1, 2, 3]
 
 
 def test_a_stop_saves_even_if_the_images_are_gone(world, monkeypatch, capfd):
@@ -606,7 +626,7 @@ def test_help_on_a_plain_c_machine_into_a_pipe_that_closes_early(script, tmp_pat
 
 @pytest.mark.parametrize("shell", [pytest.param("{} >&-", marks=pytest.mark.slow), "{} >&- 2>&- <&-",
                                    pytest.param("{} >/dev/full 2>&1", marks=pytest.mark.slow),
-                                   "{} | true; exit ${{PIPESTATUS[0]}}"])
+                                   pytest.param("{} | true; exit ${{PIPESTATUS[0]}}", marks=pytest.mark.slow)])
 def test_a_run_whose_output_nobody_takes_goes_on(world, shell):
     done = started("run_so.py", "--config", "tiny.yml", "num_steps=2", "print_freq=1", "val=False", shell=shell)
     assert done.returncode == 0 and done.stderr == "" and done.stdout == ""

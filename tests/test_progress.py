@@ -162,7 +162,8 @@ def test_numbers_are_read_from_the_device_at_lines_alone(world, monkeypatch):  #
     assert items(1) - items(100) == 2 * (6 - 2)
 
 
-@pytest.mark.parametrize("script, words", [("run_so.py", ("tensorboard=true",)), ("run.py", (*LD, "tensorboard=true"))])
+@pytest.mark.parametrize("script, words", [
+    ("run_so.py", ("tensorboard=true",)), pytest.param("run.py", (*LD, "tensorboard=true"), marks=pytest.mark.slow)])
 def test_a_run_shows_no_library_s_warnings(world, script, words):  # noqa: F811
     """With every warning on that Python would hide."""
     done = subprocess.run([sys.executable, "-W", "default", str(ROOT / script), "--config", "tiny.yml", "screen=true",

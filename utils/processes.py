@@ -12,15 +12,17 @@ import sys
 import threading
 import traceback
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 
 from utils.errors import UserError
 from utils.interrupt import SIGNALS, signals_held
+from utils.progress import say
 
 _AHEAD = 2  # calls per process that are under way or wait for the caller
+_PATIENCE = 60  # seconds without an answer after which the caller's user is told
 _NO_PROCESS = ("worker: a reading process cannot be started ({}): set worker=0, or raise what limits this machine or "
                "container (processes: ulimit -u, --pids-limit; open files: ulimit -n; memory).")
 
@@ -47,15 +49,24 @@ def map_in_order(function: Callable, keys: Iterable, processes: int, finish: Cal
             pending.append((Future(), key))
             calls.put(pending[-1])
             if len(pending) == _AHEAD * processes:
-                yield pending.popleft()[0].result()
+                yield _result(*pending.popleft(), title)
         while pending:
-            yield pending.popleft()[0].result()
+            yield _result(*pending.popleft(), title)
     finally:
         for child in children:
             child.kill()
             calls.put(None)  # ends a thread
         for one in (*threads, *children):  # a thread may be waiting for its child's exit code
             one.join(1)
+
+
+def _result(future, key, title):
+    silent = 0
+    while not wait([future], _PATIENCE).done:
+        silent += _PATIENCE
+        say(f"warning: no answer for {silent} s on {title(key)}: does its disk still answer? A signal "
+            "(Ctrl-C) ends the wait.")
+    return future.result()
 
 
 def _start(number, function, task, children, threads):
