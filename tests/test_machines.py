@@ -160,6 +160,18 @@ def test_errors_arrive_as_they_were_raised(error, kind, said, count):
     assert ("in read" in str(caught.value.__cause__)) == (kind is not DataError)
 
 
+class Unreadable:
+    def __reduce__(self):
+        return int, ("x",)
+
+
+@pytest.mark.parametrize("answer, kind, said", [(lambda: 0, Exception, "(?i)pickle"), (Unreadable(), ValueError, "int")])
+def test_an_answer_that_cannot_travel_is_an_error_too(capfd, answer, kind, said):
+    with within(5), pytest.raises(kind, match=said):
+        list(map_in_order(lambda n: answer, range(3), 1))
+    assert capfd.readouterr().err == ""
+
+
 @pytest.fixture
 def no_shared_memory(monkeypatch):
     """What a /dev/shm without a free byte does: no semaphore, no shared tensor."""
@@ -228,11 +240,11 @@ def test_a_reader_that_ends_is_said_with_what_it_read(end, count):
 def test_a_reader_killed_from_outside_or_in_the_middle_of_its_answer(halfway, monkeypatch):
     """The rest of an answer that is cut off never comes."""
     plain = processes._send
-    def half(end, value):
-        if multiprocessing.parent_process() and value[0] == 3:
+    def half(end, parts):
+        if multiprocessing.parent_process() and processes.pickle.loads(parts[0])[0] == 3:
             end.sendall(np.array([1, 1000], "<u8").tobytes() + b"half")
             os.kill(os.getpid(), signal.SIGSTOP)
-        plain(end, value)
+        plain(end, parts)
     if halfway:
         monkeypatch.setattr(processes, "_send", half)
     items = map_in_order(lambda n: n, range(1000), 2)

@@ -94,19 +94,22 @@ def _relay(child, ours, calls, finish, title):
     with ours:
         for future, key in iter(calls.get, None):
             try:
-                _send(ours, key)
-                result, error, where = _receive(ours)
-            except (EOFError, OSError):
-                child.join(5)
-                future.set_exception(UserError(f"worker: a process that read {title(key)} {_end(child.exitcode)}"))
-                continue
-            try:
-                if error:
-                    raise error from where
-                future.set_result(finish(result))
-            except BaseException as raised:
-                future.set_exception(raised)
-            result = error = where = None  # a thread that waits should hold nothing
+                future.set_result(finish(_answer(child, ours, key, title)))
+            except BaseException as error:  # whatever it is, the caller waits for it
+                future.set_exception(error)
+            del future, key  # a thread that waits holds nothing
+
+
+def _answer(child, ours, key, title):
+    try:
+        _send(ours, _parts(key))
+        result, error, where = _receive(ours)
+    except (EOFError, OSError):
+        child.join(5)
+        raise UserError(f"worker: a process that read {title(key)} {_end(child.exitcode)}") from None
+    if error:
+        raise error from where
+    return result
 
 
 def _end(exit_code: int | None) -> str:
@@ -141,10 +144,11 @@ def _serve(its: socket.socket, ours: socket.socket, function: Callable) -> None:
         while True:
             key = _receive(its)
             try:
-                answer = function(key), None, None
+                answer = _parts((function(key), None, None))
             except Exception as error:
                 where = None if isinstance(error, UserError) else _Traceback(traceback.format_exc())
-                answer = None, error if _travels(error) else RuntimeError(f"{type(error).__name__}: {error}"), where
+                error = error if _travels(error) else RuntimeError(f"{type(error).__name__}: {error}")
+                answer = _parts((None, error, where))
             _send(its, answer)
 
 
@@ -164,10 +168,13 @@ class _Pickler(pickle.Pickler):
         return NotImplemented
 
 
-def _send(end: socket.socket, value) -> None:
+def _parts(value) -> list[memoryview]:
     head, buffers = io.BytesIO(), []
     _Pickler(head, 5, buffer_callback=buffers.append).dump(value)
-    parts = [head.getbuffer(), *(buffer.raw() for buffer in buffers)]
+    return [head.getbuffer(), *(buffer.raw() for buffer in buffers)]
+
+
+def _send(end: socket.socket, parts: list[memoryview]) -> None:
     end.sendall(struct.pack(f"<{1 + len(parts)}Q", len(parts), *(part.nbytes for part in parts)))
     for part in parts:
         end.sendall(part)
