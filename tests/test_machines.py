@@ -165,7 +165,8 @@ class Unreadable:
         return int, ("x",)
 
 
-@pytest.mark.parametrize("answer, kind, said", [(lambda: 0, Exception, "(?i)pickle"), (Unreadable(), ValueError, "int")])
+@pytest.mark.parametrize("answer, kind, said", [(lambda: 0, Exception, "(?i)pickle"),
+                                                (Unreadable(), ValueError, "int")])
 def test_an_answer_that_cannot_travel_is_an_error_too(capfd, answer, kind, said):
     with within(5), pytest.raises(kind, match=said):
         list(map_in_order(lambda n: answer, range(3), 1))
