@@ -7,7 +7,7 @@ import os
 import sys
 from pathlib import Path
 
-from utils.cli import guarded, parser
+from utils.cli import guarded, parser, path
 from utils.errors import ConfigError
 
 
@@ -15,15 +15,16 @@ def main(given):
     from dataset.labels import never_seen  # late, so that --help answers at once
     from trainer import evaluate, report
     from utils.config import load_config
-    overrides = [word for word in given.words if "=" in word and not os.path.exists(word)]
-    checkpoints = [word for word in given.words if word not in overrides]
+    from utils.config_values import expanded
+    overrides = [word for word in given.words if "=" in word and not os.path.exists(os.path.expanduser(word))]
+    checkpoints = [expanded(word, "checkpoint") for word in given.words if word not in overrides]
     cfg = load_config(given.config, overrides)
-    for option, path, endings in (("--json", given.json, ("",)), ("--figure", given.figure, (".png", ".jpg", ".jpeg"))):
-        if path and (os.path.isdir(path) or not path.lower().endswith(endings)):
-            raise ConfigError(f"{option}: {path!r} is a folder or has a wrong ending: give a file"
+    for option, file, endings in (("--json", given.json, ("",)), ("--figure", given.figure, (".png", ".jpg", ".jpeg"))):
+        if file and (os.path.isdir(file) or not file.lower().endswith(endings)):
+            raise ConfigError(f"{option}: {file!r} is a folder or has a wrong ending: give a file"
                               f"{' ending in ' + ' or '.join(endings) if any(endings) else ''}.")
-        if path:  # refused now rather than after the evaluation
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        if file:  # refused now rather than after the evaluation
+            Path(file).parent.mkdir(parents=True, exist_ok=True)
     scored = report.score_checkpoints(cfg, checkpoints)
     print(evaluate.score_table(scored, report.target_classes(cfg)))
     if unseen := next(iter(next(iter(scored.values())).values()))["unseen"]:
@@ -37,8 +38,8 @@ def main(given):
 def run() -> int:
     arguments = parser(__doc__, "config/ldbe_config.yml")
     arguments.add_argument("words", nargs="+", metavar="CKPT", help="checkpoints, and key=value overrides among them")
-    arguments.add_argument("--json", metavar="FILE", help="write the scores to FILE")
-    arguments.add_argument("--figure", metavar="FILE",
+    arguments.add_argument("--json", metavar="FILE", type=path, help="write the scores to FILE")
+    arguments.add_argument("--figure", metavar="FILE", type=path,
                            help="write a grid: image, each checkpoint's labels, ground truth")
     arguments.add_argument("--images", type=int, default=4, metavar="N",
                            help="images in the grid (default: %(default)s)")

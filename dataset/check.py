@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from dataset import loaders, segmentation
-from dataset.inspection import NO_ACCURACY, NO_VALIDATION, findings, labels_compared
+from dataset.inspection import NO_ACCURACY, NO_VALIDATION, findings, labels_compared, progress_of
 from dataset.labels import IGNORE_INDEX, never_seen
 from utils.cli import guarded, parser
 from utils.config import Config, load_config
@@ -54,8 +54,8 @@ def check_part(cfg: Config, part: str) -> Report:
     samples = _judge_gaps(report, cfg, part, samples)
     labels_matter = part != "target_train" or labels_compared(cfg, samples)
     skip, broken = cfg.on_bad_sample == "skip" and split == "train", 0
-    for sample, found in zip(samples, findings(samples, loaders.worker_count(cfg), part if cfg.screen else None),
-                             strict=True):
+    read = findings(samples, loaders.worker_count(cfg), progress_of(cfg, part))
+    for sample, found in zip(samples, read, strict=True):
         for error, stops in ((found.image_error, True), (found.label_error, labels_matter)):
             if error:
                 (report.errors if stops and not skip else report.notes).append(error)

@@ -2,16 +2,15 @@
 import hashlib
 import os
 from dataclasses import dataclass, field, replace
-from typing import Iterator
+from typing import Callable, Iterator
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from dataset import files, loaders, segmentation
 from dataset.segmentation import Sample
 from utils.config import Config
 from utils.errors import DataError
+from utils.progress import Progress
 
 NO_VALIDATION = "validation skipped"
 NO_ACCURACY = "the accuracy of pseudo labels is not reported"
@@ -50,32 +49,26 @@ def inspect(sample: Sample) -> Finding:
     return Finding(None, label_error, image.shape[1::-1], digest, pixels)
 
 
-class _Findings(Dataset):
-    def __init__(self, samples):
-        self.samples = samples
-
-    def __len__(self):
-        return len(self.samples)
-
-    def __getitem__(self, index):
-        return inspect(self.samples[index])
+def findings(samples: list[Sample], workers: int, watch: Callable = iter) -> Iterator[Finding]:
+    """`inspect` of every sample, in their order, in `workers` processes (0: in this one). watch(loader) -> iterator:
+    shows the pace (`progress_of`)."""
+    return iter(watch(loaders.ReadingLoader(inspect, samples, workers, lambda sample: str(sample.image))))
 
 
-def findings(samples: list[Sample], workers: int, title: str | None = None) -> Iterator[Finding]:
-    """`inspect` of every sample, in their order, in `workers` processes (0: in this one); title: of a progress bar."""
-    loader = loaders.ReadingLoader(DataLoader(_Findings(samples), batch_size=None, num_workers=workers))
-    return iter(tqdm(loader, title, unit="image", disable=title is None, leave=False))
+def progress_of(cfg: Config, title: str) -> Callable:
+    """Loader -> the loader with its pace shown as `screen` and `print_freq` have it."""
+    return lambda loader: Progress(loader, title, cfg.print_freq, cfg.screen)
 
 
 def readable(samples: list[Sample], labels_needed: bool, workers: int,
-             title: str | None = None) -> tuple[list[Sample], list[tuple[Sample, str]]]:
-    """Which samples training can read: (those, [(sample, what is wrong with it)]), both in order.
+             watch: Callable = iter) -> tuple[list[Sample], list[tuple[Sample, str]]]:
+    """Which samples training can read: (those, [(sample, what is wrong with it)]), both in order. watch: of `findings`.
 
     With `labels_needed` a sample with a broken label is left out. Without, its image alone decides: labels of the
     target must not choose what is trained on, so the sample stays, without the label.
     """
     good, broken = [], []
-    for sample, found in zip(samples, findings(samples, workers, title), strict=True):
+    for sample, found in zip(samples, findings(samples, workers, watch), strict=True):
         if found.image_error or found.label_error:
             broken.append((sample, found.image_error or found.label_error))
         if not found.image_error and not (labels_needed and found.label_error):
@@ -101,7 +94,7 @@ def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tup
         return samples, lines
     if not labels_needed and not labels_compared(cfg, samples):
         samples = [replace(s, label=None) for s in samples]
-    good, broken = readable(samples, labels_needed, loaders.worker_count(cfg), "reading" if cfg.screen else None)
+    good, broken = readable(samples, labels_needed, loaders.worker_count(cfg), progress_of(cfg, "reading"))
     if not good:
         raise DataError(f"{section_name}: none of its {len(samples)} training samples can be read; the first: "
                         f"{broken[0][1]}")

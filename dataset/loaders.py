@@ -1,14 +1,16 @@
 """Configuration -> data loaders."""
 import os
+from typing import Any, Callable, Iterator
 
 import numpy as np
-from torch.utils.data import DataLoader
+import torch
+from torch import Tensor
 
 from dataset import labels, segmentation, views
 from dataset.segmentation import Sample
 from utils.config import Config
-from utils.errors import DataError
-from utils.interrupt import ignore_signals
+from utils.interrupt import waiting
+from utils.processes import map_in_order
 
 
 def source_loader(cfg: Config, samples: list[Sample], first: int = 0, pin_memory: bool = False) -> "ReadingLoader":
@@ -36,14 +38,14 @@ def whole_image_loader(cfg: Config, section_name: str, samples: list[Sample], wi
     """Every image of `samples` once, in order, one at a time, never padded or repeated."""
     section = cfg.section(section_name)
     table = segmentation.label_table(section, cfg.num_classes) if with_labels else None
-    return _loader(cfg, views.WholeImages(samples, section.input_size, table), pin_memory)
+    return _image_loader(cfg, views.WholeImages(samples, section.input_size, table), pin_memory)
 
 
 def whole_label_loader(cfg: Config, section_name: str, samples: list[Sample],
                        pin_memory: bool = False) -> "ReadingLoader":
     """The label of every sample once, in order, uint8 [H, W] train ids."""
     table = segmentation.label_table(cfg.section(section_name), cfg.num_classes)
-    return _loader(cfg, views.WholeLabels(samples, table), pin_memory)
+    return _image_loader(cfg, views.WholeLabels(samples, table), pin_memory)
 
 
 def crop_keys(seed: int, round_index: int, num_samples: int, count: int) -> list[tuple[int, int, int]]:
@@ -62,28 +64,62 @@ def worker_count(cfg: Config) -> int:
 
 
 class ReadingLoader:
-    """A DataLoader whose workers' DataErrors arrive as they were raised, without the worker's traceback around them."""
+    """Items or batches read ahead in `workers` processes (0: in this one, when asked for); each iteration begins again.
 
-    def __init__(self, loader: DataLoader):
-        self.loader = loader
+    read(key) -> item, for every key, in their order; titles(key) -> the files that it reads, for messages. An item is a
+    tensor, or a dict of tensors and plain values. pin_memory: tensors come in page-locked memory. An error comes as it
+    was raised, at the item that raised it. While an item is awaited, a signal raises Stopped (`interrupt.waiting`).
+    """
+
+    def __init__(self, read: Callable[[Any], Any], keys: list, workers: int, titles: Callable[[Any], str] = str,
+                 pin_memory: bool = False):
+        self.read, self.keys, self.workers, self.titles = read, keys, workers, titles
+        self.finish = _pinned if pin_memory else lambda item: item
 
     def __len__(self):
-        return len(self.loader)
+        return len(self.keys)
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator:
+        items, end = map_in_order(self.read, self.keys, self.workers, self.finish, self.titles), object()
         try:
-            yield from self.loader
-        except DataError as error:
-            error.__traceback__ = None  # its frames keep the workers, which a late collection cannot end in order
-            raise DataError(str(error).strip().splitlines()[-1].removeprefix("utils.errors.DataError: ")) from None
+            while True:
+                with waiting():
+                    item = next(items, end)
+                if item is end:
+                    return
+                yield item
+        finally:
+            items.close()
+
+
+def _pinned(item):
+    if isinstance(item, Tensor):
+        return item.pin_memory()
+    if isinstance(item, dict):
+        return {key: _pinned(value) for key, value in item.items()}
+    return item
 
 
 def _crop_loader(cfg, samples, table, shorter_edge, crop, round_index, steps, pin_memory):
-    dataset = views.TrainingCrops(samples, table, shorter_edge, crop, cfg.scales, cfg.mirror, cfg.seed)
-    keys = crop_keys(cfg.seed, round_index, len(samples), steps.stop * cfg.batch_size)[steps.start * cfg.batch_size:]
-    return _loader(cfg, dataset, pin_memory, batch_size=cfg.batch_size, sampler=keys)
+    crops = views.TrainingCrops(samples, table, shorter_edge, crop, cfg.scales, cfg.mirror, cfg.seed)
+    keys, size = crop_keys(cfg.seed, round_index, len(samples), steps.stop * cfg.batch_size), cfg.batch_size
+    batches = [keys[step * size: (step + 1) * size] for step in steps]
+    return ReadingLoader(Batches(crops), batches, worker_count(cfg),
+                         lambda batch: ", ".join(str(samples[index].image) for *_, index in batch), pin_memory)
 
 
-def _loader(cfg, dataset, pin_memory, batch_size=None, sampler=None):
-    return ReadingLoader(DataLoader(dataset, batch_size, sampler=sampler, num_workers=worker_count(cfg),
-                                    pin_memory=pin_memory, worker_init_fn=ignore_signals))
+class Batches:
+    """Batch keys -> the crops of those keys, tensors stacked, names as a list."""
+
+    def __init__(self, crops: views.TrainingCrops):
+        self.crops = crops
+
+    def __call__(self, keys: list) -> dict[str, Tensor | list[str]]:
+        items = [self.crops[key] for key in keys]
+        return {name: torch.stack(values) if isinstance(values[0], Tensor) else values
+                for name, values in ((name, [item[name] for item in items]) for name in items[0])}
+
+
+def _image_loader(cfg, images, pin_memory):
+    return ReadingLoader(images.__getitem__, range(len(images)), worker_count(cfg),
+                         lambda index: str(images.samples[index].image), pin_memory)

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from dataset import transforms
 from dataset.files import read_image, read_label, read_label_ids, read_size, require_same_size
@@ -14,7 +13,7 @@ from utils.errors import DataError
 _LARGEST = 2**28  # pixels of a resized image, of which a crop may need a strip of any length: 800 MB
 
 
-class TrainingCrops(Dataset):
+class TrainingCrops:
     """Random crops, addressed by (round, epoch, index): a crop is a function of these and the seed alone, whatever
     number of workers draws it. Items: image uint8 [crop, crop, 3] RGB, label uint8 [crop, crop] train ids, name."""
 
@@ -37,7 +36,7 @@ class TrainingCrops(Dataset):
         return {"image": torch.from_numpy(image), "label": torch.from_numpy(label), "name": sample.name}
 
 
-class WholeImages(Dataset):
+class WholeImages:
     """Whole images at the evaluation size. Items: image uint8 [1, h, w, 3] RGB, size (H, W) of the file, name, and,
     where a table is given, label uint8 [H, W] train ids."""
 
@@ -60,7 +59,7 @@ class WholeImages(Dataset):
         return item
 
 
-class WholeLabels(Dataset):
+class WholeLabels:
     """The labels of whole images alone. Items: uint8 [H, W] train ids, checked to have the image's size."""
 
     def __init__(self, samples: list[Sample], table: np.ndarray):

@@ -97,7 +97,8 @@ def valid(key):
         one = st.booleans()
     elif kind is str:
         one = st.text(st.characters(exclude_categories=("C", "Z")), min_size=1, max_size=12).filter(
-            lambda t: t.lower() not in ("none", "null", "~", ".", "..") and not set(t) & set("/\\"))
+            lambda t: t.lower() not in ("none", "null", "~", ".", "..") and not set(t) & set("/\\")
+            and not (key.path and t.startswith("~")))
     else:
         low, high = (key.low if key.low is not None else -1e9), (key.high if key.high is not None else 1e9)
         one = st.integers(int(low), int(high)) if kind is int else st.floats(

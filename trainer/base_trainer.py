@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from dataset import inspection, loaders, segmentation
 from dataset.labels import never_seen
@@ -21,6 +20,7 @@ from utils.config import Config, config_remarks, to_yaml, with_drawn_seed
 from utils.errors import CheckpointError, Stopped, TrainingError
 from utils.interrupt import Interrupt
 from utils.logger import RunLog
+from utils.progress import Progress
 
 MIN_SCALE = 2.0**-10  # of the fp16 loss scaler, which halves with every overflow: below it, halving no longer helps
 
@@ -53,6 +53,7 @@ class BaseTrainer(ABC):
         remarks = [f"note: {remark}" for remark in config_remarks(cfg)]
         self.samples, more = self.training_samples()
         remarks += more
+        self.fingerprint = segmentation.fingerprint(self.samples)  # now: at a save the disk may no longer answer
         self.val_loader, more = self._validation_loader()
         remarks += [remark for remark in more if remark not in remarks]  # one list or folder may serve both splits
         self.snapshot = Path(cfg.snapshot) / cfg.note
@@ -121,8 +122,8 @@ class BaseTrainer(ABC):
         finite."""
         cfg, first = self.cfg, self.position.step
         self._build_optimizer(base_lr)
-        bar = tqdm(loader, self.stage, disable=not cfg.screen, initial=first, total=first + len(loader))
-        for step, batch in enumerate(bar, first):
+        pace = Progress(loader, self.stage, 0, cfg.screen, "step", first)
+        for step, batch in enumerate(self._awaited(pace), first):
             for group in self.optimizer.param_groups:
                 group["lr"] = lr_at(base_lr, step) * group["lr_mult"]
             self.model.train()
@@ -137,12 +138,20 @@ class BaseTrainer(ABC):
             self.global_step += 1
             self.position.step = step + 1
             if step % cfg.print_freq == 0 or step + 1 == first + len(loader):
-                self._report(losses, total, bar)
+                self._report(losses, total, pace)
             if self.interrupt.requested or self.global_step % cfg.save_freq == 0:
                 self.save_state()
             self.interrupt.check()
             if self.global_step % cfg.val_freq == 0:
                 self.validate()
+
+    def _awaited(self, batches):
+        """The batches; a signal that ends the wait for one finds the state of the step before, and saves it."""
+        try:
+            yield from batches
+        except Stopped:
+            self.save_state()
+            raise
 
     def next_round(self) -> None:
         """Move to the start of the next round and save the state there."""
@@ -155,8 +164,8 @@ class BaseTrainer(ABC):
         if self.val_loader is None or self._validated_at == self.global_step:
             return
         try:
-            confusion = evaluate.evaluate(self.model, self.val_loader, self.cfg.num_classes, self.device,
-                                          self.cfg.screen, self.interrupt.check)
+            pace = Progress(self.val_loader, "validation", self.cfg.print_freq, self.cfg.screen)
+            confusion = evaluate.evaluate(self.model, pace, self.cfg.num_classes, self.device, self.interrupt.check)
         except Stopped:
             if self.cfg.train:
                 self.save_state()
@@ -185,7 +194,7 @@ class BaseTrainer(ABC):
         """Plain tensors and values only, so that reading a state runs no code."""
         return {"version": STATE_VERSION, **dataclasses.asdict(self.position), "global_step": self.global_step,
                 "seed": self.cfg.seed, "config": to_yaml(self.cfg),
-                "data": segmentation.fingerprint(self.samples), "model": self.model.state_dict(),
+                "data": self.fingerprint, "model": self.model.state_dict(),
                 "optimizer": self.optimizer and self.optimizer.state_dict(),
                 "scaler": self.scaler and self.scaler.state_dict(),
                 "scores": self.scores, "validated_at": self._validated_at, "log": self.log.position()}
@@ -227,7 +236,7 @@ class BaseTrainer(ABC):
         write_atomically(self.snapshot / f"{self.stage}.yml", lambda file: file.write(to_yaml(cfg).encode()))
         self.log.say(f"stage {self.stage}: {len(self.samples)} images, {cfg.num_classes} classes, {self.device}, "
                      f"seed {cfg.seed}" + ("" if state else f"\nweights: {report}"))
-        for remark in remarks:
+        for remark in remarks + ([self.lock.remark] if self.lock.remark else []):
             self.log.say(remark)
 
     def _write_result(self) -> None:
@@ -256,11 +265,11 @@ class BaseTrainer(ABC):
     def _rates(self):
         return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
 
-    def _report(self, losses, total, bar) -> None:
+    def _report(self, losses, total, pace) -> None:
         rates = self._rates()
-        bar.set_postfix(loss=f"{total.item():.3f}", lr=f"{rates['head']:.2e}")
-        values = {name: loss.item() for name, loss in losses.items()}
-        self.log.event("train", self.global_step, loss={"total": total.item(), **values}, lr=rates)
+        values = {"total": total.item(), **{name: loss.item() for name, loss in losses.items()}}
+        pace.report(loss=f"{values['total']:.3f}", lr=f"{rates['head']:.2e}")
+        self.log.event("train", self.global_step, loss=values, lr=rates)
 
     def _validation_loader(self):
         """(loader or None, remarks for the log, which say why there is none)"""

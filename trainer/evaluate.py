@@ -3,7 +3,6 @@ from typing import Callable, Iterator
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from dataset.labels import ClassSet
 from dataset.transforms import network_input
@@ -19,12 +18,12 @@ def predictions(model: torch.nn.Module, loader, device: torch.device) -> Iterato
             yield item, model(image, size=tuple(item["size"]))[0].max(0).indices
 
 
-def evaluate(model: torch.nn.Module, loader, num_classes: int, device: torch.device, progress: bool = False,
+def evaluate(model: torch.nn.Module, loader, num_classes: int, device: torch.device,
              check: Callable[[], None] = lambda: None) -> Tensor:
     """Confusion matrix int64 [C, C] (CPU; rows = truth) over all labelled images of the loader, running BN statistics.
     check: called after each image; what it raises ends the evaluation."""
     total = torch.zeros(num_classes, num_classes, dtype=torch.int64, device=device)
-    for item, prediction in predictions(model, tqdm(loader, "evaluate", disable=not progress, leave=False), device):
+    for item, prediction in predictions(model, loader, device):
         total += confusion_matrix(item["label"].to(device, non_blocking=True), prediction, num_classes)
         check()
     return total.cpu()

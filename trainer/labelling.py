@@ -10,7 +10,6 @@ from typing import Callable
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from dataset import loaders
 from dataset.labels import IGNORE_INDEX
@@ -24,6 +23,7 @@ from utils.config import Config
 from utils.counting import count
 from utils.errors import TrainingError
 from utils.metrics import confusion_matrix
+from utils.progress import Progress
 from utils.spool import TensorSpool
 
 _WRITERS = 2
@@ -66,8 +66,8 @@ def label_round(model: DeepLabV2, cfg: Config, samples: list[Sample], names: tup
         counts = _LabelCounts(cfg.num_classes)
         truths = _truths(cfg, samples, device)
         with Background(_WRITERS) as writers, torch.inference_mode():
-            for sample, size, packed, truth in zip(tqdm(samples, "pseudo labels", disable=not cfg.screen, leave=False),
-                                                   sizes, spool, truths):
+            watched = Progress(samples, "pseudo labels", cfg.print_freq, cfg.screen)
+            for sample, size, packed, truth in zip(watched, sizes, spool, truths):
                 check()
                 scores = pl.unpack_scores(packed.to(device, non_blocking=True))
                 label, doubt = pl.predict(upsample(scores, size))
@@ -99,7 +99,7 @@ def _score_target(model, cfg, samples, device, spool, check):
     model.train(cfg.bn_stats == "batch")
     loader = loaders.whole_image_loader(cfg, cfg.target, samples, False, device.type == "cuda")
     with Background() as keeper, torch.inference_mode():
-        for item in tqdm(loader, "thresholds", disable=not cfg.screen, leave=False):
+        for item in Progress(loader, "thresholds", cfg.print_freq, cfg.screen):
             check()
             image = network_input(item["image"].to(device, non_blocking=True))
             scores = model.score_map(image)[0]

@@ -11,6 +11,7 @@ from trainer import evaluate
 from trainer.build import build_model, pick_device
 from utils.config import Config
 from utils.errors import CheckpointError, ConfigError
+from utils.progress import Progress
 from utils.visualize import colourise, grid
 
 CAPTIONS = {"source_only": "source-only", "ld": "LD", "be": "LDBE"}
@@ -53,7 +54,8 @@ def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
     for name, checkpoint in zip(names, checkpoints):
         model, _ = build_model(cfg, device, checkpoint)
         loader = loaders.whole_image_loader(cfg, cfg.target, samples, True, device.type == "cuda")
-        confusion = evaluate.evaluate(model, loader, cfg.num_classes, device, cfg.screen)
+        confusion = evaluate.evaluate(model, Progress(loader, name, cfg.print_freq, cfg.screen), cfg.num_classes,
+                                      device)
         scores[name] = evaluate.protocol_scores(confusion, target_classes(cfg))
     print("".join(f"{line}\n" for line in reports), end="", file=sys.stderr)
     return scores

@@ -1,4 +1,6 @@
 """Saved states of a run: written atomically, read as plain tensors, the newest few kept; one process a run."""
+import contextlib
+import errno
 import hashlib
 import os
 import pickle
@@ -16,33 +18,40 @@ from utils.errors import CheckpointError, ConfigError
 
 STATE_VERSION = 2  # of what a state holds and how a run goes on from it; 1 had no number, and Shannon's entropy alone
 FINISHED = "finished"  # file beside a stage's states once the stage is done
+# Answers of file systems that cannot sync files (some FUSE, CIFS), or cannot sync folders. ENOSPC, EDQUOT and, for a
+# file, EIO are none of them: what was written is not on the disk.
+_NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+_NO_FOLDER_SYNC = _NO_SYNC | {errno.EIO, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR}
 
 
 def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
-    """Call `write(file)`; whoever reads `path`, at whatever moment, finds the old content or the whole new one.
+    """Call `write(file)`; whoever reads `path`, at whatever moment, finds the old content or the whole new one. Its
+    folder is made if need be.
 
     Raises CheckpointError, with the old file left as it was, if the disk refuses.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             write(file)
             file.flush()
-            os.fsync(file.fileno())
+            with _ignored(_NO_SYNC):
+                os.fsync(file.fileno())
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
         raise CheckpointError(f"{path}: cannot be written ({_first_line(error)}); what was there before is still "
                               "whole: make room, or choose another folder.") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 def remove_unfinished(folder: Path) -> None:
     """Remove what writers that were killed left in a folder and below."""
     for path in folder.rglob(".*.tmp"):
-        path.unlink(missing_ok=True)
+        _remove(path)
 
 
 def digest(state: dict[str, torch.Tensor]) -> str:
@@ -57,22 +66,29 @@ def digest(state: dict[str, torch.Tensor]) -> str:
 class RunLock:
     """Holds a folder for this process until `release` or the process's end, whatever ends it.
 
-    Raises ConfigError if another process has it. A POSIX record lock: unlike flock's, data-reading child processes,
-    which outlive a killed run for seconds, do not inherit it.
+    Raises ConfigError if another process has it. Where the file system has no locks the folder is not held, and
+    `remark` says so. A POSIX record lock: unlike flock's, data-reading child processes, which may outlive a killed run,
+    do not inherit it.
     """
 
     def __init__(self, folder: Path):
-        self._file = open(folder / ".lock", "a+b")
+        self.remark: str | None = None
+        self._file = None
         try:
+            self._file = open(folder / ".lock", "a+b")
             if fcntl:
                 fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            self._file.close()
-            raise ConfigError(f"note: {str(folder)!r} is in use by another process: wait for it, or give this run "
-                              "another note.") from None
+        except OSError as error:
+            self.release()
+            if self._file and error.errno in (errno.EACCES, errno.EAGAIN):  # POSIX allows both
+                raise ConfigError(f"note: {str(folder)!r} is in use by another process: wait for it, or give this run "
+                                  "another note.") from None
+            self.remark = (f"warning: {folder} cannot be locked ({_first_line(error)}): nothing keeps a second process "
+                           "from running the same note at the same time.")
 
     def release(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
 
 class StateFolder:
@@ -93,22 +109,22 @@ class StateFolder:
         return (self.folder / FINISHED).exists()
 
     def save(self, state: dict) -> Path:
-        """Write a state (`global_step`, `round`, `step`, `labelled` and whatever else), then remove those not kept."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        """Write a state (`global_step`, `round`, `step`, `labelled` and whatever else), then remove those not kept.
+        Raises CheckpointError if the disk refuses."""
         kind = "step" if state["step"] or state["labelled"] else "start"
         path = self.folder / f"{state['global_step']:08d}-round{state['round']:02d}-{kind}.pth"
         write_atomically(path, lambda file: torch.save(state, file))
         others = self.paths()
         starts = [p for p in others if p.stem.endswith("start")]
         for old in set(others[:-self.keep]) - set(starts[-1:]):
-            old.unlink(missing_ok=True)
+            _remove(old)
         return path
 
     def finish(self) -> None:
         """Remove the states: the stage's checkpoint is written."""
         write_atomically(self.folder / FINISHED, lambda file: None)
         for path in self.paths():
-            path.unlink(missing_ok=True)
+            _remove(path)
 
     def clear(self) -> None:
         """Remove whatever an earlier run left."""
@@ -142,10 +158,27 @@ def _first_line(error):
 
 
 def _sync_folder(folder):
-    """Make a rename in `folder` survive a loss of power."""
+    """Make a rename in `folder` survive a loss of power, where the file system can."""
     if os.name == "posix":
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        with _ignored(_NO_FOLDER_SYNC):
+            descriptor = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _ignored(numbers):
+    """Ignore an OSError of these errno."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in numbers:
+            raise
+
+
+def _remove(path):
+    """Remove a file that is of no more use; one that stays does no harm, and is no reason to end a run."""
+    with contextlib.suppress(OSError):
+        path.unlink(missing_ok=True)

@@ -1,10 +1,15 @@
 """What the command-line scripts share: `--config`, `key=value` words, `--help` out of the declared keys, errors."""
 import argparse
+import contextlib
+import io
+import os
 import sys
 import unicodedata
+from pathlib import Path
 
 from utils.config import config_help, load_config
-from utils.errors import NothingToDo, Stopped, UserError
+from utils.config_values import expanded
+from utils.errors import ConfigError, NothingToDo, Stopped, UserError
 
 EXIT_UNEXPECTED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130  # 75: sysexits' "try again later"
 
@@ -18,7 +23,11 @@ class OneLineParser(argparse.ArgumentParser):
 
 def parser(description: str, default_config: str, done: str = "0 done") -> argparse.ArgumentParser:
     """Argument parser with `--config`, whose help ends with every configuration key, its type, default and meaning, and
-    the exit codes; `done` describes those of a script that has run to its end."""
+    the exit codes; `done` describes those of a script that has run to its end. `default_config` is looked for here,
+    else beside the scripts. From here on stdout and stderr take what is printed, whatever becomes of it."""
+    tolerant_output()
+    if not os.path.exists(default_config):
+        default_config = str(Path(__file__).parent.parent / default_config)
     result = OneLineParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"{config_help()}\n\nexit codes: {done}, {EXIT_USER_ERROR} wrong input (one line says what), "
@@ -27,6 +36,44 @@ def parser(description: str, default_config: str, done: str = "0 done") -> argpa
     result.add_argument("--config", default=default_config, metavar="FILE", help="YAML file (default: %(default)s)")
     result.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return result
+
+
+def path(text: str) -> str:
+    """The `type` of an option that is a path: a leading `~` is a home folder."""
+    try:
+        return expanded(text, "path")
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def tolerant_output() -> None:
+    """Make printing to stdout and stderr succeed: characters that their encoding lacks are written as escapes, and
+    what cannot be written at all (`| head` has seen enough, a terminal that is gone, a full disk) is dropped. A run
+    is not its words; what it finds is in its files. Lines are written at once. Streams that a caller has put in place
+    are left alone, but for their way with characters."""
+    with contextlib.suppress(OSError):
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # closed by the caller: no file may become stdout
+            pass
+        os.close(descriptor)
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))
+        elif stream is getattr(sys, f"__{name}__") and not isinstance(getattr(stream.buffer, "raw", None), _Tolerant):
+            stream.flush()
+            raw = io.BufferedWriter(_Tolerant(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(raw, stream.encoding, "backslashreplace", line_buffering=True))
+            setattr(sys, f"__{name}__", getattr(sys, name))
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+class _Tolerant(io.FileIO):
+    def write(self, data):
+        try:
+            return super().write(data)
+        except OSError:
+            return len(data)
 
 
 def run_stage(description: str, default_config: str, run, **fixed) -> int:
@@ -51,6 +98,7 @@ def guarded(main, debug: bool = False) -> int:
     """Call `main()`; return its exit code (None: 0), or, with one line on stderr in place of a traceback, that of what
     went wrong. debug: let every error but a stop through, with its traceback."""
     try:
+        require_working_directory()
         return main() or 0
     except NothingToDo as done:
         print(done)
@@ -67,11 +115,22 @@ def guarded(main, debug: bool = False) -> int:
         if isinstance(error, OSError) and error.filename is not None:
             return _said(EXIT_USER_ERROR, f"error: {error.filename}: {error.strerror}: check the path and the room "
                          "there.")
+        if isinstance(error, MemoryError):
+            return _said(EXIT_USER_ERROR, "error: memory is full: lower worker, batch_size or the crop and input "
+                         "sizes, or set checkpointing=true.")
         if type(error).__name__ == "OutOfMemoryError":
             return _said(EXIT_USER_ERROR, "error: the GPU's memory is full: lower batch_size or crop_tgt, or set "
                          "checkpointing=true or amp=bf16.")
         return _said(EXIT_UNEXPECTED, f"error: unexpected {type(error).__name__}: {str(error)[:500]}: run the same "
                      "command with --debug to see where, and report it.")
+
+
+def require_working_directory() -> None:
+    """Raise UserError where there is none any more, in which libraries end the process with words of their own."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UserError(f"the working directory is gone ({error.strerror}): change into another one.") from None
 
 
 def _said(exit_code, message):

@@ -18,10 +18,10 @@ class DataConfig:
     """One data-set section: a top-level key of the YAML file whose value is a mapping."""
 
     type: str = key(None, str, "which layout the files have", choices=(*STREETS, "folder"))
-    data_dir: str = key(None, str, "folder of the data set")
+    data_dir: str = key(None, str, "folder of the data set", path=True)
     data_list: str | None = key(None, str, "text file naming the training images, one a line, each with or without its "
-                                "label behind a tab or blank; None: all in the folder", optional=True)
-    data_list_val: str | None = key(None, str, "the same for the validation images", optional=True)
+                                "label behind a tab or blank; None: all in the folder", optional=True, path=True)
+    data_list_val: str | None = key(None, str, "the same for the validation images", optional=True, path=True)
     input_size: tuple = key(None, [int], "(width, height) at which whole images are labelled and evaluated, pixels",
                             low=8, high=16384, length=2)
     images: str | None = key(None, str, "folder only: where images are, below data_dir; may hold {split}, {name} and, "
@@ -67,15 +67,10 @@ class Config:
     layers: tuple = key((3, 4, 23, 3), [int], "bottlenecks in the four stages; 3, 4, 23, 3 is ResNet-101", low=1,
                         high=999, length=4)
     width: int = key(64, int, "channels of the stem; all others grow with it", low=1, high=1024)
-    head_branches: int = key(4, int, "the first N of the head's four dilated convolutions are summed; 2 for files of "
-                             "AdaptSegNet and BDL, which leave the others untrained", low=1, high=4)
-    init_weight: str | None = key(None, str, "checkpoint to start from, or imagenet; None: random start. file.pth#NAME "
-                                  "takes the network NAME of a file with several", optional=True)
-    init_input: str = key("auto", str, "input that init_weight's network was trained with: bgr255 (0..255 minus the "
-                          "mean: this field's, and this project's own), rgb01 (RGB / 255 with torchvision's mean and "
-                          "std: CRST's), which is converted, or auto, which goes by the first layer's scale",
-                          choices=("auto", "bgr255", "rgb01"))
-    restore_from: str | None = key(None, str, "only None: use init_weight", optional=True)
+    data_dir: str = key(None, str, "folder of the data set", path=True)
+    data_list: str | None = key(None, str, "text file naming the training images, one a line, each with or without its "
+                                "label behind a tab or blank; None: all in the folder", optional=True, path=True)
+    data_list_val: str | None = key(None, str, "the same for the validation images", optional=True, path=True)
     fixbn: bool = key(True, bool, "freeze weight and bias of every batch norm; its statistics move on")
     bn_stats: str = key("batch", str, "batch-norm statistics that label the target: the batch's (released code) or the "
                         "running ones; the teacher's too. Training uses the batch's, evaluation the running ones",
@@ -138,18 +133,19 @@ class Config:
                              "error ends the run; skip reads every sample before training, and leaves out and logs the "
                              "broken ones. The validation split is never thinned", choices=("error", "skip"))
 
-    print_freq: int = key(100, int, "steps between lines in the log", low=1, group="Logging")
+    print_freq: int = key(100, int, "steps, or images of a pass over many, between lines with the pace (losses, rate, "
+                          "time left) and between the log's training events", low=1, group="Logging")
     save_freq: int = key(500, int, "steps between saves of the run's whole state, from which resume goes on; it is "
                          "also saved around each round and when a signal stops the run", low=1)
     keep: int = key(2, int, "states that stay", low=1)
     val: bool = key(True, bool, "validate, where the target's validation split has labels")
     val_freq: int = key(1000, int, "steps between validations; there is one after each round anyway", low=1)
     tensorboard: bool = key(True, bool, "write TensorBoard scalars")
-    screen: bool = key(True, bool, "show progress bars")
-    snapshot: str = key("./snapshot", str, "folder of the checkpoints")
-    result: str = key("./miou_result", str, "folder of the last validation's figures")
-    log: str = key("./log", str, "folder of the JSON lines and TensorBoard scalars")
-    plabel: str = key("./plabel", str, "folder of the pseudo labels")
+    screen: bool = key(True, bool, "progress bars in place of these lines, on a terminal; elsewhere there are none")
+    snapshot: str = key("./snapshot", str, "folder of the checkpoints", path=True)
+    result: str = key("./miou_result", str, "folder of the last validation's figures", path=True)
+    log: str = key("./log", str, "folder of the JSON lines and TensorBoard scalars", path=True)
+    plabel: str = key("./plabel", str, "folder of the pseudo labels", path=True)
 
     sections: Mapping[str, DataConfig] = dataclasses.field(default_factory=dict)
     ignored_keys: tuple[str, ...] = dataclasses.field(default=(), compare=False)

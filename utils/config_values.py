@@ -1,6 +1,7 @@
 """How one configuration value is declared, read and checked."""
 import difflib
 import math
+import os
 import re
 import reprlib
 import unicodedata
@@ -33,12 +34,15 @@ class Key:
     below: bool = False  # strictly below `high`
     length: int | None = None
     pattern: str | None = None
+    path: bool = False  # of a file or folder: `~` is a home folder
     group: str | None = None  # heading in --help that starts with this key
 
     def read(self, value, where: str):
         """A value from YAML, checked and made read-only. Raises ConfigError that starts with `where`."""
         if self.optional and (value is None or isinstance(value, str) and value.strip().lower() in _NONE_WORDS):
             return None
+        if self.path and isinstance(value, str):
+            value = expanded(value, where)
         result = self._convert(self.kind, value, where)
         if self.length is not None and len(result) != self.length:
             raise ConfigError(f"{where}: expected {self.length} values, found {shown(value)}.")
@@ -102,6 +106,16 @@ def key(default, kind, meaning: str, **rules):
     return field(default=default, metadata={"key": Key(kind, default, meaning, **rules)})
 
 
+def expanded(path: str, where: str) -> str:
+    """A path whose leading `~` or `~user` is that home folder. Raises ConfigError that starts with `where` if there is
+    none; ./~x is a file of that name."""
+    result = os.path.expanduser(path)
+    if result.startswith("~"):
+        raise ConfigError(f"{where}: {path!r}: the home folder {path.split('/')[0]} is not known: write the whole path "
+                          "(a name that begins with ~: ./~...).")
+    return result
+
+
 def kind_name(kind) -> str:
     if isinstance(kind, list):
         return f"list of {kind_name(kind[0])}"
@@ -132,6 +146,7 @@ def plain(value):
 
 def read_text(path: str | Path) -> str:
     """The text of a configuration file."""
+    path = expanded(str(path), "--config")
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:

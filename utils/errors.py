@@ -21,8 +21,9 @@ class TrainingError(UserError):
     """Training cannot go on: numbers are no longer finite."""
 
 
-class Stopped(Exception):
-    """A signal has asked the run to stop, and its state is saved; the argument says so, or names the signal."""
+class Stopped(BaseException):
+    """A signal has asked the run to stop, and its state is saved; the argument says so, or names the signal. As it may
+    be raised out of any code that reads data, it is no Exception, which that code may take for a damaged file."""
 
 
 class NothingToDo(Exception):

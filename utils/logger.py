@@ -1,10 +1,12 @@
 """One run's record: lines on the console, a JSON-lines file, TensorBoard scalars."""
+import contextlib
 import json
 import math
 import time
 from pathlib import Path
 
-from tqdm import tqdm
+from utils import progress
+from utils.errors import UserError
 
 
 class RunLog:
@@ -31,7 +33,7 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """A line on the console, above any progress bar."""
-        tqdm.write(text)
+        progress.say(text)
 
     def say_once(self, text: str) -> None:
         """`say`, unless this record has said the very same before."""
@@ -42,20 +44,34 @@ class RunLog:
     def event(self, kind: str, step: int, **values) -> None:
         """Record numbers at a step: nested dicts of numbers (None: not defined) become scalars `kind/key/...`."""
         record = {"event": kind, "step": step, "seconds": round(time.time() - self._start, 2), **values}
-        self._events.write(json.dumps(_jsonable(record)) + "\n")
-        self._events.flush()
+        try:
+            self._events.write(json.dumps(_jsonable(record)) + "\n")
+            self._events.flush()
+        except OSError as error:
+            raise UserError(f"{self._events.name}: cannot be written ({error.strerror}): make room, or choose another "
+                            "log folder.") from None
         if self._tensorboard:
+            self._to_board(kind, step, values)
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # `event` has said so
+            self._events.close()
+        with contextlib.suppress(OSError):
+            if self._writer:
+                self._writer.close()
+
+    def _to_board(self, kind, step, values):
+        """Scalars for TensorBoard, which repeat what the JSON lines have: a disk that refuses them ends no run."""
+        try:
             if self._writer is None:  # its import costs as much as a step, so not before the first
                 from torch.utils.tensorboard import SummaryWriter
                 self._writer = SummaryWriter(self._board, purge_step=None if self._step is None else self._step + 1)
             for tag, value in _flatten(kind, values):
                 self._writer.add_scalar(tag, value, step)
             self._writer.flush()
-
-    def close(self) -> None:
-        self._events.close()
-        if self._writer:
-            self._writer.close()
+        except OSError as error:
+            self._tensorboard = False
+            self.say(f"warning: {self._board}: TensorBoard's scalars cannot be written ({error}) and end here.")
 
 
 def _jsonable(value):

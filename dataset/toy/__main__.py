@@ -3,13 +3,14 @@ import sys
 
 from dataset.toy.files import write_toy_world
 from dataset.toy.looks import STRENGTH
-from utils.cli import OneLineParser, guarded
+from utils.cli import OneLineParser, guarded, path, tolerant_output
 
 
 def main(arguments: list[str] | None = None) -> int:
+    tolerant_output()
     parser = OneLineParser(prog="python -m dataset.toy", description="Draw a toy street world in the layouts of "
                            "GTA5, SYNTHIA (game look) and Cityscapes (camera look).")
-    parser.add_argument("--root", required=True, help="folder to write: new, empty, or an earlier toy world")
+    parser.add_argument("--root", required=True, type=path, help="folder to write: new, empty, or an earlier toy world")
     parser.add_argument("--seed", type=int, default=0, help="of the whole world (default 0)")
     parser.add_argument("--size", type=int, nargs=2, default=(256, 128), metavar=("W", "H"),
                         help="in pixels (default 256 128)")

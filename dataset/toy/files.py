@@ -1,23 +1,22 @@
 """The toy world on disk, in the layouts of GTA5, SYNTHIA and Cityscapes."""
 import json
 import os
-import signal
 import struct
 import zlib
 from dataclasses import asdict
 from functools import partial
-from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from dataset.labels import CITYSCAPES_CLASSES, CITYSCAPES_IDS, CITYSCAPES_PALETTE, SYNTHIA_IDS
 from dataset.toy.camera import render
 from dataset.toy.looks import LAYOUT, LOOK, STRENGTH
 from dataset.toy.street import LABEL_ID
 from utils.errors import ConfigError, DataError
+from utils.processes import map_in_order
+from utils.progress import Progress
 
 VERSION = 1  # raise it when the drawing changes: a world of an older painter is then drawn again
 MARKER = "toy.json"
@@ -117,11 +116,10 @@ def write_toy_world(root: str | Path, seed: int = 0, size: tuple[int, int] = (25
     (root / MARKER).write_text(json.dumps({"complete": False, **marker}, indent=1))
     for folder in {path.parent for item in files for path in item[3:]}:
         folder.mkdir(parents=True, exist_ok=True)
-    workers = min(os.cpu_count() or 1, 8, 1 + len(files) // 64)
-    with Pool(workers, signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:  # Ctrl-C is the main process's
-        done = pool.imap_unordered(partial(write_pair, seed=seed, size=size, strength=strength), files, chunksize=8)
-        for _ in tqdm(done, total=len(files), desc="toy world", unit="image"):
-            pass
+    draw = partial(write_pair, seed=seed, size=size, strength=strength)
+    drawn = map_in_order(draw, files, min(os.cpu_count() or 1, 8, len(files) // 64), title=lambda item: str(item[3]))
+    for _ in zip(Progress(files, "toy world", 100, True), drawn, strict=True):
+        pass
     (root / MARKER).write_text(json.dumps({"complete": True, **marker}, indent=1))
     return (f"{root}: wrote {source} gta5, {synthia} synthia, {train} + {val} cityscapes images of "
             f"{size[0]} x {size[1]}, seed {seed}")

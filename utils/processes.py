@@ -1,0 +1,205 @@
+"""Calls in child processes, their results in order. Whatever ends a child, the caller hears of it at once."""
+import atexit
+import contextlib
+import io
+import multiprocessing.util  # its exit function waits for children: imported first, so that ours runs before it
+import pickle
+import queue
+import signal
+import socket
+import struct
+import sys
+import threading
+import traceback
+from collections import deque
+from concurrent.futures import Future, wait
+from typing import Any, Callable, Iterable, Iterator
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.interrupt import SIGNALS, signals_held
+from utils.progress import say
+
+_AHEAD = 2  # calls per process that are under way or wait for the caller
+_PATIENCE = 60  # seconds without an answer after which the caller's user is told
+_NO_PROCESS = ("worker: a reading process cannot be started ({}): set worker=0, or raise what limits this machine or "
+               "container (processes: ulimit -u, --pids-limit; open files: ulimit -n; memory).")
+
+
+def map_in_order(function: Callable, keys: Iterable, processes: int, finish: Callable = lambda result: result,
+                 title: Callable[[Any], str] = str) -> Iterator:
+    """Yield finish(function(key)) of each key, in order; function(key) runs in one of `processes` child processes, up
+    to two calls each ahead of the caller, finish in a thread beside the caller's. 0: all in the caller's thread.
+
+    Arguments and results travel by value through sockets, arrays and CPU tensors with one copy on each side: no shared
+    memory or semaphore is used, so that a small, full or missing /dev/shm does not matter. Each child has a socket of
+    its own: one that is killed or stuck, at whatever moment, keeps nothing from the others or from the caller.
+
+    Raises what a call has raised; UserError if a child ends (title(key) says on what it was working) or cannot be
+    started. When the iterator ends, is closed or raises, the children are killed, whatever they do.
+    """
+    if not processes:
+        yield from (finish(function(key)) for key in keys)
+        return
+    calls, pending, children, threads = queue.SimpleQueue(), deque(), [], []
+    try:
+        _start(processes, function, (calls, finish, title), children, threads)
+        for key in keys:
+            pending.append((Future(), key))
+            calls.put(pending[-1])
+            if len(pending) == _AHEAD * processes:
+                yield _result(*pending.popleft(), title)
+        while pending:
+            yield _result(*pending.popleft(), title)
+    finally:
+        for child in children:
+            child.kill()
+            calls.put(None)  # ends a thread
+        for one in (*threads, *children):  # a thread may be waiting for its child's exit code
+            one.join(1)
+
+
+def _result(future, key, title):
+    silent = 0
+    while not wait([future], _PATIENCE).done:
+        silent += _PATIENCE
+        say(f"warning: no answer for {silent} s on {title(key)}: does its disk still answer? A signal "
+            "(Ctrl-C) ends the wait.")
+    return future.result()
+
+
+def _start(number, function, task, children, threads):
+    """Start `number` child processes, each with a daemon thread that hands it one call after the other; append them to
+    the lists."""
+    try:
+        with signals_held():  # a child must not run the caller's handlers
+            for _ in range(number):
+                ours, its = socket.socketpair()
+                with its, contextlib.ExitStack() as failed:
+                    failed.enter_context(ours)
+                    child = multiprocessing.Process(target=_serve, args=(its, ours, function), daemon=True)
+                    child.start()
+                    children.append(child)
+                    thread = threading.Thread(target=_relay, args=(child, ours, *task), daemon=True)
+                    thread.start()
+                    threads.append(thread)
+                    failed.pop_all()
+    except (OSError, RuntimeError) as error:  # RuntimeError: no thread
+        raise UserError(_NO_PROCESS.format(getattr(error, "strerror", None) or error)) from None
+
+
+def _relay(child, ours, calls, finish, title):
+    """The thread of a child."""
+    with ours:
+        for future, key in iter(calls.get, None):
+            try:
+                future.set_result(finish(_answer(child, ours, key, title)))
+            except BaseException as error:  # whatever it is, the caller waits for it
+                future.set_exception(error)
+            del future, key  # a thread that waits holds nothing
+
+
+def _answer(child, ours, key, title):
+    try:
+        _send(ours, _parts(key))
+        result, error, where = _receive(ours)
+    except (EOFError, OSError):
+        child.join(5)
+        raise UserError(f"worker: a process that read {title(key)} {_end(child.exitcode)}") from None
+    if error:
+        raise error from where
+    return result
+
+
+def _end(exit_code: int | None) -> str:
+    """What became of a child, and what helps."""
+    if exit_code == -signal.SIGKILL:
+        return ("was killed (SIGKILL), most likely because memory is full or a container's limit reached: lower worker "
+                "(0: read in the main process), batch_size, or the crop and input sizes, or allow more memory.")
+    if exit_code is not None and exit_code < 0:
+        return (f"crashed ({signal.Signals(-exit_code).name}), most likely in the decoder on a damaged file, or for "
+                "lack of memory: replace the file; worker=0 reads in the main process.")
+    return f"has ended (exit code {exit_code}): worker=0 reads in the main process and may show why."
+
+
+class _Traceback(Exception):
+    """Where in a child an error arose, as text: the cause of that error in the caller."""
+
+    def __str__(self):
+        return "\n" + self.args[0]
+
+
+def _serve(its: socket.socket, ours: socket.socket, function: Callable) -> None:
+    """The child: answer calls until the caller's end of the socket is closed, as it is when the caller is gone. A later
+    child holds the ends of earlier ones: then the last one goes first."""
+    ours.close()
+    for number in SIGNALS:  # they come to the whole group; the caller decides what becomes of its children
+        signal.signal(number, signal.SIG_IGN)
+    if hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    if torch := sys.modules.get("torch"):  # two seconds to import: not for who draws a toy world
+        torch.set_num_threads(1)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            key = _receive(its)
+            try:
+                answer = _parts((function(key), None, None))
+            except Exception as error:
+                where = None if isinstance(error, UserError) else _Traceback(traceback.format_exc())
+                error = error if _travels(error) else RuntimeError(f"{type(error).__name__}: {error}")
+                answer = _parts((None, error, where))
+            _send(its, answer)
+
+
+def _travels(error):
+    try:
+        return type(pickle.loads(pickle.dumps(error))) is type(error)
+    except Exception:
+        return False
+
+
+class _Pickler(pickle.Pickler):
+    """Arrays go out of band, as they lie in memory, and tensors as arrays."""
+
+    def reducer_override(self, value):
+        if (torch := sys.modules.get("torch")) and type(value) is torch.Tensor:
+            return torch.from_numpy, (value.numpy(),)
+        return NotImplemented
+
+
+def _parts(value) -> list[memoryview]:
+    head, buffers = io.BytesIO(), []
+    _Pickler(head, 5, buffer_callback=buffers.append).dump(value)
+    return [head.getbuffer(), *(buffer.raw() for buffer in buffers)]
+
+
+def _send(end: socket.socket, parts: list[memoryview]) -> None:
+    end.sendall(struct.pack(f"<{1 + len(parts)}Q", len(parts), *(part.nbytes for part in parts)))
+    for part in parts:
+        end.sendall(part)
+
+
+def _receive(end: socket.socket):
+    count, = struct.unpack("<Q", _read(end, 8))
+    head, *buffers = [_read(end, size) for size in struct.unpack(f"<{count}Q", _read(end, 8 * count))]
+    return pickle.loads(head, buffers=buffers)
+
+
+def _read(end: socket.socket, size: int) -> np.ndarray:
+    """uint8 [size]; EOFError if the other end is closed before."""
+    data = np.empty(size, np.uint8)
+    rest = memoryview(data)
+    while rest:
+        got = end.recv_into(rest)
+        if not got:
+            raise EOFError
+        rest = rest[got:]
+    return data
+
+
+@atexit.register
+def _kill_children():
+    """Iterators that are still open when the process ends, as in a traceback, leave children that ignore SIGTERM."""
+    for child in multiprocessing.active_children():
+        child.kill()
