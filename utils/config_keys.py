@@ -67,10 +67,15 @@ class Config:
     layers: tuple = key((3, 4, 23, 3), [int], "bottlenecks in the four stages; 3, 4, 23, 3 is ResNet-101", low=1,
                         high=999, length=4)
     width: int = key(64, int, "channels of the stem; all others grow with it", low=1, high=1024)
-    data_dir: str = key(None, str, "folder of the data set", path=True)
-    data_list: str | None = key(None, str, "text file naming the training images, one a line, each with or without its "
-                                "label behind a tab or blank; None: all in the folder", optional=True, path=True)
-    data_list_val: str | None = key(None, str, "the same for the validation images", optional=True, path=True)
+    head_branches: int = key(4, int, "the first N of the head's four dilated convolutions are summed; 2 for files of "
+                             "AdaptSegNet and BDL, which leave the others untrained", low=1, high=4)
+    init_weight: str | None = key(None, str, "checkpoint to start from, or imagenet; None: random start. file.pth#NAME "
+                                  "takes the network NAME of a file with several", optional=True, path=True)
+    init_input: str = key("auto", str, "input that init_weight's network was trained with: bgr255 (0..255 minus the "
+                          "mean: this field's, and this project's own), rgb01 (RGB / 255 with torchvision's mean and "
+                          "std: CRST's), which is converted, or auto, which goes by the first layer's scale",
+                          choices=("auto", "bgr255", "rgb01"))
+    restore_from: str | None = key(None, str, "only None: use init_weight", optional=True, path=True)
     fixbn: bool = key(True, bool, "freeze weight and bias of every batch norm; its statistics move on")
     bn_stats: str = key("batch", str, "batch-norm statistics that label the target: the batch's (released code) or the "
                         "running ones; the teacher's too. Training uses the batch's, evaluation the running ones",
