@@ -1,5 +1,6 @@
 """Reading image and label files. What is missing, damaged, of another kind or too large raises a DataError that names
 the file and what it is; sizes are checked in the header, before anything is decoded or allocated."""
+import os
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,8 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 @contextmanager
 def _opened(path, kind) -> Iterator[formats.Picture]:
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe that nobody writes to is never open
+            raise OSError("not a file")
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")  # remarks on metadata that nobody uses
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -176,7 +176,7 @@ SETS = {  # files, images, labels, samples of the training split
                                 {"s/1": (0, 1), "2": (2, None)}),
     "numbers behind a word": (["x/frame_01.jpg", "x/sub/frame_02.jpg", "gt/mask_01.png", "gt/sub/mask_02.png"],
                               "x/frame_{name}.jpg", "gt/mask_{name}.png", {"01": (0, 2), "sub/02": (1, 3)}),
-    "endings of several kinds": ([f"i/{n}{e}" for n, e in enumerate((".PNG", ".Jpeg", ".TIF", ".webp", ".JPG", ".gif"))]
+    "endings of several kinds": ([f"i/{n}{e}" for n, e in enumerate((".PNG", ".Jpeg", ".TIF", ".webp", ".JPG", ".txt"))]
                                  + ["l/0.Png", "l/1.bmp", "l/2.tiff", "l/3.PGM", "l/4.tif"], "i", "l",
                                  {str(n): (n, n + 6) for n in range(5)}),
     "an upper-case suffix": (["train/a_RGB.PNG", "gt/a_Gt.pnG"], "{split}/{name}_rgb.png", "gt/{name}_gt.png",
