@@ -1,4 +1,5 @@
 """The errors that a user can cause; the scripts print them as one line and exit with code 2."""
+import contextlib
 
 
 class UserError(Exception):
@@ -28,3 +29,13 @@ class Stopped(BaseException):
 
 class NothingToDo(Exception):
     """What was asked for is done already; the argument says so."""
+
+
+@contextlib.contextmanager
+def naming(path):
+    """An OSError in the block names `path` if it names no file, as that of a full disk does not."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
