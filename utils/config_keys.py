@@ -25,7 +25,7 @@ class DataConfig:
     input_size: tuple = key(None, [int], "(width, height) at which whole images are labelled and evaluated, pixels",
                             low=8, high=16384, length=2)
     images: str | None = key(None, str, "folder only: where images are, below data_dir; may hold {split}, {name} and, "
-                             "before that, * for one folder of any name", optional=True)
+                             "before that, * for any one folder", optional=True)
     labels: str | None = key(None, str, "folder only: where their labels are, with as many *; None: there are none",
                              optional=True)
     classes: tuple | None = key(None, [str], "folder only: names of the classes, in the order of the train ids",

@@ -4,17 +4,18 @@
 
 DIR: a checkout of the published LDBE code, which is not part of this project. Its functions are run, on the CPU, in
 this process, with stand-ins for packages of its time; nothing is written there. Rows either agree or differ as the
-fidelity notes say. Exit codes: 0 they do, or no DIR was given (skipped); 1 a row DISAGREES; 2 DIR is no such checkout.
+fidelity notes say. Exit codes: 0 they do, or DIR is absent (skipped); 1 a row DISAGREES; 2 DIR is no such checkout.
 """
 import argparse
 import contextlib
 import io
+import os
 import sys
 import warnings
 from pathlib import Path
 
 from bench.published.comparison import DISAGREES, Row, summary, table
-from utils.cli import OneLineParser, guarded
+from utils.cli import OneLineParser, guarded, one_line
 
 EXIT_DISAGREES = 1
 
@@ -37,8 +38,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--code", type=Path, metavar="DIR", help="checkout of the published code")
     parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     given = parser.parse_args(arguments)
-    if given.code is None:
-        print("skipped: needs a checkout of the published LDBE code, named by --code DIR")
+    if given.code is None or not os.path.isdir(given.code.expanduser()):
+        found = "" if given.code is None else f", found no folder {str(given.code)!r}"
+        print(one_line(f"skipped: needs a checkout of the published LDBE code, named by --code DIR{found}"))
         return 0
 
     def run():
