@@ -14,9 +14,9 @@ from utils.errors import ConfigError, NothingToDo, Stopped, UserError
 from utils.interrupt import signals_end
 
 EXIT_UNEXPECTED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130  # 75: sysexits' "try again later"
-# What the C library, its loader and torch say where they get no memory, in errors of several kinds.
+# What the C library, its loader, Python and torch say where they get no memory, in errors of several kinds.
 _NO_MEMORY = ("Cannot allocate memory", "can't allocate memory", "failed to map segment", "not enough memory",
-              "std::bad_alloc")
+              "std::bad_alloc", "can't start new thread")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -119,8 +119,9 @@ def guarded(main, debug: bool = False) -> int:
         if isinstance(error, UserError):
             return _said(EXIT_USER_ERROR, f"error: {error}")
         if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
-            return _said(EXIT_USER_ERROR, "error: memory is full, or a limit of it (ulimit -v) is reached: lower "
-                         "worker, batch_size or the crop and input sizes, or set checkpointing=true.")
+            return _said(EXIT_USER_ERROR, "error: memory is full, or a limit of it or of processes is reached "
+                         "(ulimit -v, -u): lower worker, batch_size or the crop and input sizes, or set "
+                         "checkpointing=true.")
         if isinstance(error, OSError) and error.filename is not None:
             return _said(EXIT_USER_ERROR, f"error: {error.filename}: {error.strerror}: check the path and the room "
                          "there.")
@@ -132,8 +133,8 @@ def guarded(main, debug: bool = False) -> int:
 
 
 def leave(exit_code: int) -> None:
-    """End the script. From here on another Ctrl-C does so on the spot, without a traceback of the interpreter's end."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    """End the script. Another Ctrl-C from here on changes neither its exit code nor what it has said."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(exit_code)
 
 
