@@ -93,4 +93,5 @@ def _opened(path, kind) -> Iterator[formats.Picture]:
     except FileNotFoundError:
         raise DataError(f"{path}: {kind.split()[1]} not found: restore it or take it out of the list.") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        raise DataError(f"{path}: cannot be read as {kind} ({error}): replace it or take it out of the list.") from None
+        why = str(error) or type(error).__name__
+        raise DataError(f"{path}: cannot be read as {kind} ({why}): replace it or take it out of the list.") from None

@@ -63,7 +63,7 @@ class Pattern:
         """The end of a path whose case is free, None if the path does not match."""
         if self.name(path) is None:
             return None
-        return PurePosixPath(path).suffix if self.exact or not self.suffix else self.suffix
+        return os.path.splitext(path)[1] if self.exact or not self.suffix else self.suffix
 
     @cached_property
     def fixed(self) -> str:
