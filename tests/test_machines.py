@@ -468,8 +468,12 @@ def test_stuck_readers_do_not_outlive_a_killed_run():
     run = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], stdout=subprocess.PIPE, text=True)
     readers = run.stdout.readline().split()
     run.kill()
-    assert len(readers) == 2 and run.stdout.read() == ""  # which ends as soon as nobody has it open
-    run.wait()
+    try:
+        assert len(readers) == 2 and run.communicate(timeout=5)[0] == ""  # its end: nobody has it open any more
+    finally:
+        for pid in readers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 SCRIPT = """
