@@ -20,9 +20,10 @@ def main(given):
     checkpoints = [expanded(word, "checkpoint") for word in given.words if word not in overrides]
     cfg = load_config(given.config, overrides)
     for option, file, endings in (("--json", given.json, ("",)), ("--figure", given.figure, (".png", ".jpg", ".jpeg"))):
-        if file and (os.path.isdir(file) or not file.lower().endswith(endings)):
-            raise ConfigError(f"{option}: {file!r} is a folder or has a wrong ending: give a file"
-                              f"{' ending in ' + ' or '.join(endings) if any(endings) else ''}.")
+        if file and os.path.isdir(file):
+            raise ConfigError(f"{option}: {file!r} is a folder: give a file in it.")
+        if file and not file.lower().endswith(endings):
+            raise ConfigError(f"{option}: {file!r} does not end in {' or '.join(endings)}: give it such an ending.")
         if file:  # refused now rather than after the evaluation
             Path(file).parent.mkdir(parents=True, exist_ok=True)
     scored = report.score_checkpoints(cfg, checkpoints)

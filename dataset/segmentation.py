@@ -103,7 +103,7 @@ def find_split(section_name: str, section: DataConfig, split: str, required: boo
         empty = f"list {list_file!r} is empty" if list_file else f"no image matches {str(root / str(images))!r}"
         raise DataError("; ".join([f"{section_name}: {empty}: check data_dir, the split {split!r} and the file names",
                                    *remarks]) + ".")
-    return _samples(section_name, root, images, found), remarks
+    return _samples(section_name, root, images, found, list_file), remarks
 
 
 def has_labels(samples: list[Sample]) -> bool:
@@ -144,11 +144,13 @@ def why_no_labels(section_name: str, section: DataConfig, split: str, samples: l
         expected = section.type == "folder" or bool(tree.folders(pattern.folder.split("/")[0]))
         return NoLabels(f"{missing}, nor is the folder {tree.root / pattern.folder}"
                         + (f": correct {key}" if expected else ""), expected)
-    there = scan(tree, Pattern(pattern.folder, "", None, LABEL_EXTENSIONS))[0]
+    there = scan(tree, Pattern(pattern.folder, "", None, (*LABEL_EXTENSIONS, *IMAGE_EXTENSIONS)))[0]
     other = next((path for path in there if images.name(path) is None), None)
     if other is None:
         return NoLabels(f"{missing}, nor is any other in its folder", False)
-    return NoLabels(f"{missing}, but {tree.root / other} is, and fits no image: correct {key}", True)
+    fault = ("and fits no image:" if other.lower().endswith(LABEL_EXTENSIONS) else
+             "of a kind that does not keep ids: save labels as PNG, or")
+    return NoLabels(f"{missing}, but {tree.root / other} is, {fault} correct {key}", True)
 
 
 def require_labels(section_name: str, section: DataConfig, split: str, samples: list[Sample]) -> None:
@@ -189,7 +191,7 @@ def _label(tree: Tree, labels_: Pattern | None, name: str) -> str | None:
     return found[0] if found else labels_.path(name)
 
 
-def _samples(section_name, root, images, found):
+def _samples(section_name, root, images, found, list_file):
     """The samples of [(image, label or None)]: every name once, no image its own label."""
     samples = {}
     for image, label in found:
@@ -197,9 +199,11 @@ def _samples(section_name, root, images, found):
         if label == image:
             raise DataError(f"{root / image}: is by {section_name}.labels its own label: give labels another folder or "
                             "another ending, such as '{split}/{name}_label.png', or leave it out.")
+        if name in samples and samples[name].image == root / image:
+            raise DataError(f"{root / image}: is listed twice in {list_file!r}: take one of the lines out.")
         if name in samples:
-            raise DataError(f"{image} and {samples[name].image.relative_to(root)} share the name {name!r}: pseudo "
-                            "labels could not be told apart; keep one of them.")
+            raise DataError(f"{root / image} and {samples[name].image} share the name {name!r}: pseudo labels could "
+                            "not be told apart; keep one of them.")
         samples[name] = Sample(name, root / image, root / label if label else None)
     return list(samples.values())
 
@@ -241,6 +245,7 @@ def _listed(section_name, section, key, tree, images, labels_, complete):
                                 f"{os.path.realpath(tree.root / path)!r}: copy the file there, or link the whole data "
                                 "folder.")
         if complete and not os.path.isfile(tree.root / pair[0]):
+            comma = " (its label follows an image behind a tab or blank, not a comma)" if "," in pair[0] else ""
             raise DataError(f"{tree.root / pair[0]}: listed in {list_file!r} but not there: check "
-                            f"{section_name}.data_dir or the list.")
+                            f"{section_name}.data_dir or the list{comma}.")
     return found, remarks

@@ -76,8 +76,8 @@ def find_network(content: object, path: str, entry: str | None = None) -> Networ
         chosen = [n for n in found if list(n.words) == words] or [n for n in found if n.answers_to(words)]
         if len(chosen) != 1:
             what = f"{len(chosen)} networks go" if chosen else "no DeepLabV2 goes"
-            raise CheckpointError(f"{path}: {what} by the name {entry!r}; it holds {_listing(found, tables)}: give the "
-                                  "name of one of these.")
+            raise CheckpointError(f"{path}: {what} by the name {entry!r}; it holds {_listing(found, tables)}: give "
+                                  f"{'the name of one of these' if any(n.label for n in found) else path}.")
         return chosen[0]
     if not found:
         raise CheckpointError(f"{path}: it fits nothing of the network, which is a DeepLabV2 on a ResNet: "

@@ -177,6 +177,13 @@ def test_of_several_networks_one_is_to_be_named(tmp_path, name):
     assert "nobody" in said and second in said
 
 
+def test_a_name_asked_of_a_file_with_one_nameless_network(tmp_path):
+    torch.save(STATE, tmp_path / "x.pth")
+    said = refusal(f"{tmp_path}/x.pth#model")
+    assert "'model'" in said
+    loads(re.search(r"give (\S+)\.$", said)[1])  # the advice works
+
+
 @pytest.mark.parametrize("content, words", [
     ({"my_wrapper": STATE, "epoch": 3}, "my_wrapper"), (under("backbone2.", STATE), "backbone2"),
     ({"state_dict": under("odd.", STATE)}, "state_dict.odd"), ([STATE], "0")])
@@ -635,6 +642,7 @@ def test_the_stages_take_such_files_say_so_and_leave_unused_branches_alone(tmp_p
     for method, weights in (("ld", "x.pth#model"), ("be", "snapshot/tiny/ld.pth")):
         code, said = stage(run_script, f"method={method}", f"init_weight={weights}")
         assert code == 0 and ("converted from rgb01 input" in said) == (method == "ld") and "head_branches" not in said
+        assert f"\nweights: {weights}: one head" in said
         last = unused(f"snapshot/tiny/{method}.pth")
         assert all(torch.allclose(last[k], v, rtol=1e-6) for k, v in first.items())
 

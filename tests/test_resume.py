@@ -113,7 +113,7 @@ def test_a_finished_stage_has_nothing_to_resume(world, monkeypatch, capsys):
     assert sorted(p.name for p in Path("snapshot/tiny/be.state").iterdir()) == ["finished"]
     assert call(monkeypatch, run_script, *BE, "--resume") == 0
     assert "nothing to resume" in capsys.readouterr().out and Path("snapshot/tiny/be.pth").read_bytes() == before
-    assert call(monkeypatch, run_script, *BE) == 0  # anew, as it is finished
+    assert call(monkeypatch, run_script, *BE) == 0  # starts over, as it is finished
 
 
 def stopped(monkeypatch, *words, step=3):
@@ -139,6 +139,9 @@ def test_another_run_is_not_resumed_and_none_is_overwritten_unasked(world, monke
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert tree() == before
+    assert "overwrite=true to start over" in error or "with overwrite=true and without resume" in error
+    if said == "overwrite=true" or "batch_size" in said:  # the advice works
+        assert call(monkeypatch, run_script, *BE, *words[1:], "overwrite=true") == 0
 
 
 def test_changed_data_are_not_resumed(world, monkeypatch, capsys):
@@ -204,7 +207,7 @@ def test_states_of_another_version_are_refused_and_kept(world, monkeypatch, caps
     capsys.readouterr()
     assert call(monkeypatch, run_script, *BE, "--resume") == 2
     error = capsys.readouterr().err
-    assert f"a state of version {version or 1}, this program" in error and "start anew" in error
+    assert f"a state of version {version or 1}, this program" in error and "overwrite=true and without resume" in error
     assert [path.read_bytes() for path in paths] == before
 
 

@@ -235,7 +235,9 @@ class BaseTrainer(ABC):
                           **({"position": state["log"], "step": state["global_step"]} if state else {}))
         write_atomically(self.snapshot / f"{self.stage}.yml", lambda file: file.write(to_yaml(cfg).encode()))
         self.log.say(f"stage {self.stage}: {len(self.samples)} images, {cfg.num_classes} classes, {self.device}, "
-                     f"seed {cfg.seed}" + ("" if state else f"\nweights: {report}"))
+                     f"seed {cfg.seed}")
+        if not state:
+            self.log.say(f"weights: {f'{cfg.init_weight}: ' if cfg.init_weight else ''}{report}")
         for remark in remarks + ([self.lock.remark] if self.lock.remark else []):
             self.log.say(remark)
 

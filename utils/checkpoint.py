@@ -144,8 +144,8 @@ def read_state(path: Path) -> dict:
                               "used then.") from None
     if isinstance(state, dict) and "global_step" in state and state.get("version") != STATE_VERSION:
         raise ConfigError(f"resume: {path} is a state of version {state.get('version', 1)}, this program goes on from "
-                          f"version {STATE_VERSION}: finish the run with the program that began it, or start anew "
-                          "under another note or with overwrite=true resume=false.")
+                          f"version {STATE_VERSION}: finish the run with the program that began it, or start "
+                          "over under another note, or with overwrite=true and without resume.")
     needed = {"round", "step", "labelled", "global_step", "seed", "config", "data", "model", "optimizer", "scaler",
               "scores", "validated_at", "log"}
     if not isinstance(state, dict) or not needed <= state.keys():

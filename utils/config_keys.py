@@ -59,7 +59,7 @@ class Config:
     multigpu: bool = key(False, bool, "several GPUs; only False in this version")
     resume: bool = key(False, bool, "go on from the newest saved state of this note and stage, if there is one; the "
                        "same as --resume")
-    overwrite: bool = key(False, bool, "start anew although this note holds the states of an unfinished run of the "
+    overwrite: bool = key(False, bool, "start over although this note holds the states of an unfinished run of the "
                           "stage")
     round_start: int = key(0, int, "first round to run, from 0; portion and rate are that round's", low=0)
 
@@ -94,8 +94,8 @@ class Config:
 
     learning_rate: float = key(1e-4, float, "rate of the first round, before backbone_lr_mult and head_lr_mult",
                                low=0, above=True, group="Optimisation")
-    num_steps: int = key(5000, int, "stage 0: steps; stages 1, 2: T of the poly schedule, anew each round, at which a "
-                         "round stops at the latest", low=1)
+    num_steps: int = key(5000, int, "stage 0: steps; stages 1, 2: T of the poly schedule of each round, at which it "
+                         "stops at the latest", low=1)
     epochs: int = key(1, int, "passes over the target images in a round", low=1)
     weight_decay: float = key(5e-4, float, "of SGD", low=0)
     momentum: float = key(0.9, float, "of SGD", low=0, high=1, below=True)
