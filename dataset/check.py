@@ -13,7 +13,7 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from dataset import loaders, segmentation
-from dataset.inspection import NO_ACCURACY, NO_VALIDATION, findings, labels_compared, progress_of, some_labels
+from dataset.inspection import NO_ACCURACY, NO_VALIDATION, findings, labels_compared, progress_of
 from dataset.labels import IGNORE_INDEX, never_seen
 from utils.cli import guarded, parser
 from utils.config import Config, load_config
@@ -79,7 +79,7 @@ def _judge_gaps(report, cfg, part, samples):
     side, split = PARTS[part]
     name, lost = getattr(cfg, side), NO_VALIDATION if split == "val" else NO_ACCURACY
     if any(there):
-        report.notes.append(some_labels(there))
+        report.notes.append(f"{lost}: {there.count(False)} of {len(there)} labels are not there")
     elif part == "source_train":
         try:
             segmentation.require_labels(name, cfg.section(name), split, samples)

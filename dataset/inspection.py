@@ -85,10 +85,7 @@ def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tup
     """
     section, skip = cfg.section(section_name), cfg.on_bad_sample == "skip"
     samples, lines = segmentation.find_split(section_name, section, "train", complete=not skip)
-    there = [bool(s.label) and os.path.isfile(s.label) for s in samples]
-    if not labels_needed and cfg.plabel_accuracy and any(there) and not all(there):
-        lines.append(some_labels(there))
-    elif not labels_needed and cfg.plabel_accuracy and not any(there):
+    if not labels_needed and cfg.plabel_accuracy and not any(s.label and os.path.isfile(s.label) for s in samples):
         why = segmentation.why_no_labels(section_name, section, "train", samples)
         lines += [why.remark(NO_ACCURACY)] if why.surprising else []
     if not skip:
@@ -120,11 +117,6 @@ def validation_samples(cfg: Config) -> tuple[list[Sample], list[str]]:
         why = segmentation.why_no_labels(cfg.target, cfg.target_data, "val", samples)
         return [], [*remarks, why.remark(NO_VALIDATION)]
     return samples, remarks
-
-
-def some_labels(there: list[bool]) -> str:
-    """What is said where only some of the target's training images have labels."""
-    return f"{NO_ACCURACY}: {there.count(False)} of {len(there)} labels are not there"
 
 
 def labels_compared(cfg: Config, samples: list[Sample]) -> bool:

@@ -103,7 +103,7 @@ def find_split(section_name: str, section: DataConfig, split: str, required: boo
         empty = f"list {list_file!r} is empty" if list_file else f"no image matches {str(root / str(images))!r}"
         raise DataError("; ".join([f"{section_name}: {empty}: check data_dir, the split {split!r} and the file names",
                                    *remarks]) + ".")
-    return _samples(section_name, root, images, found, list_file), remarks
+    return _samples(section_name, root, images, found), remarks
 
 
 def has_labels(samples: list[Sample]) -> bool:
@@ -191,7 +191,7 @@ def _label(tree: Tree, labels_: Pattern | None, name: str) -> str | None:
     return found[0] if found else labels_.path(name)
 
 
-def _samples(section_name, root, images, found, list_file):
+def _samples(section_name, root, images, found):
     """The samples of [(image, label or None)]: every name once, no image its own label."""
     samples = {}
     for image, label in found:
@@ -199,11 +199,9 @@ def _samples(section_name, root, images, found, list_file):
         if label == image:
             raise DataError(f"{root / image}: is by {section_name}.labels its own label: give labels another folder or "
                             "another ending, such as '{split}/{name}_label.png', or leave it out.")
-        if name in samples and samples[name].image == root / image:
-            raise DataError(f"{root / image}: is listed twice in {list_file!r}: take one of the lines out.")
         if name in samples:
-            raise DataError(f"{root / image} and {samples[name].image} share the name {name!r}: pseudo labels could "
-                            "not be told apart; keep one of them.")
+            raise DataError(f"{image} and {samples[name].image.relative_to(root)} share the name {name!r}: pseudo "
+                            "labels could not be told apart; keep one of them.")
         samples[name] = Sample(name, root / image, root / label if label else None)
     return list(samples.values())
 
@@ -245,7 +243,6 @@ def _listed(section_name, section, key, tree, images, labels_, complete):
                                 f"{os.path.realpath(tree.root / path)!r}: copy the file there, or link the whole data "
                                 "folder.")
         if complete and not os.path.isfile(tree.root / pair[0]):
-            comma = " (its label follows an image behind a tab or blank, not a comma)" if "," in pair[0] else ""
             raise DataError(f"{tree.root / pair[0]}: listed in {list_file!r} but not there: check "
-                            f"{section_name}.data_dir or the list{comma}.")
+                            f"{section_name}.data_dir or the list.")
     return found, remarks
