@@ -41,8 +41,10 @@ def indices(ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
     file number its greys by size or frequency: there the grey is the id, and the index another's. Raises ValueError for
     such a palette.
     """
+    if (palette != palette[:, :1]).any():
+        return ids
     used, every, greys = np.flatnonzero(np.bincount(ids.ravel())), np.arange(len(palette)), palette[:, 0].astype(int)
-    if used[-1] >= len(palette) or (palette != palette[:, :1]).any() or len(set(greys[used])) < len(used):
+    if used[-1] >= len(palette) or len(set(greys[used])) < len(used):
         return ids
     last = np.flatnonzero(greys)[-1] if greys.any() else 0  # behind the palette's end there may be black
     scales = [every, *(every * 255 / max(1, end) for end in (used[-1], last))]
