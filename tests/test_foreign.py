@@ -33,7 +33,7 @@ from model.checkpoint_file import read_content
 from model.conversion import convert_input, recognise_input, untrained_branches
 from model.deeplabv2 import DeepLabV2
 from model.foreign import find_network
-from model.weights import load_weights
+from model.weights import load_weights, save_weights
 from utils.cli import run_stage
 from utils.constants import HOUSE_INPUT, INPUTS
 from utils.errors import CheckpointError
@@ -367,6 +367,35 @@ def test_an_unclear_input_is_left_alone_and_said(tmp_path):
             assert load_weights(model, tmp_path / "x.pth", value).warnings == ()
 
 
+@pytest.mark.parametrize("scale", [1e-8, 1e-3, 1, 1e3, 1e8])
+@pytest.mark.parametrize("first", INPUTS)
+def test_our_own_files_are_converted_no_second_time_whatever_their_scale(tmp_path, first, scale):
+    """Twice by the same key, and by `auto` where the scale would say anything: few steps, dark images."""
+    state = fed(INPUTS[first]).state_dict()
+    state["bn1.running_var"] *= scale
+    torch.save(state, tmp_path / "theirs.pth")
+    model, again = net(width=4), net(width=4, seed=7)
+    load_weights(model, tmp_path / "theirs.pth", first)
+    save_weights(model, tmp_path / "ours.pth")
+    for given in ("auto", *INPUTS):
+        report = load_weights(again, tmp_path / "ours.pth", given)
+        assert report.converted == "" and report.warnings == () and not report.remarkable
+        assert all(tensor.equal(model.state_dict()[name]) for name, tensor in again.state_dict().items())
+    other = torch.load(tmp_path / "ours.pth", weights_only=True)
+    assert net(width=4).load_state_dict(other) and set(other) == set(state)  # a plain state dict as before
+    torch.save({"state_dict": dict(other)}, tmp_path / "copied.pth")
+    assert load_weights(again, tmp_path / "copied.pth", "rgb01").converted == "rgb01"
+
+
+@pytest.mark.parametrize("metadata", [
+    None, 3, {"": 3}, {"": {"input": ["bgr255"]}}, {"": {"input": "unknown"}}, {"a": {}}, {"": {"version": 1}}])
+def test_any_other_metadata_states_nothing(tmp_path, metadata):
+    content = net(seed=1).state_dict()
+    content._metadata = metadata
+    torch.save(content, tmp_path / "x.pth")
+    assert "set init_input=rgb01" in str(loads(tmp_path / "x.pth"))
+
+
 # ---- kinds of files --------------------------------------------------------------------------------------------------
 
 BESIDE = {
@@ -649,6 +678,7 @@ def test_the_stages_take_such_files_say_so_and_leave_unused_branches_alone(tmp_p
     assert first == pytest.approx(second, abs=1) and max(first) > 0
     code, printed = scored("x.pth")
     assert code == 2 and "several networks" in printed.err and printed.err.count("\n") == 1
-    code, printed = scored("snapshot/tiny/source_only.pth")
-    assert code == 0  # nothing to say of our own checkpoint, but that the two labels of this world lack classes
-    assert [line for line in printed.err.splitlines() if not line.startswith("warning: classes never seen: ")] == []
+    for words in ((), ("init_input=rgb01",)):  # a key that was set for somebody else's file
+        code, printed = scored("snapshot/tiny/source_only.pth", "snapshot/tiny/ld.pth", "snapshot/tiny/be.pth", *words)
+        assert code == 0  # nothing to say of our own checkpoints, but that the two labels of this world lack classes
+        assert [line for line in printed.err.splitlines() if not line.startswith("warning: classes never seen: ")] == []
