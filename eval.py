@@ -16,7 +16,9 @@ def main(given):
     from trainer import evaluate, report
     from utils.config import load_config
     from utils.config_values import expanded
-    overrides = [word for word in given.words if "=" in word and not os.path.exists(os.path.expanduser(word))]
+    def is_file(word):  # whose path may hold a =, and be followed by #NAME
+        return any(os.path.exists(os.path.expanduser(name)) for name in (word, word.rpartition("#")[0]))
+    overrides = [word for word in given.words if "=" in word and not is_file(word)]
     checkpoints = [expanded(word, "checkpoint") for word in given.words if word not in overrides]
     cfg = load_config(given.config, overrides)
     for option, file, endings in (("--json", given.json, ("",)), ("--figure", given.figure, (".png", ".jpg", ".jpeg"))):

@@ -95,15 +95,16 @@ def load_weights(model: DeepLabV2, source: str | Path | None, init_input: str = 
     init_input: the input that the checkpoint was trained with, a name of INPUTS, or `auto`; a file of `save_weights`
     states its own, which counts.
 
-    The backbone must fit tensor by tensor. Exceptions: old files have no `num_batches_tracked`; initialisations (Caffe,
-    ImageNet) have no head, which then keeps its random start. Raises CheckpointError, with the model unchanged, for
-    anything else.
+    The backbone must fit tensor by tensor. Exceptions: old files have no `num_batches_tracked`, others hold the whole
+    number as a float or as [1]; initialisations (Caffe, ImageNet) have no head, which then keeps its random start.
+    Raises CheckpointError, with the model unchanged, for anything else.
     """
     expected = model.state_dict()
     if source is None:
         return LoadReport("none (random start)", 0, len(expected), tuple(expected))
     network = Network((), _imagenet()) if str(source) == IMAGENET else read_network(source)
     name, given, dropped = convert(network.tensors)
+    given = {k: _counter(v) if k.endswith("num_batches_tracked") else v for k, v in given.items()}
     require_fit(source, expected, given, name in _KNOWN_INPUT)
     given = {k: v.to(expected[k].dtype) for k, v in given.items()}
     converted, warnings = _input_of(name, given, network.input, "auto" if str(source) == IMAGENET else init_input)
@@ -197,6 +198,12 @@ def _head_warnings(source, name, given, original, used):
         warnings.append("layer6, which is not used, looks trained too: if this file is CLAN's, whose authors score the "
                         f"sum of both heads, give {source}{'.' if '#' in str(source) else '#'}{BOTH_HEADS}")
     return warnings
+
+
+def _counter(tensor):
+    """A whole number, of any type and in one dimension or none, as int64 []; anything else as it is."""
+    whole = tensor.numel() == 1 and tensor.double().frac().eq(0).all()
+    return tensor.long().reshape(()) if whole else tensor
 
 
 def _fault(tensor):

@@ -619,6 +619,16 @@ def test_what_does_not_fit_is_described(tmp_path, content, words):
     assert not has or has[1] != has[2]
 
 
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int32", "uint8"])
+def test_counters_of_any_type_load(tmp_path, dtype, shape):
+    """As `.half()` over a whole state dict leaves them, averages of buffers, and writers without scalars."""
+    state = {k: v + 7 if k.endswith("num_batches_tracked") else v for k, v in STATE.items()}
+    counters = {k: v.to(getattr(torch, dtype)).reshape(shape) for k, v in state.items() if k.endswith("tracked")}
+    torch.save(state | counters, tmp_path / "x.pth")
+    loads(tmp_path / "x.pth", state)
+
+
 def test_half_precision_and_double_files_load(tmp_path):
     small = {**fed(INPUTS["rgb01"], width=2).state_dict()}  # conversion in half precision would lose its small weights
     torch.save({k: v.half() if v.is_floating_point() else v for k, v in small.items()}, tmp_path / "h.pth")
@@ -678,6 +688,11 @@ def test_the_stages_take_such_files_say_so_and_leave_unused_branches_alone(tmp_p
     assert first == pytest.approx(second, abs=1) and max(first) > 0
     code, printed = scored("x.pth")
     assert code == 2 and "several networks" in printed.err and printed.err.count("\n") == 1
+    pathlib.Path("lr=0.1").mkdir()  # a folder as experiment managers name them
+    pathlib.Path("x.pth").rename("lr=0.1/x.pth")
+    code, printed = scored("lr=0.1/x.pth#model", "lr=0.1/x.pth#model_ema", "head_branches=2", "--json", "out.json")
+    assert code == 0 and "head_branches" not in printed.err
+    assert list(json.loads(pathlib.Path("out.json").read_text())) == ["lr=0.1/x.pth#model", "lr=0.1/x.pth#model_ema"]
     for words in ((), ("init_input=rgb01",)):  # a key that was set for somebody else's file
         code, printed = scored("snapshot/tiny/source_only.pth", "snapshot/tiny/ld.pth", "snapshot/tiny/be.pth", *words)
         assert code == 0  # nothing to say of our own checkpoints, but that the two labels of this world lack classes
