@@ -30,7 +30,8 @@ def main(given):
     scored = report.score_checkpoints(cfg, checkpoints)
     print(evaluate.score_table(scored, report.target_classes(cfg)))
     if unseen := next(iter(next(iter(scored.values())).values()))["unseen"]:
-        print(f"warning: {never_seen(unseen, 'the validation labels', cfg.target)}", file=sys.stderr)
+        print(f"warning: {never_seen(unseen, 'the validation labels', cfg.target, cfg.target_data.type)}",
+              file=sys.stderr)
     if given.json:
         Path(given.json).write_text(json.dumps(scored, indent=1) + "\n", encoding="utf-8")
     if given.figure:

@@ -123,11 +123,12 @@ def check(cfg: Config, parts: list[str]) -> dict[str, Report]:
                                 + ("; ...)" if len(report.twice) > _SHOWN else ")"))
         section = getattr(cfg, PARTS[part][0])
         names = segmentation.class_set(cfg.section(section), cfg.num_classes).names
-        unseen = [n for c, n in enumerate(names) if not report.pixels[c]]
-        if report.pixels and unseen:
+        unseen = [n for c, n in enumerate(names) if report.pixels and not report.pixels[c]]
+        if unseen:
+            said = never_seen(unseen, "these labels", section, cfg.section(section).type)
             ids = [f"{label_id} ({entry[0]} pixels)" for label_id, entry in sorted(report.ids.items())]
             found = ", ".join(ids[:_IDS]) + (", ..." if len(ids) > _IDS else "")
-            report.notes.append(f"{never_seen(unseen, 'these labels', section)}; ids that they hold: {found}")
+            report.notes.append(f"{said}; ids that they hold: {found}")
     return reports
 
 

@@ -40,6 +40,7 @@ STREET_PROTOCOLS = {
     16: tuple(c for c in range(19) if c not in (9, 14, 16)),
     13: tuple(c for c in range(19) if c not in (3, 4, 5, 9, 14, 16)),
 }
+SYNTHIA_CLASSES = frozenset(CITYSCAPES_CLASSES[c] for c in STREET_PROTOCOLS[16])
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,14 @@ def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
     return tuple(colour(c + 1) for c in range(num_classes))
 
 
-def never_seen(names: list[str], where: str, section_name: str) -> str:
-    """What is said of classes without a single pixel; where: in which labels."""
-    return (f"classes never seen: {', '.join(names)}: no pixel of them in {where}; check {section_name}.label_ids and "
-            f"{section_name}.classes (python -m dataset.check counts the ids that the files hold; masks of 0 and 255 "
-            "need label_ids: {0: 0, 255: 1})")
+def never_seen(names: list[str], where: str, section_name: str, layout: str) -> str:
+    """What is said of classes without a single pixel. where: in which labels; layout: the section's `type`."""
+    counted = "(python -m dataset.check counts the ids that the files hold"
+    if layout == "folder":
+        advice = (f"check {section_name}.label_ids and {section_name}.classes {counted}; masks of 0 and 255 need "
+                  "label_ids: {0: 0, 255: 1})")
+    elif layout == "synthia" and SYNTHIA_CLASSES.isdisjoint(names):
+        advice = "this data set has none of them: num_classes=16 leaves them out"
+    else:
+        advice = f"check that {section_name}.data_dir holds labels of the published ids, not of train ids {counted})"
+    return f"classes never seen: {', '.join(names)}: no pixel of them in {where}; {advice}"

@@ -12,7 +12,9 @@ import eval as eval_script
 import run as run_script
 import run_so as run_so_script
 from dataset import check
+from dataset.labels import never_seen, street_class_set
 from model.deeplabv2 import DeepLabV2
+from trainer import source_only_trainer
 from utils.cli import run_stage
 
 NAMES = ["ground", "thing", "sky"]
@@ -96,6 +98,26 @@ def test_validation_labels_alone_count_for_validation(world, monkeypatch, capsys
     assert len(lines) == 1 and "never seen: sky: no pixel of them in the validation labels" in lines[0]
     lines, _ = warnings(monkeypatch, capsys, run_so_script, "val=False")
     assert lines == []
+
+
+def test_stage_0_says_it_once_however_often_it_looks(world, monkeypatch, capsys):
+    world([0])
+    for enough in (1, 4, 1000):
+        monkeypatch.setattr(source_only_trainer, "ENOUGH_CROPS", enough)
+        lines, _ = warnings(monkeypatch, capsys, run_so_script, "val=False")
+        assert len(lines) == 1 and "thing, sky" in lines[0]
+
+
+@pytest.mark.parametrize("source, missing, advised", [
+    ("synthia", ["terrain", "truck", "train"], "num_classes=16"), ("synthia", ["train"], "num_classes=16"),
+    ("synthia", ["road", "train"], "synthia.data_dir"), ("gta5", ["train"], "gta5.data_dir")])
+def test_what_is_advised_of_street_data_sets_has_an_effect_there(source, missing, advised):
+    """The keys label_ids and classes have none; three classes are in no file of SYNTHIA."""
+    said = never_seen(missing, "the labels", source, source)
+    assert said.startswith(f"classes never seen: {', '.join(missing)}: ") and advised in said
+    assert "label_ids" not in said and ".classes" not in said
+    if advised == "num_classes=16":
+        assert not set(missing) & set(street_class_set(16).names)
 
 
 def test_the_check_says_it_in_the_same_words_and_lists_the_ids(world, monkeypatch, capsys):

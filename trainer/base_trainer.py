@@ -174,8 +174,13 @@ class BaseTrainer(ABC):
         self._validated_at = self.global_step
         self.log.event("val", self.global_step, **self.scores)
         self.log.say(f"step {self.global_step}: mIoU {evaluate.means(self.scores)}")
-        if unseen := next(iter(self.scores.values()))["unseen"]:
-            self.log.say_once(f"warning: {never_seen(unseen, 'the validation labels', self.cfg.target)}")
+        self.warn_of_unseen(next(iter(self.scores.values()))["unseen"], "the validation labels", self.cfg.target)
+
+    def warn_of_unseen(self, names: list[str], where: str, section_name: str) -> None:
+        """Warn, once, of classes without a single pixel in a section's labels."""
+        if names:
+            said = never_seen(names, where, section_name, self.cfg.section(section_name).type)
+            self.log.say_once(f"warning: {said}")
 
     def save(self) -> None:
         """Write `<snapshot>/<note>/<stage>.pth`, atomically."""
