@@ -184,10 +184,11 @@ def _input_of(name, given, stated, init_input):
 
 def _head_warnings(source, name, given, original, used):
     """What is suspicious about the head, of which the first `used` branches are summed."""
-    def branches(tensors, head):
+    def branches(tensors, head, added=1):
         found = [tensors.get(f"{head}.conv2d_list.{i}.weight") for i in range(4)]
-        return untrained_branches(found) if all(w is not None and w.ndim == 4 for w in found) else []
-    warnings, untrained = [], branches(given, "layer5")
+        return untrained_branches(found, added) if all(w is not None and w.ndim == 4 for w in found) else []
+    both = _split(source)[2]
+    warnings, untrained = [], branches(given, "layer5", 1 + both)
     trained = next((i for i, state in enumerate(untrained) if state is not False), len(untrained))
     if trained and used != trained and all(untrained[trained:]):
         what = "the others add noise to the scores" if used > trained else f"head_branches={used} leaves some out"

@@ -238,6 +238,20 @@ def test_the_sum_of_two_heads_on_request(tmp_path):
     assert "CLAN" not in str(loads(tmp_path / "authors.pth", state))
 
 
+@pytest.mark.parametrize("trained", [1, 2, 3, 4])
+def test_untrained_branches_of_two_heads_are_seen_in_their_sum(tmp_path, trained):
+    model = net(width=8)
+    state = heads(model.state_dict(), "own", "own")
+    for name in [n for n in state if n.endswith(".weight") and "conv2d_list" in n]:
+        state[name] = 0.01 * torch.randn_like(state[name])
+        if int(name.split(".")[2]) < trained:
+            state[name] += 0.05
+    torch.save(state, tmp_path / "x.pth")
+    for source in (tmp_path / "x.pth", f"{tmp_path}/x.pth#layer5+layer6"):
+        said = [w for w in load_weights(model, source).warnings if "head_branches" in w]
+        assert len(said) == (trained != 4) and all(w.endswith(f"set head_branches={trained}") for w in said)
+
+
 def start(generator, shape):
     return 0.01 * torch.randn(shape, generator=generator)
 
