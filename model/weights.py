@@ -195,7 +195,8 @@ def _head_warnings(source, name, given, original, used):
         like = ", as in files of AdaptSegNet and BDL" if trained == 2 else ""
         warnings.append(f"of its head's four branches the first {trained} look trained{like}; {what}: set "
                         f"head_branches={trained}")
-    if name == "two heads" and False in branches(original, "layer6"):
+    sizes = {v.shape for k, v in original.items() if k.endswith("conv2d_list.0.weight")}
+    if name == "two heads" and len(sizes) == 1 and False in branches(original, "layer6"):
         warnings.append("layer6, which is not used, looks trained too: if this file is CLAN's, whose authors score the "
                         f"sum of both heads, give {source}{'.' if '#' in str(source) else '#'}{BOTH_HEADS}")
     return warnings

@@ -232,6 +232,9 @@ def test_the_sum_of_two_heads_on_request(tmp_path):
     loads(source, {k: 3 * v if k.startswith("layer5") else v for k, v in state.items()})
     torch.save(heads(state, "auxiliary", "own"), tmp_path / "y.pth")
     assert "no two heads" in refusal(f"{tmp_path}/y.pth#layer5+layer6", net(width=4))
+    another = {f"layer6.{k}": 5 * v for k, v in net(num_classes=5, width=4).layer5.state_dict().items()}
+    torch.save(heads(state, "own", None) | another, tmp_path / "z.pth")
+    assert "CLAN" not in str(loads(tmp_path / "z.pth", state))  # a head of other classes cannot be added
     unused = heads(state, "own", "own")
     unused |= {k: 0.01 * torch.randn_like(v) for k, v in unused.items() if k.startswith("layer6")}
     torch.save(unused, tmp_path / "authors.pth")
