@@ -187,7 +187,7 @@ def _head_warnings(source, name, given, original, used):
     def branches(tensors, head, added=1):
         found = [tensors.get(f"{head}.conv2d_list.{i}.weight") for i in range(4)]
         return untrained_branches(found, added) if all(w is not None and w.ndim == 4 for w in found) else []
-    both = _split(source)[2]
+    path, entry, both = _split(source)
     warnings, untrained = [], branches(given, "layer5", 1 + both)
     trained = next((i for i, state in enumerate(untrained) if state is not False), len(untrained))
     if trained and used != trained and all(untrained[trained:]):
@@ -198,7 +198,7 @@ def _head_warnings(source, name, given, original, used):
     sizes = {v.shape for k, v in original.items() if k.endswith("conv2d_list.0.weight")}
     if name == "two heads" and len(sizes) == 1 and False in branches(original, "layer6"):
         warnings.append("layer6, which is not used, looks trained too: if this file is CLAN's, whose authors score the "
-                        f"sum of both heads, give {source}{'.' if '#' in str(source) else '#'}{BOTH_HEADS}")
+                        f"sum of both heads, give {path}#{entry + '.' if entry else ''}{BOTH_HEADS}")
     return warnings
 
 

@@ -227,9 +227,11 @@ def test_the_sum_of_two_heads_on_request(tmp_path):
     """CLAN's evaluation adds the score maps of two heads on the same features."""
     state = net(width=4).state_dict()
     torch.save({"model": heads(state, "own", "double")}, tmp_path / "x.pth")
-    said = str(loads(tmp_path / "x.pth", state))
-    source = re.search(r"give (\S+)$", said)[1]
-    loads(source, {k: 3 * v if k.startswith("layer5") else v for k, v in state.items()})
+    torch.save({"model": heads(state, "own", "double")}, tmp_path / "x#1.pth")
+    for given in ("x.pth", "x.pth#model", "x#1.pth", "x#1.pth#model"):
+        said = str(loads(f"{tmp_path}/{given}", state))
+        source = re.search(r"give (\S+)$", said)[1]
+        loads(source, {k: 3 * v if k.startswith("layer5") else v for k, v in state.items()})
     torch.save(heads(state, "auxiliary", "own"), tmp_path / "y.pth")
     assert "no two heads" in refusal(f"{tmp_path}/y.pth#layer5+layer6", net(width=4))
     another = {f"layer6.{k}": 5 * v for k, v in net(num_classes=5, width=4).layer5.state_dict().items()}
