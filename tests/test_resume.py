@@ -20,6 +20,7 @@ import run_so as run_so_script
 from dataset import loaders
 from dataset.segmentation import find_samples
 from dataset.toy import write_toy_world
+from trainer import evaluate
 from trainer.ldbe_trainer import LDBETrainer
 from trainer.source_only_trainer import SourceOnlyTrainer
 from utils import checkpoint
@@ -105,6 +106,22 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(world, monkeypat
         for event in record:
             del event["seconds"]
     assert records[0] == records[1]
+
+
+@pytest.mark.parametrize("val_freq", [2, 100])  # a validation within the first round, or behind it
+def test_a_signal_in_a_validation_that_a_resumed_run_makes_up_for_loses_nothing(world, monkeypatch, capsys, val_freq):
+    """The state that is saved there is whole: it has the run's own teacher, and knows its pseudo labels."""
+    words = (f"val_freq={val_freq}", "epochs=2")
+    assert call(monkeypatch, run_script, *BE, "note=whole", *words) == 0
+    with monkeypatch.context() as patch:
+        plain = evaluate.confusion_matrix
+        patch.setattr(evaluate, "confusion_matrix", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), plain(*a))[1])
+        for resume in ((), ("--resume",), ("--resume",)):
+            assert call(patch, run_script, *BE, *words, *resume) == EXIT_STOPPED
+    assert call(monkeypatch, run_script, *BE, *words, "--resume") == 0
+    assert "done again" not in capsys.readouterr().out
+    a, b = weights("snapshot/whole/be.pth"), weights("snapshot/tiny/be.pth")
+    assert all(a[k].equal(b[k]) for k in a)
 
 
 def test_a_finished_stage_has_nothing_to_resume(world, monkeypatch, capsys):

@@ -200,7 +200,8 @@ class BaseTrainer(ABC):
                 "scores": self.scores, "validated_at": self._validated_at, "log": self.log.position()}
 
     def restore(self, state: dict) -> None:
-        """Go back to where `state` was saved, and make up for a validation that a stop has cut off."""
+        """Go back to where `state` was saved, and make up for a validation that a stop has cut off. A subclass restores
+        its own parts first: a signal in that validation saves all of them again."""
         self.model.load_state_dict(state["model"])
         self.position = Position(state["round"], state["step"], state["labelled"])
         self.global_step, self.scores, self._validated_at = state["global_step"], state["scores"], state["validated_at"]

@@ -106,11 +106,11 @@ class LDBETrainer(BaseTrainer):
         return {**super().state(), "teacher": teacher, "manifest": self.manifest}
 
     def restore(self, state):
-        super().restore(state)
         self.manifest = state["manifest"]
         if self.teacher:
             self.teacher.model.load_state_dict(state["teacher"]["model"])
             self.teacher.updates = state["teacher"]["updates"]
+        super().restore(state)  # last: it may validate, and a signal then saves the state as it stands
 
     def usable(self, state):
         folder = self._label_folder(state["round"])
