@@ -1,7 +1,9 @@
 """Which files a data set means: tables of (files on disk, patterns, list) -> samples or message, and random names."""
+import json
 import os
 import random
 import sys
+import time
 import unicodedata
 from pathlib import Path
 
@@ -268,6 +270,27 @@ def test_what_is_passed_over_in_a_list_is_said(tmp_path, lines, expected, said):
     assert list(samples.values()) == expected and [said in r for r in remarks] == [True] * (said is not None)
 
 
+@pytest.mark.parametrize("line", [
+    " ".join(["a.jpg"] * 400), "\t".join(["a.jpg", "a.png"] * 400), json.dumps(["a.jpg"] * 3000), "a/" * 5000 + "a.jpg",
+    "x" * 9000 + ".jpg", " " * 9000 + "a.jpg", " ".join("abcdefghijklmnopqrstuvwxyz" * 4)], ids=lambda line: line[:20])
+def test_a_file_of_another_kind_is_no_list_and_costs_no_time(tmp_path, line):
+    """A line can be read in as many ways as it has blanks, squared for a label behind the image."""
+    write(tmp_path / "d", *VOC)
+    start = time.monotonic()
+    for images, labels in (("JPEGImages", "SegmentationClass"), ("JPEGImages/{name}.jpg", None)):
+        with pytest.raises(DataError, match="line 2: of .* characters .* one image a line") as error:
+            found(tmp_path, images, labels, lines=["a.jpg", line])
+        assert len(str(error.value)) < 400
+        assert found(tmp_path, images, labels, lines=["a.jpg", f"# {line}"])[0].keys() == {"a"}
+    assert time.monotonic() - start < 1
+
+
+def test_folders_as_deep_as_a_line_is_long(tmp_path):
+    write(tmp_path / "d", *VOC)
+    with pytest.raises(DataError, match="listed in"):
+        found(tmp_path, "JPEGImages", lines=["a/" * 4000 + "a.jpg"])
+
+
 @pytest.mark.parametrize("lines, said", [
     (["a.jpg", "b c.jpg b c.png"], "line 1: names no label, as line 2 does"),
     (["a.jpg a.png", "", "b c.jpg 3"], "line 3: names no label, as line 1 does"),
@@ -480,6 +503,13 @@ def test_labels_that_fit_no_image_are_said_in_the_same_words(tmp_path, monkeypat
     if labels:
         first = segmentation.find_samples("mine", cfg.target_data, "val")[0]
         assert f"{first.label} is not there" in remark
+
+
+def test_labels_that_a_list_alone_names_are_looked_for_in_their_own_folder(tmp_path):
+    write(tmp_path / "d", *VOC, ".gt/other.png")
+    own = section(tmp_path, "JPEGImages", lines=["a.jpg .gt/a.png"])
+    with pytest.raises(DataError, match="d/.gt/a.png is not there, but .*d/.gt/other.png is"):
+        segmentation.require_labels("mine", own, "train", segmentation.find_samples("mine", own, "train"))
 
 
 def test_cityscapes_without_labels_of_the_split_is_no_surprise_but_half_of_them_is(tmp_path):
