@@ -18,7 +18,6 @@ CITYSCAPES_PALETTE = (
     (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),
     (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
 )
-IGNORE_COLOUR = (0, 0, 0)
 
 # Label id in the file -> train id. GTA5 uses the Cityscapes ids.
 CITYSCAPES_IDS = {

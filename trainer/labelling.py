@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dataset import loaders
+from dataset import inspection, loaders
 from dataset.labels import IGNORE_INDEX
 from dataset.segmentation import Sample
 from dataset.transforms import network_input
@@ -118,7 +118,7 @@ def _score_target(model, cfg, samples, device, spool, check):
 
 def _truths(cfg, samples, device):
     """Train ids uint8 [H, W] of each sample on the device, or None where there is nothing to compare with."""
-    if not cfg.plabel_accuracy or not all(s.label and s.label.is_file() for s in samples):
+    if not inspection.labels_compared(cfg, samples):
         return [None] * len(samples)
     loader = loaders.whole_label_loader(cfg, cfg.target, samples, device.type == "cuda")
     return (label.to(device, non_blocking=True) for label in loader)

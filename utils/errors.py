@@ -28,3 +28,8 @@ class Stopped(BaseException):
 
 class NothingToDo(Exception):
     """What was asked for is done already; the argument says so."""
+
+
+def first_line(error: Exception) -> str:
+    """What another's error says, for a message of one line."""
+    return (str(error) or type(error).__name__).splitlines()[0][:120]

@@ -99,7 +99,7 @@ def _selection_rows(published):
     result = []
     # Above 1/2 only the predicted class can pass; below, another may.
     for low, high, documented in ((0.5, 0.9, False), (0.02, 0.4, True)):
-        bins = pl.doubt_bin((1 - torch.linspace(low, high, CLASSES)))
+        bins = pl.doubt_bin(1 - torch.linspace(low, high, CLASSES))
         thresholds = pl.threshold_confidence(bins)
         told = torch.where((p > thresholds.float().view(-1, 1, 1)).any(0), label, 255)
         found, mine = theirs(thresholds), ours(bins)
