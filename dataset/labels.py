@@ -88,10 +88,3 @@ def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
                 rgb[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
         return tuple(rgb)
     return tuple(colour(c + 1) for c in range(num_classes))
-
-
-def never_seen(names: list[str], where: str, section_name: str) -> str:
-    """What is said of classes without a single pixel; where: in which labels."""
-    return (f"classes never seen: {', '.join(names)}: no pixel of them in {where}; check {section_name}.label_ids and "
-            f"{section_name}.classes (python -m dataset.check counts the ids that the files hold; masks of 0 and 255 "
-            "need label_ids: {0: 0, 255: 1})")

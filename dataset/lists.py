@@ -142,7 +142,7 @@ class _Reader:
             if line.lstrip().startswith("#"):
                 self.comments.append(number)
                 return None
-            raise DataError(f"{self.list_file}, line {number}: of {len(line)} characters and {len(line.split())} words, "
+            raise DataError(f"{self.list_file}, line {number}: of {len(line)} characters in {len(line.split())} words, "
                             "is no image, or image and label: give a list with one image a line.")
         readings = []
         for cut in _cuts(line):

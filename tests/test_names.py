@@ -552,6 +552,8 @@ def test_runs_say_what_was_left_out_and_that_validation_is_lost(tmp_path, monkey
     out = run()
     assert "stage ld: 2 images" in out and "warning: validation skipped: mine has no labels" in out
     assert out.count("left out: 2 (the first: ") == 2 and "_gt.PNG is, and fits no image: correct mine.labels" in out
+    remark = next(line for line in out.splitlines() if "validation skipped" in line)
+    assert check.main(["--config", "c.yml"]) == 0 and f"\n  {remark}\n" in capsys.readouterr().out  # no note: warning:
     out = run("mine.labels=gt/{split}/{name}_gt.png", "overwrite=true")
     assert "mIoU" in out and "validation skipped" not in out
     assert out.count("left out: 2 (the first: ") == 2

@@ -16,6 +16,7 @@ import run_so as run_so_script
 from dataset import loaders
 from dataset.toy import write_toy_world
 from dataset.transforms import network_input
+from trainer import report
 from trainer.ldbe_trainer import LDBETrainer
 from trainer.source_only_trainer import SourceOnlyTrainer
 from utils.cli import run_stage
@@ -271,6 +272,28 @@ def test_eval_refuses_what_it_could_not_write_before_it_scores(world, monkeypatc
         evaluate(monkeypatch, checkpoint, "--images", "0")
     assert evaluate(monkeypatch, checkpoint, "--json", "new/out.json", "--figure", "new/out.png") == 0
     assert sorted(p.name for p in Path("new").iterdir()) == ["out.json", "out.png"]
+
+
+@pytest.mark.parametrize("checkpoints, expected", [
+    (["a/source_only.pth", "a/ld.pth", "a/be.pth"], ["source-only", "LD", "LDBE"]), (["a/ld.pth#net"], ["LD"]),
+    (["a/x_1.5.pth", "a/y.pth#state.teacher"], ["x_1.5", "y"]), (["a/x.pth", "b/x.pth"], ["a/x", "b/x"]),
+    (["a/x.pth#net", "a/x.pth#ema"], ["a/x.pth#net", "a/x.pth#ema"]),
+    (["a/run#1.pth", "a/run#2.pth"], ["run#1", "run#2"])])
+def test_headings(checkpoints, expected):
+    assert report.headings(checkpoints) == expected
+
+
+def test_eval_says_what_it_did_to_a_file_before_it_scores(world, monkeypatch, capsys):
+    assert call(monkeypatch, run_so_script) == 0
+    state = weights("snapshot/tiny/source_only.pth")
+    torch.save(state | {k.replace("layer5", "layer6"): v for k, v in state.items() if "layer5" in k}, "two.pth")
+    said, plain = [], report.evaluate.evaluate
+    monkeypatch.setattr(report.evaluate, "evaluate",
+                        lambda *a, **k: (said.append(capsys.readouterr().err), plain(*a, **k))[1])
+    capsys.readouterr()
+    assert evaluate(monkeypatch, "two.pth") == 0
+    assert said[0].startswith("two.pth: two heads, ") and "not used: layer6" in said[0]
+    assert "two.pth: " not in capsys.readouterr().err
 
 
 def test_eval_refuses_an_initialisation_without_a_head(world, monkeypatch, capsys):

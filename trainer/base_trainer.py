@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from dataset import inspection, loaders, segmentation
-from dataset.labels import never_seen
 from model.deeplabv2 import parameter_groups
 from model.weights import save_weights
 from trainer import evaluate
@@ -174,8 +173,13 @@ class BaseTrainer(ABC):
         self._validated_at = self.global_step
         self.log.event("val", self.global_step, **self.scores)
         self.log.say(f"step {self.global_step}: mIoU {evaluate.means(self.scores)}")
-        if unseen := next(iter(self.scores.values()))["unseen"]:
-            self.log.say_once(f"warning: {never_seen(unseen, 'the validation labels', self.cfg.target)}")
+        unseen = next(iter(self.scores.values()))["unseen"]
+        self.warn_of_unseen(self.cfg.target, unseen, "the validation labels")
+
+    def warn_of_unseen(self, section_name: str, names: list[str], where: str) -> None:
+        """Say, once, which classes of a section have no pixel in its labels, if any; where: in which labels."""
+        if names:
+            self.log.say_once(f"warning: {inspection.never_seen(self.cfg, section_name, names, where)}")
 
     def save(self) -> None:
         """Write `<snapshot>/<note>/<stage>.pth`, atomically."""

@@ -3,11 +3,10 @@ import torch
 import torch.nn.functional as F
 
 from dataset import inspection, loaders
-from dataset.labels import IGNORE_INDEX, never_seen
+from dataset.labels import IGNORE_INDEX
 from dataset.transforms import network_input
 from trainer.base_trainer import BaseTrainer
 from utils.schedule import poly_lr
-
 
 ENOUGH_CROPS = 1000  # after which a class without a single pixel is worth a warning before the stage ends
 
@@ -30,7 +29,7 @@ class SourceOnlyTrainer(BaseTrainer):
             return  # resumed behind the last step
         loader = loaders.source_loader(cfg, self.samples, self.position.step, self.device.type == "cuda")
         self.run_steps(loader, cfg.learning_rate, lambda lr, step: poly_lr(lr, step, cfg.num_steps, cfg.power))
-        self.warn_of_unseen()
+        self.warn_of_crops()
         self.next_round()
 
     def step(self, batch, rng):
@@ -45,12 +44,12 @@ class SourceOnlyTrainer(BaseTrainer):
     def after_step(self):
         enough = min(len(self.samples), ENOUGH_CROPS)
         if self.crops >= enough > self.crops - self.cfg.batch_size:
-            self.warn_of_unseen()
+            self.warn_of_crops()
 
-    def warn_of_unseen(self) -> None:
+    def warn_of_crops(self) -> None:
+        """Name the classes that no crop has shown so far."""
         unseen = [name for name, seen in zip(self.class_set.names, self.seen.tolist()) if not seen]
-        if unseen:
-            self.log.say_once(f"warning: {never_seen(unseen, f'the labels of {self.crops} crops', self.cfg.source)}")
+        self.warn_of_unseen(self.cfg.source, unseen, f"the labels of {self.crops} crops")
 
     def state(self):
         return {**super().state(), "crops": self.crops, "seen": self.seen}
