@@ -21,6 +21,7 @@ from utils.errors import UserError
 from utils.interrupt import SIGNALS, signals_held
 from utils.progress import say
 
+_KILLED = -getattr(signal, "SIGKILL", 9)  # exit code
 _AHEAD = 2  # calls per process that are under way or wait for the caller
 _PATIENCE = 60  # seconds without an answer after which the caller's user is told
 _NO_PROCESS = ("worker: a reading process cannot be started ({}): set worker=0, or raise what limits this machine or "
@@ -114,7 +115,7 @@ def _answer(child, ours, key, title):
 
 def _end(exit_code: int | None) -> str:
     """What became of a child, and what helps."""
-    if exit_code == -signal.SIGKILL:
+    if exit_code == _KILLED:
         return ("was killed (SIGKILL), most likely because memory is full or a container's limit reached: lower worker "
                 "(0: read in the main process), batch_size, or the crop and input sizes, or allow more memory.")
     if exit_code is not None and exit_code < 0:
