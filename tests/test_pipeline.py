@@ -283,17 +283,23 @@ def test_headings(checkpoints, expected):
     assert report.headings(checkpoints) == expected
 
 
-def test_eval_says_what_it_did_to_a_file_before_it_scores(world, monkeypatch, capsys):
+def test_an_error_of_eval_is_its_only_line_and_remarks_stand_above_the_table(world, monkeypatch, capsys):
     assert call(monkeypatch, run_so_script) == 0
     state = weights("snapshot/tiny/source_only.pth")
     torch.save(state | {k.replace("layer5", "layer6"): v for k, v in state.items() if "layer5" in k}, "two.pth")
-    said, plain = [], report.evaluate.evaluate
-    monkeypatch.setattr(report.evaluate, "evaluate",
-                        lambda *a, **k: (said.append(capsys.readouterr().err), plain(*a, **k))[1])
-    capsys.readouterr()
+    val = next(Path("world/cityscapes/leftImg8bit/val").iterdir())
+    (val / "._x_leftImg8bit.png").write_bytes(b"")
+    order = []
+    monkeypatch.setattr(sys.stderr, "write", lambda text: order.append(("err", text)))
+    monkeypatch.setattr(sys.stdout, "write", lambda text: order.append(("out", text)))
     assert evaluate(monkeypatch, "two.pth") == 0
-    assert said[0].startswith("two.pth: two heads, ") and "not used: layer6" in said[0]
-    assert "two.pth: " not in capsys.readouterr().err
+    first = [stream for stream, text in order if "hidden files" in text or "two.pth: two heads, " in text]
+    table = next(i for i, (stream, text) in enumerate(order) if "mIoU" in text)
+    assert first == ["err"] * 2 and order[table][0] == "out"
+    assert max(i for i, (_, text) in enumerate(order) if "two.pth" in text) < table
+    order.clear()
+    assert evaluate(monkeypatch, "two.pth", "gone.pth") == 2
+    assert "".join(text for _, text in order).count("\n") == 1
 
 
 def test_eval_refuses_an_initialisation_without_a_head(world, monkeypatch, capsys):

@@ -39,8 +39,8 @@ def headings(checkpoints: list[str]) -> list[str]:
 def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
     """heading -> `evaluate.protocol_scores` on the target's validation split, for each checkpoint in order.
 
-    Before that, what was left out of the split, and what was done to a checkpoint or is suspicious about it, goes to
-    stderr. Raises CheckpointError for one that does not fit, or that would leave a part of the network at random.
+    Then what was left out of the split, and what was done to a checkpoint or is suspicious about it, goes to stderr.
+    Raises CheckpointError for one that does not fit, or that would leave a part of the network at random.
     """
     device, names = pick_device(cfg.device), headings(checkpoints)
     samples, remarks = segmentation.find_split(cfg.target, cfg.target_data, "val")
@@ -51,8 +51,6 @@ def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
             raise CheckpointError(f"{checkpoint}: is an initialisation without a head, no trained network "
                                   f"({loaded.facts}).")
         remarks += [f"{checkpoint}: {line}" for line in str(loaded).splitlines()] if loaded.remarkable else []
-    for remark in remarks:
-        print(remark, file=sys.stderr)
     scores = {}
     for name, checkpoint in zip(names, checkpoints):
         model, _ = build_model(cfg, device, checkpoint)
@@ -60,6 +58,8 @@ def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
         confusion = evaluate.evaluate(model, Progress(loader, name, cfg.print_freq, cfg.screen), cfg.num_classes,
                                       device)
         scores[name] = evaluate.protocol_scores(confusion, target_classes(cfg))
+    for remark in remarks:  # not before: an error is to be the only line
+        print(remark, file=sys.stderr)
     return scores
 
 
