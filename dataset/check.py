@@ -17,7 +17,7 @@ from dataset.inspection import NO_ACCURACY, NO_VALIDATION, findings, labels_comp
 from dataset.labels import IGNORE_INDEX
 from utils.cli import guarded, parser
 from utils.config import Config, load_config
-from utils.errors import DataError
+from utils.errors import DataError, one_line
 
 PARTS = {"source_train": ("source", "train"), "target_train": ("target", "train"), "target_val": ("target", "val")}
 EXIT_WOULD_STOP = 1
@@ -137,8 +137,9 @@ def summary(cfg: Config, reports: dict[str, Report]) -> str:
     for report in reports.values():
         sizes = "".join(f", {w}x{h} ({n})" for (w, h), n in report.sizes.most_common(_SHOWN))
         lines.append(report.title + sizes + (", ..." if len(report.sizes) > _SHOWN else ""))
-        lines += [f"  error: {text}" for text in report.errors]
-        lines += [f"  {text}" if text.startswith("warning: ") else f"  note: {text}" for text in report.notes]
+        said = [f"error: {text}" for text in report.errors]
+        said += [text if text.startswith("warning: ") else f"note: {text}" for text in report.notes]
+        lines += [f"  {one_line(text)}" for text in said]
     columns = {part: report.pixels for part, report in reports.items() if report.pixels}
     if columns:
         names = segmentation.class_set(cfg.target_data, cfg.num_classes).names

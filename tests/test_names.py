@@ -505,6 +505,20 @@ def test_labels_that_fit_no_image_are_said_in_the_same_words(tmp_path, monkeypat
         assert f"{first.label} is not there" in remark
 
 
+def test_names_with_line_ends_and_terminal_codes_are_shown_as_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    odd = "a\n\x1b[2Jb.png"
+    write("d", f"img/train/{odd}", "gt/train/other\n.png", "img/val/a.png")
+    own = {"type": "folder", "data_dir": "d", "images": "img/{split}", "labels": "gt/{split}", "classes": ["a", "b"],
+           "input_size": [8, 8]}
+    Path("c.yml").write_text(yaml.safe_dump({"source": "mine", "target": "mine", "num_classes": 2, "worker": 0,
+                                             "screen": False, "mine": own}))
+    assert check.main(["--config", "c.yml", "--split", "target_train"]) == 1
+    said = capsys.readouterr().out
+    assert r"error: d/img/train/a\n\x1b[2Jb.png: " in said and r"d/gt/train/other\n.png is, and fits" in said
+    assert "\x1b" not in said
+
+
 def test_labels_that_a_list_alone_names_are_looked_for_in_their_own_folder(tmp_path):
     write(tmp_path / "d", *VOC, ".gt/other.png")
     own = section(tmp_path, "JPEGImages", lines=["a.jpg .gt/a.png"])

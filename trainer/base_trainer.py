@@ -16,7 +16,7 @@ from trainer.build import build_model, pick_device
 from trainer.resume import newest_state
 from utils.checkpoint import STATE_VERSION, RunLock, StateFolder, remove_unfinished, write_atomically
 from utils.config import Config, config_remarks, to_yaml, with_drawn_seed
-from utils.errors import CheckpointError, Stopped, TrainingError
+from utils.errors import CheckpointError, Stopped, TrainingError, one_line
 from utils.interrupt import Interrupt
 from utils.logger import RunLog
 from utils.progress import Progress
@@ -242,7 +242,7 @@ class BaseTrainer(ABC):
         self.log.say(f"stage {self.stage}: {len(self.samples)} images, {cfg.num_classes} classes, {self.device}, "
                      f"seed {cfg.seed}" + ("" if state else f"\nweights: {report}"))
         for remark in remarks + ([self.lock.remark] if self.lock.remark else []):
-            self.log.say(remark)
+            self.log.say(one_line(remark))
 
     def _write_result(self) -> None:
         if self.scores is None:

@@ -1,5 +1,5 @@
 """A round's pseudo labels: one pass of the network over the target images, thresholds, one PNG file an image, and at
-the end a manifest that vouches for them."""
+the end a manifest with their hashes."""
 import hashlib
 import io
 import json
@@ -80,8 +80,8 @@ def label_round(model: DeepLabV2, cfg: Config, samples: list[Sample], names: tup
 
 
 def labels_intact(folder: Path, samples: list[Sample], manifest: str) -> bool:
-    """Whether the folder still holds, whole and unchanged, the labels of `samples` that the manifest of this SHA-256
-    vouches for."""
+    """Whether the folder still holds, whole and unchanged, the labels of `samples` whose hashes the manifest of this
+    SHA-256 lists."""
     try:
         content = (folder / MANIFEST).read_bytes()
         hashes = json.loads(content)["labels"]

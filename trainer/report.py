@@ -11,7 +11,7 @@ from dataset.labels import ClassSet
 from trainer import evaluate
 from trainer.build import build_model, pick_device
 from utils.config import Config
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, one_line
 from utils.progress import Progress
 from utils.visualize import colourise, grid
 
@@ -59,7 +59,7 @@ def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
                                       device)
         scores[name] = evaluate.protocol_scores(confusion, target_classes(cfg))
     for remark in remarks:  # not before: an error is to be the only line
-        print(remark, file=sys.stderr)
+        print(one_line(remark), file=sys.stderr)
     return scores
 
 

@@ -17,7 +17,7 @@ from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.interrupt import SIGNALS, signals_held
 from utils.progress import say
 
@@ -65,8 +65,8 @@ def _result(future, key, title):
     silent = 0
     while not wait([future], _PATIENCE).done:
         silent += _PATIENCE
-        say(f"warning: no answer for {silent} s on {title(key)}: does its disk still answer? A signal "
-            "(Ctrl-C) ends the wait.")
+        say(one_line(f"warning: no answer for {silent} s on {title(key)}: does its disk still answer? A signal "
+                     "(Ctrl-C) ends the wait."))
     return future.result()
 
 
