@@ -12,7 +12,7 @@ from utils.errors import ConfigError
 
 
 def main(given):
-    from dataset.labels import never_seen  # late, so that --help answers at once
+    from dataset.inspection import never_seen  # late, so that --help answers at once
     from trainer import evaluate, report
     from utils.config import load_config
     from utils.config_values import expanded
@@ -30,8 +30,7 @@ def main(given):
     scored = report.score_checkpoints(cfg, checkpoints)
     print(evaluate.score_table(scored, report.target_classes(cfg)))
     if unseen := next(iter(next(iter(scored.values())).values()))["unseen"]:
-        print(f"warning: {never_seen(unseen, 'the validation labels', cfg.target, cfg.target_data.type)}",
-              file=sys.stderr)
+        print(f"warning: {never_seen(cfg, cfg.target, unseen, 'the validation labels')}", file=sys.stderr)
     if given.json:
         Path(given.json).write_text(json.dumps(scored, indent=1) + "\n", encoding="utf-8")
     if given.figure:

@@ -18,7 +18,6 @@ CITYSCAPES_PALETTE = (
     (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),
     (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
 )
-IGNORE_COLOUR = (0, 0, 0)
 
 # Label id in the file -> train id. GTA5 uses the Cityscapes ids.
 CITYSCAPES_IDS = {
@@ -40,7 +39,6 @@ STREET_PROTOCOLS = {
     16: tuple(c for c in range(19) if c not in (9, 14, 16)),
     13: tuple(c for c in range(19) if c not in (3, 4, 5, 9, 14, 16)),
 }
-SYNTHIA_CLASSES = frozenset(CITYSCAPES_CLASSES[c] for c in STREET_PROTOCOLS[16])
 
 
 @dataclass(frozen=True)
@@ -90,16 +88,3 @@ def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
                 rgb[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
         return tuple(rgb)
     return tuple(colour(c + 1) for c in range(num_classes))
-
-
-def never_seen(names: list[str], where: str, section_name: str, layout: str) -> str:
-    """What is said of classes without a single pixel. where: in which labels; layout: the section's `type`."""
-    counted = "(python -m dataset.check counts the ids that the files hold"
-    if layout == "folder":
-        advice = (f"check {section_name}.label_ids and {section_name}.classes {counted}; masks of 0 and 255 need "
-                  "label_ids: {0: 0, 255: 1})")
-    elif layout == "synthia" and SYNTHIA_CLASSES.isdisjoint(names):
-        advice = "this data set has none of them: num_classes=16 leaves them out"
-    else:
-        advice = f"check that {section_name}.data_dir holds labels of the published ids, not of train ids {counted})"
-    return f"classes never seen: {', '.join(names)}: no pixel of them in {where}; {advice}"

@@ -85,11 +85,6 @@ def read_network(source: str | Path) -> Network:
         raise CheckpointError(f"{source}: has {error} to add up: give {path} alone.") from None
 
 
-def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
-    """The tensors of `read_network`, under the names that they have in the file, without wrapper and prefix."""
-    return read_network(source).tensors
-
-
 def load_weights(model: DeepLabV2, source: str | Path | None, init_input: str = "auto") -> LoadReport:
     """Load a checkpoint into the network. source: a file, `file#entry`, the word `imagenet`, or None: a random start.
     init_input: the input that the checkpoint was trained with, a name of INPUTS, or `auto`; a file of `save_weights`

@@ -202,6 +202,7 @@ REFUSED_LABELS = {  # name -> (bytes, what must be said)
     **{f"PGM P{kind} of ids beyond its maximum": (netpbm(GREY, kind, 9), "maximum 9") for kind in (2, 5)},
     **{f"PGM P{kind} of two pictures": (netpbm(GREY % 2, kind, 18) * 2, "") for kind in (1, 2, 4, 5)},
     "PGM with two characters behind its header": (netpbm(GREY, 5, 255).replace(b"255\n", b"255\r\n"), "1 bytes more"),
+    "PGM of a word that would need 20 GB": (b"P2 1000 100 255\n" + b"1 " * 99999 + b"0" * 200000, "more than 9 digits"),
     "PGM of maximum 0": (b"P5 1 1 0\n\0", "maximum 0"),
     "PGM of maximum 65536": (b"P5 1 1 65536\n\0\0", "maximum 65536"),
     "BMP, 24 bits": (bmp(COLOUR, 24), "24-bit colour BMP"),

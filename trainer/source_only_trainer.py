@@ -50,7 +50,7 @@ class SourceOnlyTrainer(BaseTrainer):
         """Warn of the classes that no crop has shown, unless the last warning named the same."""
         unseen = [name for name, seen in zip(self.class_set.names, self.seen.tolist()) if not seen]
         if unseen != self.named:
-            self.warn_of_unseen(unseen, f"the labels of {self.crops} crops", self.cfg.source)
+            self.warn_of_unseen(self.cfg.source, unseen, f"the labels of {self.crops} crops")
         self.named = unseen
 
     def state(self):

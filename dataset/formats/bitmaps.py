@@ -86,9 +86,11 @@ def _netpbm_samples(data, start, kind, shape, maxval):
         size = count * dtype.itemsize
         samples = np.frombuffer(data, dtype, count, start)
     else:
-        text = re.sub(rb"#[^\r\n]*", b"", data[start:])
-        samples = (np.frombuffer(b"".join(text.split()), np.uint8) - ord("0") if kind == 1 else
-                   np.array(text.split(), "S").astype(np.int64))
+        words = re.sub(rb"#[^\r\n]*", b"", data[start:]).split()
+        if kind > 1 and max(map(len, words), default=0) > 9:  # an array of words has room for the longest at each place
+            raise ValueError("a sample of more than 9 digits")
+        samples = (np.frombuffer(b"".join(words), np.uint8) - ord("0") if kind == 1 else
+                   np.array(words, "S").astype(np.int64))
         size = len(data) - start
         if len(samples) != count:
             raise ValueError(f"{len(samples)} samples, expected {count}")
