@@ -12,11 +12,13 @@ from utils.errors import ConfigError
 
 
 def main(given):
-    from dataset.labels import never_seen  # late, so that --help answers at once
+    from dataset.inspection import never_seen  # late, so that --help answers at once
     from trainer import evaluate, report
     from utils.config import load_config
     from utils.config_values import expanded
-    overrides = [word for word in given.words if "=" in word and not os.path.exists(os.path.expanduser(word))]
+    def is_file(word):  # whose path may hold a =, and be followed by #NAME
+        return any(os.path.exists(os.path.expanduser(name)) for name in (word, word.rpartition("#")[0]))
+    overrides = [word for word in given.words if "=" in word and not is_file(word)]
     checkpoints = [expanded(word, "checkpoint") for word in given.words if word not in overrides]
     cfg = load_config(given.config, overrides)
     for option, file, endings in (("--json", given.json, ("",)), ("--figure", given.figure, (".png", ".jpg", ".jpeg"))):
@@ -29,7 +31,7 @@ def main(given):
     scored = report.score_checkpoints(cfg, checkpoints)
     print(evaluate.score_table(scored, report.target_classes(cfg)))
     if unseen := next(iter(next(iter(scored.values())).values()))["unseen"]:
-        print(f"warning: {never_seen(unseen, 'the validation labels', cfg.target)}", file=sys.stderr)
+        print(f"warning: {never_seen(cfg, cfg.target, unseen, 'the validation labels')}", file=sys.stderr)
     if given.json:
         Path(given.json).write_text(json.dumps(scored, indent=1) + "\n", encoding="utf-8")
     if given.figure:

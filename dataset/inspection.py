@@ -6,7 +6,7 @@ from typing import Callable, Iterator
 
 import numpy as np
 
-from dataset import files, loaders, segmentation
+from dataset import files, labels, loaders, segmentation
 from dataset.segmentation import Sample
 from utils.config import Config
 from utils.errors import DataError
@@ -117,6 +117,19 @@ def validation_samples(cfg: Config) -> tuple[list[Sample], list[str]]:
         why = segmentation.why_no_labels(cfg.target, cfg.target_data, "val", samples)
         return [], [*remarks, why.remark(NO_VALIDATION)]
     return samples, remarks
+
+
+def never_seen(cfg: Config, section_name: str, names: list[str], where: str) -> str:
+    """What is said of classes of a section without a single pixel, and what helps; where: in which labels."""
+    kind, counted = cfg.section(section_name).type, "python -m dataset.check counts the ids that the files hold"
+    if kind == "folder":
+        advice = (f"check {section_name}.label_ids and {section_name}.classes ({counted}; masks of 0 and 255 need "
+                  "label_ids: {0: 0, 255: 1})")
+    elif kind == "synthia" and not {*names} & {*labels.street_class_set(16).names}:
+        advice = "SYNTHIA has none of them; num_classes=16 leaves them out"
+    else:
+        advice = f"check {section_name}.data_dir and the lists of its files ({counted})"
+    return f"classes never seen: {', '.join(names)}: no pixel of them in {where}; {advice}"
 
 
 def labels_compared(cfg: Config, samples: list[Sample]) -> bool:

@@ -137,7 +137,7 @@ def why_no_labels(section_name: str, section: DataConfig, split: str, samples: l
     if first is None:
         return NoLabels(f"{section_name} has no labels: {section_name}.labels is not set", False)
     if pattern is None:  # the list alone names them
-        pattern = Pattern(first.parent.relative_to(tree.root).as_posix().removeprefix("."), "", None, LABEL_EXTENSIONS)
+        pattern = Pattern.parse(first.parent.relative_to(tree.root).as_posix(), split, LABEL_EXTENSIONS)
     missing = f"{section_name} has no labels for its split {split!r}: {first} is not there"
     key = f"{section_name}.labels" if section.type == "folder" else f"{section_name}.data_dir"
     if not folders(tree, pattern):

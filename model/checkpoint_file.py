@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, first_line
 
 _HEAD = 4096  # bytes looked at
 _CONVERT = "convert it to a PyTorch state dict with this network's names (conv1 bn1 layer1..4 layer5.conv2d_list.0..3)"
@@ -80,10 +80,6 @@ def read_content(path: Path) -> object:
     if _is_safetensors(path, head):
         return _read_safetensors(path)
     return _read_pickle(path)
-
-
-def first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
 def _no_file(path):

@@ -34,11 +34,12 @@ _LOOKS = (  # parts of names, all of which must occur, and whose they are
 @dataclass(frozen=True)
 class Network:
     """A network in a file. words: the entries and prefixes that lead to it; tensors: under its own names; others: names
-    of the file's tensors that are no part of it."""
+    of the file's tensors that are no part of it; input: the one that the file says it was trained with, if it does."""
 
     words: tuple[str, ...]
     tensors: dict[str, Tensor]
     others: tuple[str, ...] = ()
+    input: str = ""
 
     @property
     def label(self) -> str:

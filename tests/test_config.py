@@ -252,6 +252,9 @@ def test_read_only(load):
     (OWN_DATA.replace("neg_rank_width: 0", "neg_rank_width: 256"), "neg_rank_width"),
     (OWN_DATA.replace("  classes: [sky, road, rest]\n", ""), "my_source.classes: missing"),
     (OWN_DATA + "  classes: [a, b, c]\n", "differ from my_source.classes"),
+    *((f"{name}: {{{key}: {value}}}", f"{name}.{key}: a section of type {name} has its own") for name, key, value in (
+        ("gta5", "label_ids", "{1: 0}"), ("cityscapes", "labels", "'gtFine/{split}/{name}_gtFine_labelTrainIds.png'"),
+        ("cityscapes", "images", "'{split}'"), ("gta5", "classes", "[a]"), ("cityscapes", "palette", "[[1, 2, 3]]"))),
 ])
 def test_mistakes_in_files_name_the_key(load, text, said):
     assert said in refused(load, text)

@@ -11,9 +11,11 @@ from PIL import Image
 import eval as eval_script
 import run as run_script
 import run_so as run_so_script
-from dataset import check
+from dataset import check, inspection
 from model.deeplabv2 import DeepLabV2
+from trainer import source_only_trainer
 from utils.cli import run_stage
+from utils.config import parse_config
 
 NAMES = ["ground", "thing", "sky"]
 
@@ -96,6 +98,23 @@ def test_validation_labels_alone_count_for_validation(world, monkeypatch, capsys
     assert len(lines) == 1 and "never seen: sky: no pixel of them in the validation labels" in lines[0]
     lines, _ = warnings(monkeypatch, capsys, run_so_script, "val=False")
     assert lines == []
+
+
+def test_stage_0_says_it_once_however_often_it_looks(world, monkeypatch, capsys):
+    world([0])
+    for enough in (1, 4, 1000):
+        monkeypatch.setattr(source_only_trainer, "ENOUGH_CROPS", enough)
+        lines, _ = warnings(monkeypatch, capsys, run_so_script, "val=False")
+        assert len(lines) == 1 and "thing, sky" in lines[0]
+
+
+@pytest.mark.parametrize("name, names, advice", [
+    ("gta5", ["terrain"], "check gta5.data_dir and"), ("synthia", ["terrain", "bus"], "check synthia.data_dir and"),
+    ("synthia", ["terrain", "truck"], "SYNTHIA has none of them; num_classes=16 leaves them out")])
+def test_the_advice_for_street_sets_names_no_key_of_other_sets(name, names, advice):
+    said = inspection.never_seen(parse_config("", "-"), name, names, "these labels")
+    assert said.startswith(f"classes never seen: {', '.join(names)}: no pixel of them in these labels; {advice}")
+    assert "label_ids" not in said and f"{name}.classes" not in said
 
 
 def test_the_check_says_it_in_the_same_words_and_lists_the_ids(world, monkeypatch, capsys):

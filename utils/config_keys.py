@@ -73,7 +73,8 @@ class Config:
                                   "takes the network NAME of a file with several", optional=True, path=True)
     init_input: str = key("auto", str, "input that init_weight's network was trained with: bgr255 (0..255 minus the "
                           "mean: this field's, and this project's own), rgb01 (RGB / 255 with torchvision's mean and "
-                          "std: CRST's), which is converted, or auto, which goes by the first layer's scale",
+                          "std: CRST's), which is converted, or auto, which goes by the first layer's scale; "
+                          "checkpoints of this program are known as what they are, whatever this says",
                           choices=("auto", "bgr255", "rgb01"))
     restore_from: str | None = key(None, str, "only None: use init_weight", optional=True, path=True)
     fixbn: bool = key(True, bool, "freeze weight and bias of every batch norm; its statistics move on")
