@@ -137,17 +137,18 @@ class Config:
     mirror: bool = key(True, bool, "flip half of the crops")
     on_bad_sample: str = key("error", str, "a training image or label that is missing, damaged or of another size: "
                              "error ends the run; skip reads every sample before training, and leaves out and logs the "
-                             "broken ones. The validation split is never thinned", choices=("error", "skip"))
+                             "broken ones. No validation sample is left out", choices=("error", "skip"))
 
     print_freq: int = key(100, int, "steps, or images of a pass over many, between lines with the pace (losses, rate, "
                           "time left) and between the log's training events", low=1, group="Logging")
     save_freq: int = key(500, int, "steps between saves of the run's whole state, from which resume goes on; it is "
                          "also saved around each round and when a signal stops the run", low=1)
-    keep: int = key(2, int, "states that stay", low=1)
+    keep: int = key(2, int, "saved states that are kept", low=1)
     val: bool = key(True, bool, "validate, where the target's validation split has labels")
     val_freq: int = key(1000, int, "steps between validations; there is one after each round anyway", low=1)
     tensorboard: bool = key(True, bool, "write TensorBoard scalars")
-    screen: bool = key(True, bool, "progress bars in place of these lines, on a terminal; elsewhere there are none")
+    screen: bool = key(True, bool, "progress bars in place of print_freq's lines, on a terminal; elsewhere there "
+                       "are none")
     snapshot: str = key("./snapshot", str, "folder of the checkpoints", path=True)
     result: str = key("./miou_result", str, "folder of the last validation's figures", path=True)
     log: str = key("./log", str, "folder of the JSON lines and TensorBoard scalars", path=True)
