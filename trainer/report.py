@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset import loaders, segmentation
+from dataset import inspection, loaders, segmentation
 from dataset.labels import ClassSet
 from trainer import evaluate
 from trainer.build import build_model, pick_device
@@ -45,6 +45,7 @@ def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
     device, names = pick_device(cfg.device), headings(checkpoints)
     samples, remarks = segmentation.find_split(cfg.target, cfg.target_data, "val")
     segmentation.require_labels(cfg.target, cfg.target_data, "val", samples)
+    remarks += inspection.unknown_ids(cfg, cfg.target, samples)
     for checkpoint in checkpoints:  # a wrong name among them should not cost the evaluation of the others
         _, loaded = build_model(cfg, device, checkpoint)
         if loaded.initialised:
