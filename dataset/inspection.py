@@ -137,7 +137,8 @@ def never_seen(cfg: Config, section_name: str, names: list[str], where: str) -> 
 def unknown_ids(cfg: Config, section_name: str, samples: list[Sample]) -> list[str]:
     """A warning, if any, of ids that a section's table does not know, in a few labels spread over the samples: label
     files of another numbering (Cityscapes' labelIds for train ids, say) would be read wrong without a word."""
-    known = segmentation.known_ids(cfg.section(section_name), cfg.num_classes)
+    section = cfg.section(section_name)
+    known, key = segmentation.known_ids(section, cfg.num_classes), "label_ids" if section.type == "folder" else "data_dir"
     for sample in samples[:: -(-len(samples) // _LOOKED_AT)] if samples else ():
         try:
             found = np.flatnonzero(np.bincount(files.read_label_ids(sample.label).ravel()))
@@ -146,8 +147,8 @@ def unknown_ids(cfg: Config, section_name: str, samples: list[Sample]) -> list[s
         if unknown := sorted({*found.tolist()} - known):
             more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
             return [f"warning: {sample.label}: label ids {', '.join(map(str, unknown[:_SHOWN]))}{more} are not in the "
-                    f"table and are ignored: check {section_name}'s labels and the key label_ids (python -m "
-                    "dataset.check counts the ids that the files hold)"]
+                    f"table and are ignored: check {section_name}.{key} (python -m dataset.check counts the ids that "
+                    "the files hold)"]
     return []
 
 
