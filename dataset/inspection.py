@@ -138,7 +138,8 @@ def unknown_ids(cfg: Config, section_name: str, samples: list[Sample]) -> list[s
     """A warning, if any, of ids that a section's table does not know, in a few labels spread over the samples: label
     files of another numbering (Cityscapes' labelIds for train ids, say) would be read wrong without a word."""
     section = cfg.section(section_name)
-    known, key = segmentation.known_ids(section, cfg.num_classes), "label_ids" if section.type == "folder" else "data_dir"
+    known = segmentation.known_ids(section, cfg.num_classes)
+    key = "label_ids" if section.type == "folder" else "data_dir"
     for sample in samples[:: -(-len(samples) // _LOOKED_AT)] if samples else ():
         try:
             found = np.flatnonzero(np.bincount(files.read_label_ids(sample.label).ravel()))
