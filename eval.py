@@ -7,8 +7,8 @@ import os
 import sys
 from pathlib import Path
 
-from utils.cli import guarded, parser, path
-from utils.errors import ConfigError
+from utils.cli import guarded, leave, parser, path
+from utils.errors import ConfigError, naming
 
 
 def main(given):
@@ -33,9 +33,12 @@ def main(given):
     if unseen := next(iter(next(iter(scored.values())).values()))["unseen"]:
         print(f"warning: {never_seen(cfg, cfg.target, unseen, 'the validation labels')}", file=sys.stderr)
     if given.json:
-        Path(given.json).write_text(json.dumps(scored, indent=1) + "\n", encoding="utf-8")
+        with naming(given.json):
+            Path(given.json).write_text(json.dumps(scored, indent=1) + "\n", encoding="utf-8")
     if given.figure:
-        report.figure(cfg, checkpoints, given.images).save(given.figure)
+        picture = report.figure(cfg, checkpoints, given.images)
+        with naming(given.figure):
+            picture.save(given.figure)
 
 
 def run() -> int:
@@ -53,4 +56,4 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run())
+    leave(run())

@@ -5,9 +5,8 @@
 `method: ld` (label denoising) starts from a source-only network and writes snapshot/<note>/ld.pth; `method: be`
 (boundary enhancement) starts from that one (init_weight=snapshot/<note>/ld.pth) and writes snapshot/<note>/be.pth.
 """
-import sys
 
-from utils.cli import run_stage
+from utils.cli import leave, run_stage
 from utils.errors import ConfigError
 
 
@@ -19,4 +18,4 @@ def run(cfg):
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage(__doc__, "config/ldbe_config.yml", run))
+    leave(run_stage(__doc__, "config/ldbe_config.yml", run))

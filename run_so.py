@@ -4,9 +4,8 @@
 
 Writes snapshot/<note>/source_only.pth.
 """
-import sys
 
-from utils.cli import run_stage
+from utils.cli import leave, run_stage
 
 
 def run(cfg):
@@ -15,4 +14,4 @@ def run(cfg):
 
 
 if __name__ == "__main__":
-    sys.exit(run_stage(__doc__, "config/so_config.yml", run, method="source_only"))
+    leave(run_stage(__doc__, "config/so_config.yml", run, method="source_only"))

@@ -8,14 +8,14 @@ images that occur twice; ends with each class's share of the labelled pixels. An
 `method` ld or be, which open nothing of it, its folder need not be there.
 """
 import os
-import sys
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from dataset import loaders, segmentation
-from dataset.inspection import NO_ACCURACY, NO_VALIDATION, findings, labels_compared, never_seen, progress_of
+from dataset.inspection import (NO_ACCURACY, NO_VALIDATION, findings, labels_compared, never_seen, no_images,
+                                progress_of, some_labels)
 from dataset.labels import IGNORE_INDEX
-from utils.cli import guarded, parser
+from utils.cli import guarded, leave, parser
 from utils.config import Config, load_config
 from utils.errors import DataError, one_line
 
@@ -50,7 +50,7 @@ def check_part(cfg: Config, part: str) -> Report:
         report.errors.append(str(error))
         return report
     if not samples:
-        report.notes.append(f"{NO_VALIDATION}: {name} has no images in its split {split!r}")
+        report.notes.append(no_images(name, cfg.section(name), split))
     samples = _judge_gaps(report, cfg, part, samples)
     labels_matter = part != "target_train" or labels_compared(cfg, samples)
     skip, broken = cfg.on_bad_sample == "skip" and split == "train", 0
@@ -79,7 +79,7 @@ def _judge_gaps(report, cfg, part, samples):
     side, split = PARTS[part]
     name, lost = getattr(cfg, side), NO_VALIDATION if split == "val" else NO_ACCURACY
     if any(there):
-        report.notes.append(f"{lost}: {there.count(False)} of {len(there)} labels are not there")
+        report.notes.append(some_labels(lost, there.count(False), samples))
     elif part == "source_train":
         try:
             segmentation.require_labels(name, cfg.section(name), split, samples)
@@ -162,14 +162,19 @@ def main(arguments: list[str] | None = None) -> int:
     exit_codes = f"0 nothing would stop a run, {EXIT_WOULD_STOP} something would"
     options = parser(__doc__, "config/ldbe_config.yml", exit_codes)
     options.prog = "python -m dataset.check"
-    options.add_argument("--split", nargs="+", choices=PARTS, help="what to read (default: see above)")
+    options.add_argument("--split", nargs="+", default=[], metavar="PART",
+                         help=f"what to read: {', '.join(PARTS)} (default: see above)")
     options.add_argument("overrides", nargs="*", metavar="key=value", help="set a key, e.g. worker=8")
     given = options.parse_intermixed_args(arguments)
+    split = [word for word in given.split if "=" not in word]  # what stands behind --split may be an override
+    for word in split:
+        if word not in PARTS:
+            options.error(f"argument --split: {word!r} is none of {', '.join(PARTS)}")
 
     def run():
-        cfg = load_config(given.config, given.overrides)
-        parts, left_out = given.split or list(PARTS), None
-        if not given.split and cfg.method != "source_only":
+        cfg = load_config(given.config, [*given.overrides, *(word for word in given.split if "=" in word)])
+        parts, left_out = split or list(PARTS), None
+        if not split and cfg.method != "source_only":
             if cfg.source == cfg.target:
                 left_out = f"source_train ({cfg.source}): not read, it is the target's own section"
             elif not os.path.isdir(cfg.source_data.data_dir):
@@ -185,4 +190,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

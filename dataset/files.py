@@ -1,5 +1,6 @@
 """Reading image and label files. What is missing, damaged, of another kind or too large raises a DataError that names
 the file and what it is; sizes are checked in the header, before anything is decoded or allocated."""
+import os
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -81,6 +82,8 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 @contextmanager
 def _opened(path, kind) -> Iterator[formats.Picture]:
     try:
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe that nobody writes to is never open
+            raise OSError("not a file")
         with warnings.catch_warnings(), open(path, "rb") as file:
             warnings.simplefilter("ignore")  # remarks on metadata that nobody uses
             warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -90,4 +93,5 @@ def _opened(path, kind) -> Iterator[formats.Picture]:
     except FileNotFoundError:
         raise DataError(f"{path}: {kind.split()[1]} not found: restore it or take it out of the list.") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
-        raise DataError(f"{path}: cannot be read as {kind} ({error}): replace it or take it out of the list.") from None
+        why = str(error) or type(error).__name__
+        raise DataError(f"{path}: cannot be read as {kind} ({why}): replace it or take it out of the list.") from None

@@ -8,7 +8,7 @@ import numpy as np
 
 from dataset import files, labels, loaders, segmentation
 from dataset.segmentation import Sample
-from utils.config import Config
+from utils.config import Config, DataConfig
 from utils.errors import DataError
 from utils.progress import Progress
 
@@ -86,9 +86,8 @@ def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tup
     """
     section, skip = cfg.section(section_name), cfg.on_bad_sample == "skip"
     samples, lines = segmentation.find_split(section_name, section, "train", complete=not skip)
-    if not labels_needed and cfg.plabel_accuracy and not any(s.label and os.path.isfile(s.label) for s in samples):
-        why = segmentation.why_no_labels(section_name, section, "train", samples)
-        lines += [why.remark(NO_ACCURACY)] if why.surprising else []
+    if not labels_needed and cfg.plabel_accuracy:
+        lines += _accuracy_remarks(section_name, section, samples)
     if not skip:
         if labels_needed:
             segmentation.require_labels(section_name, section, "train", samples)
@@ -109,12 +108,33 @@ def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tup
     return good, lines + (unknown_ids(cfg, section_name, good) if labels_needed else [])
 
 
+def no_images(section_name: str, section: DataConfig, split: str) -> str:
+    """The remark that a split without images cannot be scored."""
+    return f"{NO_VALIDATION}: {section_name} has no images in its split {split!r}: " + (
+        f"its list {section.data_list_val!r} is empty" if section.data_list_val else
+        f"none matches {segmentation.image_pattern(section, split)!r}")
+
+
+def some_labels(lost: str, missing: int, samples: list[Sample]) -> str:
+    """The remark that not all of the samples have a label."""
+    return f"{lost}: {missing} of {len(samples)} labels are not there"
+
+
+def _accuracy_remarks(section_name, section, samples):
+    """Where labels are not needed: that some are there but cannot be used."""
+    missing = sum(not (s.label and os.path.isfile(s.label)) for s in samples)
+    if missing < len(samples):
+        return [some_labels(NO_ACCURACY, missing, samples)] if missing else []
+    why = segmentation.why_no_labels(section_name, section, "train", samples)
+    return [why.remark(NO_ACCURACY)] if why.surprising else []
+
+
 def validation_samples(cfg: Config) -> tuple[list[Sample], list[str]]:
     """(the target's validation split if it can be scored, else nothing; remarks for the log on why not, and on what was
     left out). Raises DataError, also if only some of the images have labels."""
     samples, remarks = segmentation.find_split(cfg.target, cfg.target_data, "val", required=False)
     if not samples:
-        return [], [*remarks, f"{NO_VALIDATION}: {cfg.target} has no images in its split 'val'"]
+        return [], [*remarks, no_images(cfg.target, cfg.target_data, "val")]
     if not segmentation.has_labels(samples):
         why = segmentation.why_no_labels(cfg.target, cfg.target_data, "val", samples)
         return [], [*remarks, why.remark(NO_VALIDATION)]

@@ -27,10 +27,11 @@ def read_list(section_name: str, list_file: str, tree: Tree, images: Pattern, la
     """(the images that a list names, remarks on what was passed over).
 
     Names may hold blanks, may be written as `Places` has it, and may leave out the image's ending. What follows an
-    image is its label if it ends as one: a file that matches `labels` or, with `free_labels`, any below data_dir or
-    below the labels' folder. A line that begins with # and names no file is a comment. Raises OSError or ValueError if
-    the list cannot be read, DataError that names the line where one leaves data_dir, does not match, or where some
-    lines name a label and others do not, or where one is too long for two names.
+    image, behind a tab, a comma, a semicolon or blanks, is its label if it ends as one: a file that matches `labels`
+    or, with `free_labels`, any below data_dir or below the labels' folder. A line that begins with # and names no file
+    is a comment. Raises OSError or ValueError if the list cannot be read, DataError that names the line where one
+    leaves data_dir, does not match, where some lines name a label and others do not, or where one is too long for two
+    names.
     """
     reader = _Reader(section_name, list_file, tree, images, labels, free_labels)
     entries = [entry for number, line in _lines(list_file) if (entry := reader.entry(number, line))]
@@ -54,8 +55,9 @@ class Places:
                           ((os.path.abspath(tree.root), ""), *zip(self._real, ("", folder)))]
 
     def find(self, written: str, pattern: Pattern, added: str = "") -> tuple[str | None, int]:
-        """(path, THERE or MISSING), (None, OUTSIDE) or (None, UNFIT) of a written name with `added` behind it."""
-        missing = None
+        """(path, THERE or MISSING), (None, OUTSIDE) or (None, UNFIT) of a written name with `added` behind it. A file
+        below data_dir that does not match the pattern is UNFIT, however it is written."""
+        missing, unfit = None, False
         for form in dict.fromkeys((written, written.replace("\\", "/"), os.path.expanduser(written))):
             parts = [part for part in form.split("/") if part not in ("", ".")]
             if ".." in parts:
@@ -67,7 +69,10 @@ class Places:
                         return found, THERE
                     if not guess or pattern.fixed:  # without a folder in the pattern, any path would do
                         missing = missing or (path, MISSING)
-        return missing or (None, OUTSIDE if written.startswith("/") else UNFIT)
+            unfit = unfit or self.tree.file("/".join(parts), "") is not None
+        if missing and not unfit:
+            return missing
+        return None, OUTSIDE if written.startswith("/") and not unfit else UNFIT
 
     def inside(self, path: str) -> bool:
         """Whether the file is, with all links followed, below data_dir or below `folder`."""
@@ -99,11 +104,11 @@ def _lines(path: str) -> list[tuple[int, str]]:
 
 
 def _cuts(text: str) -> Iterator[tuple[str, str]]:
-    """The ways to read a text as a file name, which may hold blanks, and what follows it: all of it, cut at a tab, cut
-    at any blanks."""
+    """The ways to read a text as a file name, which may hold blanks and commas, and what follows it: all of it, cut at
+    a tab, at a comma or semicolon, at any blanks."""
     stripped = text.strip()
     yield from dict.fromkeys([(text, ""), (stripped, "")])
-    for separator in (r"\s*\t\s*", r"\s+"):
+    for separator in (r"\s*\t\s*", r"\s*[,;]\s*", r"\s+"):
         for blank in re.finditer(separator, stripped):
             yield stripped[: blank.start()], stripped[blank.end():]
 
@@ -137,7 +142,8 @@ class _Reader:
     def entry(self, number: int, line: str) -> Entry | None:
         """The line's entry, None for a comment."""
         if "\0" in line:
-            self._refuse_outside(number, line)
+            raise DataError(f"{self.list_file}, line {number}: {line!r} holds a zero byte: save the list as text in "
+                            "UTF-8.")
         if len(line) > _LONGEST or len(line.split()) > _MOST_WORDS:
             if line.lstrip().startswith("#"):
                 self.comments.append(number)
@@ -186,8 +192,10 @@ class _Reader:
         return found
 
     def _refuse_outside(self, number, text):
-        raise DataError(f"{self.list_file}, line {number}: {text!r} points outside the data folder: give names below "
-                        f"{self.images.folder or 'data_dir'!r}.")
+        slash = "" if ".." in re.split(r"[/\\]", text) else " (and is not there without its slash)"
+        raise DataError(f"{self.list_file}, line {number}: {text!r} points outside the data folder{slash}: give names "
+                        f"below {self.images.folder or 'data_dir'!r}, or of labels below "
+                        f"{self.labels and self.labels.folder or 'data_dir'!r}.")
 
     def _refuse_name(self, number, text):
         endings = self.images.endings

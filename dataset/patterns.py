@@ -14,8 +14,10 @@ from pathlib import Path, PurePosixPath
 
 from utils.errors import DataError
 
-IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
+IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".ppm")
 LABEL_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff", ".pgm", ".pbm", ".pnm", ".ppm")  # the first is the usual one
+# Pictures that are not read.
+OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jpe", ".tga", ".dng", ".exr", ".psd", ".svg")
 # Folders that systems and viewers put among images, in lower case; those that begin with a dot are left out anyway.
 NO_DATA = frozenset({
     "__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "lost+found",
@@ -32,34 +34,36 @@ def composed(text: str) -> str:
 class Pattern:
     """Where files are: `folder/`, any sub-folders, `prefix`, the stem, `suffix` (None: one of `extensions`). A part `*`
     of `folder` stands for one folder of any name. A file's name is what the stars stand for, its sub-folders and its
-    stem, joined by "/": unique among the files that match the pattern."""
+    stem, joined by "/": unique among the files that match the pattern. exact: of the suffix only what follows its last
+    dot may be in another case."""
 
     folder: str
     prefix: str
     suffix: str | None
     extensions: tuple[str, ...]
+    exact: bool = False
 
     @classmethod
-    def parse(cls, text: str, split: str, extensions: tuple[str, ...]) -> "Pattern":
+    def parse(cls, text: str, split: str, extensions: tuple[str, ...], exact: bool = False) -> "Pattern":
         """A pattern as it is configured, with `{split}` and `{name}`; without `{name}` it is a folder."""
         text = str(PurePosixPath(text.replace("{split}", split)))
         before, name, suffix = text.partition("{name}")
         folder, _, prefix = before.rpartition("/") if name else (text, "", "")
-        return cls("" if folder == "." else folder, prefix, suffix or None, extensions)
+        return cls("" if folder == "." else folder, prefix, suffix or None, extensions, exact)
 
     def __str__(self):
         return "/".join(filter(None, [self.folder, f"{self.prefix}<name>{self.suffix or self.extensions[0]}"]))
 
     @property
     def endings(self) -> tuple[str, ...]:
-        """What a matching path may end in, in any case."""
+        """What a matching path may end in."""
         return self.extensions if self.suffix is None else (self.suffix,)
 
     def ending(self, path: str) -> str | None:
-        """What follows the stem of a path, None if the path does not match."""
+        """The end of a path whose case is free, None if the path does not match."""
         if self.name(path) is None:
             return None
-        return self.suffix or PurePosixPath(path).suffix
+        return os.path.splitext(path)[1] if self.exact or not self.suffix else self.suffix
 
     @cached_property
     def fixed(self) -> str:
@@ -70,8 +74,10 @@ class Pattern:
     def _expressions(self):
         def expression(form):
             folders = [part.replace(r"\*", "([^/]+)") + "/" for part in re.escape(form(self.folder)).split("/") if part]
-            endings = "|".join(re.escape(form(ending)) for ending in self.endings)
-            return re.compile("".join(folders) + f"((?:[^/]+/)*){re.escape(form(self.prefix))}([^/]+)(?i:{endings})")
+            kept = (self.suffix or "").rpartition(".")[0] if self.exact else ""
+            endings = "|".join(re.escape(form(ending.removeprefix(kept))) for ending in self.endings)
+            return re.compile("".join(folders) + f"((?:[^/]+/)*){re.escape(form(self.prefix))}([^/]+)"
+                              f"{re.escape(form(kept))}(?i:{endings})")
         return expression(str), expression(composed)
 
     def name(self, path: str) -> str | None:
@@ -206,7 +212,7 @@ def scan(tree: Tree, pattern: Pattern) -> tuple[list[str], list[str]]:
         for name, entry in tree.entries(here).items():
             if is_folder(entry):
                 inner.append(join(here, name))
-            elif pattern.name(join(here, name)) is not None and (entry.is_file() or entry.is_symlink()):
+            elif pattern.name(join(here, name)) is not None and (entry.is_symlink() or entry.is_file()):
                 (left_out if no_data(name) else found).append(join(here, name))
         waiting += reversed(inner)
     return sorted(found, key=lambda path: path.split("/")), sorted(left_out)

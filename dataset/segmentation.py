@@ -2,7 +2,7 @@
 read, raises a DataError that names it."""
 import hashlib
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from dataset import labels
 from dataset.files import read_image, read_label, require_same_size
 from dataset.lists import Places, read_list
-from dataset.patterns import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, Pattern, Tree, folders, scan
+from dataset.patterns import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, OTHER_PICTURES, Pattern, Tree, composed, folders, scan
 from utils.config import DataConfig
 from utils.errors import DataError
 
@@ -106,6 +106,11 @@ def find_split(section_name: str, section: DataConfig, split: str, required: boo
     return _samples(section_name, root, images, found), remarks
 
 
+def image_pattern(section: DataConfig, split: str) -> str:
+    """Where the split's images are looked for, as text for messages."""
+    return str(Path(section.data_dir) / str(_patterns(section, split)[0]))
+
+
 def has_labels(samples: list[Sample]) -> bool:
     """True if every sample's label file exists, False if none does. Raises DataError naming the first of a few gaps."""
     missing = [s for s in samples if s.label is None or not os.path.isfile(s.label)]
@@ -176,15 +181,17 @@ def read_pair(sample: Sample, table: np.ndarray) -> tuple[np.ndarray, np.ndarray
 def _patterns(section: DataConfig, split: str) -> tuple[Pattern, Pattern | None]:
     """Where the split's images are, and their labels."""
     layout = LAYOUTS.get(section.type) or Layout(section.images, section.labels)
-    return (Pattern.parse(layout.images, split, IMAGE_EXTENSIONS),
-            Pattern.parse(layout.labels, split, LABEL_EXTENSIONS) if layout.labels else None)
+    exact = section.type in LAYOUTS  # IDD's _labelids hold other ids than Cityscapes' _labelIds
+    return (Pattern.parse(layout.images, split, IMAGE_EXTENSIONS, exact),
+            Pattern.parse(layout.labels, split, LABEL_EXTENSIONS, exact) if layout.labels else None)
 
 
 def _label(tree: Tree, labels_: Pattern | None, name: str) -> str | None:
     """The label of the image of that name, as it is on disk; if it is not there, where it is expected."""
     if labels_ is None:
         return None
-    found = [path for ending in labels_.endings if (path := tree.file(labels_.path(name, ending), ending))]
+    expected = [labels_.path(name, ending) for ending in labels_.endings]
+    found = [path for there in expected if (path := tree.file(there, labels_.ending(there)))]
     if len(found) > 1:
         raise DataError(f"{tree.root / found[0]}: is a label of the same image as {found[1]}: keep one of them, or "
                         "give the labels' ending in the key `labels`, as in '{split}/{name}.png'.")
@@ -192,18 +199,27 @@ def _label(tree: Tree, labels_: Pattern | None, name: str) -> str | None:
 
 
 def _samples(section_name, root, images, found):
-    """The samples of [(image, label or None)]: every name once, no image its own label."""
+    """The samples of [(image, label or None)]: every name once, no image its own label. Accents do not tell names
+    apart by the way they are written: a label is found for both, and some disks take both for one."""
     samples = {}
     for image, label in found:
         name = images.name(image)
+        key = composed(name)
         if label == image:
             raise DataError(f"{root / image}: is by {section_name}.labels its own label: give labels another folder or "
                             "another ending, such as '{split}/{name}_label.png', or leave it out.")
-        if name in samples:
-            raise DataError(f"{image} and {samples[name].image.relative_to(root)} share the name {name!r}: pseudo "
-                            "labels could not be told apart; keep one of them.")
-        samples[name] = Sample(name, root / image, root / label if label else None)
+        if key in samples:
+            other = samples[key].image.relative_to(root).as_posix()
+            raise DataError(f"{image} and {other} share the name {name!r}{_how_alike(image, other)}: pseudo labels "
+                            "could not be told apart; keep one of them.")
+        samples[key] = Sample(name, root / image, root / label if label else None)
     return list(samples.values())
+
+
+def _how_alike(image, other):
+    if image == other:
+        return " (it is listed twice)"
+    return " (their accents are written in two ways, NFC and NFD)" if composed(image) == composed(other) else ""
 
 
 def _scanned(section_name, tree, images, labels_):
@@ -213,6 +229,9 @@ def _scanned(section_name, tree, images, labels_):
     others = {label for path, label in label_of.items() if label != path}
     kept = [(path, label) for path, label in label_of.items() if path not in others]
     remarks = []
+    if images.suffix is None and (unread := scan(tree, replace(images, extensions=OTHER_PICTURES))[0]):
+        remarks.append(f"warning: {section_name}: pictures among the images whose kind is not read are left out: "
+                       f"{len(unread)} (the first: {unread[0]!r}); save them as PNG or JPEG")
     if hidden:
         remarks.append(f"{section_name}: hidden files, previews and the like among the images are left out: "
                        f"{len(hidden)} (the first: {hidden[0]!r}); a list may name them")
@@ -230,10 +249,10 @@ def _listed(section_name, section, key, tree, images, labels_, complete):
         entries, remarks = read_list(section_name, list_file, tree, images, labels_, section.type == "folder")
     except (OSError, ValueError) as error:
         there = len(_scanned(section_name, tree, images, labels_)[0])
-        advice = (f", or {section_name}.{key}=None takes the {there} images of the folder." if there else
-                  f"; no image matches {str(tree.root / str(images))!r} either.")
-        raise DataError(f"{section_name}.{key}: cannot read {list_file!r} ({error}): correct the path{advice}"
-                        ) from None
+        advice = "save it as text in UTF-8" if isinstance(error, UnicodeDecodeError) else "correct the path"
+        advice += (f", or {section_name}.{key}=None takes the {there} images of the folder." if there else
+                   f"; no image matches {str(tree.root / str(images))!r} either.")
+        raise DataError(f"{section_name}.{key}: cannot read {list_file!r} ({error}): {advice}") from None
     places = Places(tree, images.fixed), Places(tree, labels_.fixed if labels_ else "")
     found = [(e.image, e.label or _label(tree, labels_, images.name(e.image))) for e in entries]
     for pair in found:

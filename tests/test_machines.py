@@ -26,7 +26,7 @@ from test_pipeline import TINY, call, weights
 import eval as eval_script
 import run as run_script
 import run_so as run_so_script
-from dataset import check, views
+from dataset import check, files, views
 from dataset.loaders import ReadingLoader
 from dataset.toy import write_toy_world
 from dataset.toy.__main__ import main as toy_main
@@ -457,6 +457,115 @@ def test_readers_do_not_outlive_a_killed_run():
     while any(map(alive, readers)):
         assert time.monotonic() < end, "a reader is still there"
         time.sleep(0.05)
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a stuck reader ends with its read")
+def test_stuck_readers_do_not_outlive_a_killed_run():
+    code = ("import sys, time, os; sys.path.insert(0, sys.argv[1])\nimport multiprocessing, signal\n"
+            "from utils.processes import map_in_order\na = map_in_order(str, range(9), 2); next(a)\n"
+            "pids = [c.pid for c in multiprocessing.active_children()]\n"
+            "[os.kill(pid, signal.SIGSTOP) for pid in pids]\nprint(*pids, flush=True); time.sleep(60)")
+    run = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], stdout=subprocess.PIPE, text=True)
+    readers = run.stdout.readline().split()
+    run.kill()
+    assert len(readers) == 2 and run.stdout.read() == ""  # which ends as soon as nobody has it open
+    run.wait()
+
+
+SCRIPT = """
+import os, signal, sys, time
+sys.path.insert(0, sys.argv[1])
+from utils import cli
+from utils.processes import map_in_order
+number, times = int(sys.argv[2]), int(sys.argv[3])
+def read(n):
+    if n == 5:
+        os.kill(os.getppid(), number)
+        os.kill(os.getpid(), signal.SIGSTOP)
+def main():
+    try:
+        list(map_in_order(read, range(9), 1))
+    finally:
+        if times == 2:
+            os.kill(os.getpid(), number)
+            time.sleep(60)
+cli.leave(cli.guarded(main))
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_ends_what_has_nothing_to_save_in_order_and_a_second_at_once(number, times):
+    """Before training, in eval.py and dataset.check: whatever is read, or stuck."""
+    done = subprocess.run([sys.executable, "-c", SCRIPT, str(ROOT), str(int(number)), str(times)], capture_output=True,
+                          text=True, timeout=20)
+    if times == 1 or number == signal.SIGINT:  # a second Ctrl-C raises KeyboardInterrupt again
+        assert (done.returncode, done.stderr) == (130, "stopped: what had been saved before is kept\n")
+    else:
+        assert done.returncode == -number
+
+
+def test_guarded_leaves_signals_as_they_were(capsys):
+    before = [signal.getsignal(number) for number in SIGNALS]
+    for number in SIGNALS:
+        assert cli.guarded(lambda: (os.kill(os.getpid(), number), time.sleep(1))) == 130
+        assert capsys.readouterr().err == "stopped: what had been saved before is kept\n"
+    assert [signal.getsignal(number) for number in SIGNALS] == before
+    with pytest.raises(SystemExit, match="75"):
+        cli.leave(75)
+    assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN  # nothing said or answered changes any more
+    signal.signal(signal.SIGINT, before[0])
+
+
+@pytest.mark.parametrize("kind", ["image", "label"])
+def test_a_pipe_among_the_files_is_not_waited_for(tmp_path, kind):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "a.png").symlink_to("pipe")
+    with within(2), pytest.raises(DataError, match="a.png: cannot be read as an? .*not a file"):
+        (files.read_image if kind == "image" else files.read_label_ids)(tmp_path / "a.png")
+
+
+# --- memory, processes and disks that are full ----------------------------------------------------------------------
+
+@pytest.mark.parametrize("error", [
+    MemoryError(), OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)), RuntimeError("can't start new thread"),
+    ImportError("libtorch_cpu.so: failed to map segment from shared object"),
+    OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "a.png"), RuntimeError("std::bad_alloc"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
+                 "to allocate 8 bytes. Error code 12 (Cannot allocate memory)")])
+def test_too_little_memory_is_said_whoever_notices(capsys, error):
+    def main():
+        raise error
+    assert cli.guarded(main) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and said.startswith("error: memory is full") and "ulimit" in said
+
+
+def test_a_full_disk_is_named_wherever_it_is_met(world, monkeypatch, capsys):
+    full = failing(errno.ENOSPC)
+    def refused(patched, *run):
+        with monkeypatch.context() as patch:
+            patch.setattr(*patched)
+            assert as_main(monkeypatch, *run) == 2
+        said = capsys.readouterr().err
+        assert said.splitlines()[-1].startswith("error: ") and os.strerror(errno.ENOSPC) in said
+        return said.splitlines()[-1]
+    assert "plabel/tiny/ld/round0/" in refused((Path, "write_bytes", full), run_script, *LD)
+    text = Path.write_text
+    partial = (lambda path, *words, **more: full() if path.suffix == ".json" else text(path, *words, **more))
+    assert "error: s.json: " in refused((Path, "write_text", partial), eval_script, "start.pth", "--json", "s.json")
+    assert "error: f.png: " in refused(("PIL.Image.Image.save", full), eval_script, "start.pth", "--figure", "f.png")
+    toy = ("--root", "t", "--size", "32", "32", "--source", "1", "--train", "1", "--val", "1", "--synthia", "0")
+    assert "error: t/gta5/images/00001.png: " in refused(("PIL.Image.Image.save", full), toy_main, *toy)
+
+
+def test_a_full_disk_below_tensorboard_is_one_warning(world, monkeypatch, capfd):
+    """Its own thread meets the error."""
+    monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", failing(errno.ENOSPC))
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    assert call(monkeypatch, run_so_script, "tensorboard=true", "print_freq=1", "val=False") == 0
+    said = capfd.readouterr()
+    assert said.out.count("TensorBoard's scalars cannot be written") == 1 and said.err == ""
 
 
 # --- file systems without locks or sync ------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from PIL import Image
 
 import eval as eval_script
 import run as run_script
-from dataset import check, inspection, segmentation
+from dataset import check, files, inspection, segmentation
 from model.deeplabv2 import DeepLabV2
 from utils.cli import run_stage
 from utils.config import DataConfig, load_config
@@ -178,7 +178,7 @@ SETS = {  # files, images, labels, samples of the training split
                                 {"s/1": (0, 1), "2": (2, None)}),
     "numbers behind a word": (["x/frame_01.jpg", "x/sub/frame_02.jpg", "gt/mask_01.png", "gt/sub/mask_02.png"],
                               "x/frame_{name}.jpg", "gt/mask_{name}.png", {"01": (0, 2), "sub/02": (1, 3)}),
-    "endings of several kinds": ([f"i/{n}{e}" for n, e in enumerate((".PNG", ".Jpeg", ".TIF", ".webp", ".JPG", ".gif"))]
+    "endings of several kinds": ([f"i/{n}{e}" for n, e in enumerate((".PNG", ".Jpeg", ".TIF", ".webp", ".JPG", ".txt"))]
                                  + ["l/0.Png", "l/1.bmp", "l/2.tiff", "l/3.PGM", "l/4.tif"], "i", "l",
                                  {str(n): (n, n + 6) for n in range(5)}),
     "an upper-case suffix": (["train/a_RGB.PNG", "gt/a_Gt.pnG"], "{split}/{name}_rgb.png", "gt/{name}_gt.png",
@@ -241,6 +241,8 @@ LINES = [  # lines, pairs expected
     ([NFD("s/é.jpg"), "a.JPG"], [E, A]),
     ([NFD("s/é.JPG") + " " + NFD("SegmentationClass/s/é.png")], [E]),
     (["#1.jpg", "a.jpg"], [H, A]),
+    (["a.jpg,a.png", "JPEGImages/b c.jpg, SegmentationClass/b c.png", "s/é.JPG ; s/é.PNG"], [A, B, E]),
+    (["/JPEGImages/a.jpg;/SegmentationClass/a.png"], [A]),
     ("\ufeffa.jpg\r\nb c.jpg\r\n\r\n".encode(), [A, B]),
     ("a.jpg\rs/é.jpg".encode(), [A, E]),
 ]
@@ -306,6 +308,11 @@ def test_folders_as_deep_as_a_line_is_long(tmp_path):
     (["A.jpg"], "JPEGImages/A.jpg: listed in"),
     (["a.gif"], "line 1: 'a.gif' does not end in '.png' or '.jpg'"),
     (["# a.jpg", "#"], "is empty"),
+    (["a.jpg", "a.jpg"], "a.jpg share the name 'a' (it is listed twice)"),
+    (["other/a.png"], "line 1: 'other/a.png' does not match 'JPEGImages/<name>.png'"),
+    (["a.jpg", "/other/a.png"], "line 2: '/other/a.png' does not match"),
+    (["image,label", "a.jpg,a.png"], "line 1: 'image,label' does not end in"),
+    (['"a.jpg"'], "line 1: '\"a.jpg\"' does not end in"),
     (["out/a.jpg"], "is a link out"), (["leak.jpg"], "is a link out"), (["a.jpg leak.png"], "is a link out"),
     (["{d}/JPEGImages/leak.jpg"], "is a link out"), (["a.jpg out/a.png"], "is a link out"),
 ])
@@ -357,6 +364,93 @@ def test_the_advice_for_a_list_that_nobody_has_helps(tmp_path, key, split):
     cfg = load_config(tmp_path / "c.yml", [f"cityscapes.data_dir={tmp_path}/e"])
     with pytest.raises(DataError, match="correct the path; no image matches"):
         segmentation.find_samples("cityscapes", cfg.target_data, split)
+
+
+CITIES = [f"leftImg8bit/{s}/x/{n}_leftImg8bit.png" for s, n in (("train", "a_0"), ("train", "b_0"), ("val", "c_0"),
+                                                                    ("train_extra", "d_0"))]
+CITIES += [f"gtFine/{s}/x/{n}_gtFine_{kind}.png" for s, n in (("train", "a_0"), ("train", "b_0"), ("val", "c_0"))
+           for kind in ("labelIds", "labelTrainIds", "color")]
+TRAIN_IDS = "/gtFine/train/x/a_0_gtFine_labelTrainIds.png"
+
+
+@pytest.mark.parametrize("line, expected", [
+    ("x/a_0_leftImg8bit.png", "x/a_0"), ("leftImg8bit/train/x/a_0_leftImg8bit.png", "x/a_0"),
+    ("/leftImg8bit/train/x/a_0_leftImg8bit.png", "x/a_0"), ("train/x/a_0_leftImg8bit.png", "x/a_0"),
+    ("leftImg8bit/train/x/a_0_leftImg8bit.png,gtFine/train/x/a_0_gtFine_labelIds.png", "x/a_0"),
+    (f"/{CITIES[0]}\t{TRAIN_IDS}", f"the label '{TRAIN_IDS}' does not match 'gtFine/train/"),
+    (f"{CITIES[0]} {TRAIN_IDS[1:]}", f"the label '{TRAIN_IDS[1:]}' does not match 'gtFine/"),
+    (f"{CITIES[0]},{TRAIN_IDS[1:]}", f"the label '{TRAIN_IDS[1:]}' does not match 'gtFine/"),
+    *((slash + image, f"line 1: '{slash}{image}' does not match 'leftImg8bit/train/<name>_leftImg8bit.png'")
+      for image in CITIES[2:4] for slash in ("", "/")),
+    ("x/c_0_leftImg8bit.png", "train/x/c_0_leftImg8bit.png: listed in"),
+    ("/gtFine/x/c.png", "points outside the data folder (and is not there without its slash)"),
+])
+def test_lists_of_other_projects_for_cityscapes(tmp_path, line, expected):
+    write(tmp_path / "d", *CITIES)
+    if expected == "x/a_0":
+        assert found(tmp_path, kind="cityscapes", lines=[line])[0] == {"x/a_0": (CITIES[0], CITIES[4])}
+        return
+    with pytest.raises(DataError) as error:
+        found(tmp_path, kind="cityscapes", lines=[line])
+    assert expected in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind, image, label, fits", [
+    ("cityscapes", "leftImg8bit/train/x/a_leftImg8bit.PNG", "gtFine/train/x/a_gtFine_labelIds.Png", True),
+    ("cityscapes", "leftImg8bit/train/x/a_leftImg8bit.png", "gtFine/train/x/a_gtFine_labelids.png", False),  # IDD's
+    ("cityscapes", "leftImg8bit/train/x/a_leftImg8bit.png", "gtFine/train/x/a_gtFine_LabelIds.png", False),
+    ("gta5", "images/1.PNG", "labels/1.Png", True), ("synthia", "RGB/1.pNG", "GT/LABELS/1.PNG", True)])
+def test_ids_of_street_labels_are_known_by_their_exact_names(tmp_path, kind, image, label, fits):
+    """IDD looks like Cityscapes, but for the case of one letter and the meaning of every id."""
+    write(tmp_path / "d", image, label)
+    for lines in (None, [image]):
+        samples, _ = found(tmp_path, kind=kind, lines=lines)
+        assert list(samples.values()) == [(image, label if fits else None)]
+    if not fits:
+        with pytest.raises(DataError, match="does not match 'gtFine/train/<name>_gtFine_labelIds.png'"):
+            found(tmp_path, kind=kind, lines=[f"{image} {label}"])
+
+
+@pytest.mark.parametrize("encoding, said", [("utf-16", "text in UTF-8"), ("utf-16-le", "text in UTF-8"), ("utf-32", ""),
+                                            ("latin-1", "text in UTF-8, or mine.data_list=None takes the 2 images")])
+@pytest.mark.parametrize("names", [("é.png", "b.png"), ("b.png", "b.png")])
+def test_lists_of_other_encodings_say_what_to_do(tmp_path, encoding, said, names):
+    write(tmp_path / "d/i", "é.png", "b.png")
+    if encoding == "latin-1" and names[0] == "b.png":
+        return
+    with pytest.raises(DataError) as error:
+        found(tmp_path, "i", lines="\r\n".join(names).encode(encoding))
+    assert said in str(error.value) and "text in UTF-8" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("lines", [None, [NFC("é.png"), NFD("é.png")]])
+def test_two_ways_to_write_an_accent_are_one_name(tmp_path, lines):
+    write(tmp_path / "d", NFC("i/é.png"), NFD("i/é.png"), "l/é.png")
+    with pytest.raises(DataError, match="share the name .* accents are written in two ways"):
+        found(tmp_path, "i", "l", lines=lines)
+
+
+@pytest.mark.parametrize("images", ["{split}", "./{split}/", "*"])
+def test_pictures_that_are_not_read_are_said(tmp_path, images):
+    write(tmp_path / "d/train", "a.jpg", "b.GIF", "x/c.heic", "._d.gif", "e.JFIF", "notes.txt", "a.json")
+    samples, remarks = found(tmp_path, images)
+    assert {image for image, _ in samples.values()} == {"train/a.jpg", "train/e.JFIF"}
+    assert len(remarks) == 1 and "not read are left out: 2 (the first: 'train/b.GIF')" in remarks[0]
+    for path in (tmp_path / "d/train").glob("*.[jJ]*"):
+        path.unlink()
+    with pytest.raises(DataError, match="no image matches .*not read are left out: 2"):
+        found(tmp_path, images)
+
+
+def test_links_that_lead_nowhere_are_left_to_reading(tmp_path):
+    write(tmp_path / "d/i", "a.png")
+    (tmp_path / "d/i/b.png").symlink_to("b.png")
+    (tmp_path / "d/i/c.png").symlink_to("gone.png")
+    samples = segmentation.find_samples("mine", section(tmp_path, "i"), "train")
+    assert [s.name for s in samples] == ["a", "b", "c"]
+    for sample in samples[1:]:
+        with pytest.raises(DataError, match=f"{sample.name}.png: "):
+            files.read_image(sample.image)
 
 
 # ---- random names ----------------------------------------------------------------------------------------------------
@@ -571,8 +665,22 @@ def test_runs_say_what_was_left_out_and_that_validation_is_lost(tmp_path, monkey
     remark = next(line for line in out.splitlines() if "validation skipped" in line)
     assert check.main(["--config", "c.yml"]) == 0 and f"\n  {remark}\n" in capsys.readouterr().out  # no note: warning:
     out = run("mine.labels=gt/{split}/{name}_gt.png", "overwrite=true")
-    assert "mIoU" in out and "validation skipped" not in out
+    assert "mIoU" in out and "validation skipped" not in out and "trained on as well" not in out
     assert out.count("left out: 2 (the first: ") == 2
+    out = run("mine.labels=gt/train/{name}_gt.png", "mine.images=img/train", "overwrite=true")  # there is one split
+    assert "note: 2 of the 2 validation images are trained on as well" in out
+    os.rename("d/img/val", "d/img/validation")
+    skipped = "validation skipped: mine has no images in its split 'val': none matches 'd/img/val/<name>.png'"
+    assert skipped in run("mine.labels=gt/{split}/{name}_gt.png", "overwrite=true")
+    assert check.main(["--config", "c.yml", "--split", "target_val", "worker=0"]) == 0  # what follows is an override
+    assert skipped in capsys.readouterr().out
+    os.rename("d/img/validation", "d/img/val")
+    os.rename("d/gt/train/0_gt.PNG", "d/gt/0")
+    partly = "the accuracy of pseudo labels is not reported: 1 of 2 labels are not there"
+    assert partly in run("mine.labels=gt/{split}/{name}_gt.png", "overwrite=true")
+    assert check.main(["--config", "c.yml", "mine.labels=gt/{split}/{name}_gt.png", "--split", "target_train"]) == 0
+    assert partly in capsys.readouterr().out
+    os.rename("d/gt/0", "d/gt/train/0_gt.PNG")
     monkeypatch.setattr(sys, "argv", ["eval.py", "--config", "c.yml", "n.pth", "mine.labels=gt/{split}/{name}_gt.png"])
     assert eval_script.run() == 0 and "left out: 2 (the first: " in capsys.readouterr().err
 

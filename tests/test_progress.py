@@ -1,9 +1,13 @@
 """How far a run is: bars on a terminal only, elsewhere a line now and then, and no other noise."""
 import io
 import json
+import os
 import re
+import struct
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +61,23 @@ def test_a_bar_needs_a_terminal_and_a_line_comes_where_no_bar_is_seen(monkeypatc
     found = lines(sys.stdout.getvalue())
     assert len(found) == (0 if bar and out is Terminal else 3)
     assert "\r" not in sys.stdout.getvalue() or out is Terminal
+
+
+@pytest.mark.parametrize("size", [(0, 0), (0, 80), (24, 80), (1, 40)])
+def test_a_bar_shows_on_a_terminal_of_any_size_and_needs_no_thread(monkeypatch, size):
+    """Serial consoles, `ssh -tt` and containers have terminals that do not know their size."""
+    fcntl, termios = pytest.importorskip("fcntl"), pytest.importorskip("termios")
+    ours, its = os.openpty()
+    fcntl.ioctl(its, termios.TIOCSWINSZ, struct.pack("HHHH", *size, 0, 0))
+    with open(its, "w", encoding="utf-8") as terminal, monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", terminal)
+        threads = threading.active_count()
+        for n in Progress(range(3), "reading", 1, True):
+            assert threading.active_count() == threads
+            time.sleep(0.11)
+        terminal.flush()
+        assert b"2/3" in os.read(ours, 10_000)
+    os.close(ours)
 
 
 def test_a_line_has_count_rate_and_time_left(clock, capsys):

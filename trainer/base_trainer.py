@@ -286,4 +286,7 @@ class BaseTrainer(ABC):
         samples, remarks = inspection.validation_samples(cfg)
         if not samples:
             return None, remarks
+        trained = {sample.image for sample in self.samples}
+        if shared := sum(sample.image in trained for sample in samples):
+            remarks = [*remarks, f"note: {shared} of the {len(samples)} validation images are trained on as well"]
         return loaders.whole_image_loader(cfg, cfg.target, samples, True, self.device.type == "cuda"), remarks

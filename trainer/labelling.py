@@ -21,7 +21,7 @@ from utils.background import Background, host_copy
 from utils.checkpoint import digest, remove_unfinished, write_atomically
 from utils.config import Config
 from utils.counting import count
-from utils.errors import TrainingError
+from utils.errors import TrainingError, naming
 from utils.metrics import confusion_matrix
 from utils.progress import Progress
 from utils.spool import TensorSpool
@@ -136,7 +136,8 @@ def _write_label(folder: Path, name: str, label: Callable[[], Tensor], hashes: d
     png, path = io.BytesIO(), folder / f"{name}.png"
     Image.fromarray(label().numpy()).save(png, "PNG", compress_level=1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png.getbuffer())
+    with naming(path):
+        path.write_bytes(png.getbuffer())
     hashes[name] = _sha256(png.getbuffer())
 
 

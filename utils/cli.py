@@ -3,14 +3,19 @@ import argparse
 import contextlib
 import io
 import os
+import signal
 import sys
 from pathlib import Path
 
 from utils.config import config_help, load_config
 from utils.config_values import expanded
 from utils.errors import ConfigError, NothingToDo, Stopped, UserError, one_line
+from utils.interrupt import signals_end
 
 EXIT_UNEXPECTED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130  # 75: sysexits' "try again later"
+# What the C library, its loader, Python and torch say where they get no memory, in errors of several kinds.
+_NO_MEMORY = ("Cannot allocate memory", "can't allocate memory", "failed to map segment", "not enough memory",
+              "std::bad_alloc", "can't start new thread")
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -31,7 +36,7 @@ def parser(description: str, default_config: str, done: str = "0 done") -> argpa
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog=f"{config_help()}\n\nexit codes: {done}, {EXIT_USER_ERROR} wrong input (one line says what), "
                f"{EXIT_STOPPED} stopped by a signal with the state saved (resume goes on), "
-               f"{EXIT_INTERRUPTED} stopped by Ctrl-C with nothing to save, {EXIT_UNEXPECTED} unexpected error")
+               f"{EXIT_INTERRUPTED} stopped by a signal with nothing to save, {EXIT_UNEXPECTED} unexpected error")
     result.add_argument("--config", default=default_config, metavar="FILE", help="YAML file (default: %(default)s)")
     result.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return result
@@ -97,8 +102,9 @@ def guarded(main, debug: bool = False) -> int:
     """Call `main()`; return its exit code (None: 0), or, with one line on stderr in place of a traceback, that of what
     went wrong. debug: let every error but a stop through, with its traceback."""
     try:
-        require_working_directory()
-        return main() or 0
+        with signals_end():
+            require_working_directory()
+            return main() or 0
     except NothingToDo as done:
         print(done)
         return 0
@@ -111,17 +117,24 @@ def guarded(main, debug: bool = False) -> int:
             raise
         if isinstance(error, UserError):
             return _said(EXIT_USER_ERROR, f"error: {error}")
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
+            return _said(EXIT_USER_ERROR, "error: memory is full, or a limit of it or of processes is reached "
+                         "(ulimit -v, -u): lower worker, batch_size or the crop and input sizes, or set "
+                         "checkpointing=true.")
         if isinstance(error, OSError) and error.filename is not None:
             return _said(EXIT_USER_ERROR, f"error: {error.filename}: {error.strerror}: check the path and the room "
                          "there.")
-        if isinstance(error, MemoryError):
-            return _said(EXIT_USER_ERROR, "error: memory is full: lower worker, batch_size or the crop and input "
-                         "sizes, or set checkpointing=true.")
         if type(error).__name__ == "OutOfMemoryError":
             return _said(EXIT_USER_ERROR, "error: the GPU's memory is full: lower batch_size or crop_tgt, or set "
                          "checkpointing=true or amp=bf16.")
         return _said(EXIT_UNEXPECTED, f"error: unexpected {type(error).__name__}: {str(error)[:500]}: run the same "
                      "command with --debug to see where, and report it.")
+
+
+def leave(exit_code: int) -> None:
+    """End the script. Another Ctrl-C from here on changes neither its exit code nor what it has said."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.exit(exit_code)
 
 
 def require_working_directory() -> None:

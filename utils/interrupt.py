@@ -66,6 +66,24 @@ def waiting():
 
 
 @contextlib.contextmanager
+def signals_end():
+    """Within the block any of SIGNALS raises KeyboardInterrupt, as SIGINT does by itself, where it would have ended the
+    process on the spot: what is open is closed. A second one ends it on the spot."""
+    def stop(number, frame):
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+    main = threading.current_thread() is threading.main_thread()
+    taken = [number for number in SIGNALS if main and signal.getsignal(number) is signal.SIG_DFL]
+    try:
+        for number in taken:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
+
+
+@contextlib.contextmanager
 def signals_held():
     """Hold SIGNALS back until the end of the block; child processes start with them held back."""
     if not hasattr(signal, "pthread_sigmask"):

@@ -2,6 +2,7 @@
 import contextlib
 import json
 import math
+import threading
 import time
 from pathlib import Path
 
@@ -65,6 +66,7 @@ class RunLog:
         try:
             if self._writer is None:  # its import costs as much as a step, so not before the first
                 from torch.utils.tensorboard import SummaryWriter
+                threading.excepthook = _but_for_disks
                 self._writer = SummaryWriter(self._board, purge_step=None if self._step is None else self._step + 1)
             for tag, value in _flatten(kind, values):
                 self._writer.add_scalar(tag, value, step)
@@ -72,6 +74,12 @@ class RunLog:
         except OSError as error:
             self._tensorboard = False
             self.say(f"warning: {self._board}: TensorBoard's scalars cannot be written ({error}) and end here.")
+
+
+def _but_for_disks(failed):
+    """What TensorBoard's own thread cannot write is raised again here, by `flush`: no traceback beside that."""
+    if not issubclass(failed.exc_type, OSError):
+        threading.__excepthook__(failed)
 
 
 def _jsonable(value):

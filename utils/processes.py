@@ -1,6 +1,7 @@
 """Calls in child processes, their results in order. Whatever ends a child, the caller hears of it at once."""
 import atexit
 import contextlib
+import ctypes
 import io
 import multiprocessing.util  # its exit function waits for children: imported first, so that ours runs before it
 import pickle
@@ -23,6 +24,7 @@ from utils.progress import say
 
 _KILLED = -getattr(signal, "SIGKILL", 9)  # exit code
 _AHEAD = 2  # calls per process that are under way or wait for the caller
+_PR_SET_PDEATHSIG = 1  # prctl(2): what the kernel sends to a process whose parent has ended
 _PATIENCE = 60  # seconds without an answer after which the caller's user is told
 _NO_PROCESS = ("worker: a reading process cannot be started ({}): set worker=0, or raise what limits this machine or "
                "container (processes: ulimit -u, --pids-limit; open files: ulimit -n; memory).")
@@ -133,8 +135,11 @@ class _Traceback(Exception):
 
 def _serve(its: socket.socket, ours: socket.socket, function: Callable) -> None:
     """The child: answer calls until the caller's end of the socket is closed, as it is when the caller is gone. A later
-    child holds the ends of earlier ones: then the last one goes first."""
+    child holds the ends of earlier ones: then the last one goes first. Linux ends also those that are stuck in a read.
+    """
     ours.close()
+    with contextlib.suppress(Exception):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     for number in SIGNALS:  # they come to the whole group; the caller decides what becomes of its children
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):

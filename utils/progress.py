@@ -6,6 +6,10 @@ from typing import Iterable, Iterator
 from tqdm import tqdm
 
 
+class _Bar(tqdm):
+    monitor_interval = 0  # no thread, which would be there at every fork; with miniters=1 it has nothing to do
+
+
 class Progress:
     """Iterates over `items` (which have a length) and shows the pace.
 
@@ -20,8 +24,9 @@ class Progress:
     def __init__(self, items: Iterable, title: str, every: int, screen: bool, unit: str = "image", first: int = 0):
         self.items, self.title, self.every, self.unit, self.first = items, title, every, unit, first
         self.done, self.total = first, first + len(items)
-        self.bar = tqdm(total=self.total, desc=title, unit=unit, initial=first, leave=False,
-                        disable=None if screen else True)  # None: unless stderr is a terminal
+        # disable=None: unless stderr is a terminal; nrows: on one that does not know its own size a bar hides itself.
+        self.bar = _Bar(total=self.total, desc=title, unit=unit, initial=first, leave=False, nrows=20, miniters=1,
+                        disable=None if screen else True)
         self.lines = self.bar.disable or not (sys.stdout and sys.stdout.isatty())
         self._start = time.monotonic()
 

@@ -1,9 +1,8 @@
 """The command line of the toy world."""
-import sys
 
 from dataset.toy.files import write_toy_world
 from dataset.toy.looks import STRENGTH
-from utils.cli import OneLineParser, guarded, path, tolerant_output
+from utils.cli import OneLineParser, guarded, leave, path, tolerant_output
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,4 +24,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

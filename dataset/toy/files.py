@@ -14,7 +14,7 @@ from dataset.labels import CITYSCAPES_CLASSES, CITYSCAPES_IDS, CITYSCAPES_PALETT
 from dataset.toy.camera import render
 from dataset.toy.looks import LAYOUT, LOOK, STRENGTH
 from dataset.toy.street import LABEL_ID
-from utils.errors import ConfigError, DataError
+from utils.errors import ConfigError, DataError, naming
 from utils.processes import map_in_order
 from utils.progress import Progress
 
@@ -57,8 +57,10 @@ def write_pair(item: tuple, seed: int, size: tuple[int, int], strength: float):
     """Draw and write one image and its label; `item` as from `world_files`."""
     dataset, split, index, image_path, label_path = item
     image, label = render(seed, dataset, split, index, size, strength)
-    Image.fromarray(image).save(image_path, compress_level=3)
-    save_label(label_path, label, dataset)
+    with naming(image_path):
+        Image.fromarray(image).save(image_path, compress_level=3)
+    with naming(label_path):
+        save_label(label_path, label, dataset)
 
 
 def world_files(root: Path, source: int, synthia: int, train: int, val: int):
