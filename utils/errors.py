@@ -1,9 +1,6 @@
 """The errors that a user can cause; the scripts print them as one line and exit with code 2."""
-<<<<<<< HEAD
-import unicodedata
-=======
 import contextlib
->>>>>>> rv-b
+import unicodedata
 
 
 class UserError(Exception):
@@ -35,7 +32,6 @@ class NothingToDo(Exception):
     """What was asked for is done already; the argument says so."""
 
 
-<<<<<<< HEAD
 def first_line(error: Exception) -> str:
     """What another's error says, for a message of one line."""
     return (str(error) or type(error).__name__).splitlines()[0][:120]
@@ -44,7 +40,8 @@ def first_line(error: Exception) -> str:
 def one_line(message: object) -> str:
     """The message with control characters escaped: names of files and keys may hold line ends or terminal codes."""
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in str(message))
-=======
+
+
 @contextlib.contextmanager
 def naming(path):
     """An OSError in the block names `path` if it names no file, as that of a full disk does not."""
@@ -53,4 +50,3 @@ def naming(path):
     except OSError as error:
         error.filename = error.filename or str(path)
         raise
->>>>>>> rv-b
