@@ -12,23 +12,26 @@ from utils.errors import ConfigError, naming
 
 
 def main(given):
-    from dataset.labels import never_seen  # late, so that --help answers at once
+    from dataset.inspection import never_seen  # late, so that --help answers at once
     from trainer import evaluate, report
     from utils.config import load_config
     from utils.config_values import expanded
-    overrides = [word for word in given.words if "=" in word and not os.path.exists(os.path.expanduser(word))]
+    def is_file(word):  # whose path may hold a =, and be followed by #NAME
+        return any(os.path.exists(os.path.expanduser(name)) for name in (word, word.rpartition("#")[0]))
+    overrides = [word for word in given.words if "=" in word and not is_file(word)]
     checkpoints = [expanded(word, "checkpoint") for word in given.words if word not in overrides]
     cfg = load_config(given.config, overrides)
     for option, file, endings in (("--json", given.json, ("",)), ("--figure", given.figure, (".png", ".jpg", ".jpeg"))):
-        if file and (os.path.isdir(file) or not file.lower().endswith(endings)):
-            raise ConfigError(f"{option}: {file!r} is a folder or has a wrong ending: give a file"
-                              f"{' ending in ' + ' or '.join(endings) if any(endings) else ''}.")
+        if file and os.path.isdir(file):
+            raise ConfigError(f"{option}: {file!r} is a folder: give a file in it.")
+        if file and not file.lower().endswith(endings):
+            raise ConfigError(f"{option}: {file!r} does not end in {' or '.join(endings)}: give it such an ending.")
         if file:  # refused now rather than after the evaluation
             Path(file).parent.mkdir(parents=True, exist_ok=True)
     scored = report.score_checkpoints(cfg, checkpoints)
     print(evaluate.score_table(scored, report.target_classes(cfg)))
     if unseen := next(iter(next(iter(scored.values())).values()))["unseen"]:
-        print(f"warning: {never_seen(unseen, 'the validation labels', cfg.target)}", file=sys.stderr)
+        print(f"warning: {never_seen(cfg, cfg.target, unseen, 'the validation labels')}", file=sys.stderr)
     if given.json:
         with naming(given.json):
             Path(given.json).write_text(json.dumps(scored, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Cost of the project's pieces beside the published recipe's obvious form, as a markdown table.
+"""Cost of the project's pieces beside a plain implementation of the published recipe, as a markdown table.
 
     python -m bench [row ...] [--repeats N] [--quick] [--markdown FILE]
 
@@ -12,6 +12,7 @@ import tempfile
 from pathlib import Path
 
 from bench.harness import Row, report
+from utils.cli import OneLineParser, guarded
 
 # row -> (module:function, repeats)
 ROWS = {
@@ -45,7 +46,7 @@ def measure(names: list[str], repeats: int | None, quick: bool, root: Path) -> l
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__,
+    parser = OneLineParser(prog="python -m bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="row", help=", ".join(ROWS))
     parser.add_argument("--repeats", type=int, metavar="N", help="timed repeats of every variant (default: by row)")
@@ -68,4 +69,4 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main, debug=True))

@@ -14,6 +14,9 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from utils.cli import OneLineParser, guarded
+from utils.errors import UserError
+
 STAGES = {"so_config.yml": "run_so.py", "ld_config.yml": "run.py", "be_config.yml": "run.py"}
 ROWS = ("source-only", "target statistics", "LD", "LDBE")
 
@@ -51,8 +54,12 @@ def run_seed(seed: int, root: Path, configs: Path, overrides: list[str], threads
     world.parent.mkdir(parents=True, exist_ok=True)
     with open(root / f"seed{seed}.log", "w", encoding="utf-8") as log:
         for command in commands:
-            subprocess.run([sys.executable, *command], check=True, stdout=log, stderr=subprocess.STDOUT,
-                           env={**os.environ, "OMP_NUM_THREADS": str(threads)})
+            code = subprocess.run([sys.executable, *command], stdout=log, stderr=subprocess.STDOUT,
+                                  env={**os.environ, "OMP_NUM_THREADS": str(threads)}).returncode
+            if code:
+                what = " ".join(command[:2 if command[0] == "-m" else 1])
+                raise UserError(f"seed {seed}: python {what} ended with exit code {code}: the last lines of {log.name} "
+                                "say why.")
     cfg = load_config(configs / "ld_config.yml", words)
     files = {row: str(folder / f"{stem}.pth") for row, stem in zip(ROWS, ("source_only", "moved", "ld", "be"))}
     move_statistics(cfg, files["source-only"], files["target statistics"])
@@ -85,15 +92,22 @@ def class_table(results: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main() -> int:
+    parser = OneLineParser(prog="python -m bench.toy_accuracy", description=__doc__,
+                           formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--root", type=Path, default=Path("data/bench"), help="worlds, logs and checkpoints go here")
     parser.add_argument("--configs", type=Path, default=Path("config/toy"), help="folder of the three configurations")
     parser.add_argument("--jobs", type=int, default=2, help="seeds at a time (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of each (default: %(default)s)")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every stage")
+    parser.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     given = parser.parse_intermixed_args()
+    return guarded(lambda: compare(given), given.debug)
+
+
+def compare(given) -> None:
+    """Run all seeds and print the tables."""
     with ThreadPoolExecutor(given.jobs) as pool:
         results = list(pool.map(lambda seed: run_seed(seed, given.root, given.configs, given.overrides, given.threads),
                                 given.seeds))
@@ -101,4 +115,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -3,21 +3,21 @@
     python -m dataset.check [--config config/ldbe_config.yml] [--split target_val ...] [key=value ...]
 
 Reports missing, unreadable and truncated files, sizes that differ, label ids outside the table, classes never seen and
-images that occur twice; ends with each class's share of the labelled pixels. An `error` would stop a run, a `note` not.
-Target labels are not needed. The source is read if it is not the target's own section; with `method` ld or be, which
-open nothing of it, its folder need not be there.
+images that occur twice; ends with each class's share of the labelled pixels. An `error` would stop a run, a
+`warning` or `note` not. Target labels are not needed. The source is read if it is not the target's own section; with
+`method` ld or be, which open nothing of it, its folder need not be there.
 """
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from dataset import loaders, segmentation
-from dataset.inspection import (NO_ACCURACY, NO_VALIDATION, findings, labels_compared, no_images, progress_of,
-                                some_labels)
-from dataset.labels import IGNORE_INDEX, never_seen
+from dataset.inspection import (NO_ACCURACY, NO_VALIDATION, findings, labels_compared, never_seen, no_images,
+                                progress_of, some_labels)
+from dataset.labels import IGNORE_INDEX
 from utils.cli import guarded, leave, parser
 from utils.config import Config, load_config
-from utils.errors import DataError
+from utils.errors import DataError, one_line
 
 PARTS = {"source_train": ("source", "train"), "target_train": ("target", "train"), "target_val": ("target", "val")}
 EXIT_WOULD_STOP = 1
@@ -127,7 +127,7 @@ def check(cfg: Config, parts: list[str]) -> dict[str, Report]:
         if report.pixels and unseen:
             ids = [f"{label_id} ({entry[0]} pixels)" for label_id, entry in sorted(report.ids.items())]
             found = ", ".join(ids[:_IDS]) + (", ..." if len(ids) > _IDS else "")
-            report.notes.append(f"{never_seen(unseen, 'these labels', section)}; ids that they hold: {found}")
+            report.notes.append(f"{never_seen(cfg, section, unseen, 'these labels')}; ids that they hold: {found}")
     return reports
 
 
@@ -137,7 +137,9 @@ def summary(cfg: Config, reports: dict[str, Report]) -> str:
     for report in reports.values():
         sizes = "".join(f", {w}x{h} ({n})" for (w, h), n in report.sizes.most_common(_SHOWN))
         lines.append(report.title + sizes + (", ..." if len(report.sizes) > _SHOWN else ""))
-        lines += [f"  error: {text}" for text in report.errors] + [f"  note: {text}" for text in report.notes]
+        said = [f"error: {text}" for text in report.errors]
+        said += [text if text.startswith("warning: ") else f"note: {text}" for text in report.notes]
+        lines += [f"  {one_line(text)}" for text in said]
     columns = {part: report.pixels for part, report in reports.items() if report.pixels}
     if columns:
         names = segmentation.class_set(cfg.target_data, cfg.num_classes).names

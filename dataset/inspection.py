@@ -6,7 +6,7 @@ from typing import Callable, Iterator
 
 import numpy as np
 
-from dataset import files, loaders, segmentation
+from dataset import files, labels, loaders, segmentation
 from dataset.segmentation import Sample
 from utils.config import Config, DataConfig
 from utils.errors import DataError
@@ -14,6 +14,7 @@ from utils.progress import Progress
 
 NO_VALIDATION = "validation skipped"
 NO_ACCURACY = "the accuracy of pseudo labels is not reported"
+_LOOKED_AT, _SHOWN = 8, 6  # labels whose ids are compared with the table before a run, ids in a warning
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tup
     if not skip:
         if labels_needed:
             segmentation.require_labels(section_name, section, "train", samples)
+            lines += unknown_ids(cfg, section_name, samples)
         return samples, lines
     if not labels_needed and not labels_compared(cfg, samples):
         samples = [replace(s, label=None) for s in samples]
@@ -103,7 +105,7 @@ def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tup
                      "left out")
     if any(s.label is None for s in good) and any(s.label for s in good):
         lines.append("on_bad_sample: the accuracy of pseudo labels is not reported, a label is broken")
-    return good, lines
+    return good, lines + (unknown_ids(cfg, section_name, good) if labels_needed else [])
 
 
 def no_images(section_name: str, section: DataConfig, split: str) -> str:
@@ -136,7 +138,39 @@ def validation_samples(cfg: Config) -> tuple[list[Sample], list[str]]:
     if not segmentation.has_labels(samples):
         why = segmentation.why_no_labels(cfg.target, cfg.target_data, "val", samples)
         return [], [*remarks, why.remark(NO_VALIDATION)]
-    return samples, remarks
+    return samples, remarks + unknown_ids(cfg, cfg.target, samples)
+
+
+def never_seen(cfg: Config, section_name: str, names: list[str], where: str) -> str:
+    """What is said of classes of a section without a single pixel, and what helps; where: in which labels."""
+    kind, counted = cfg.section(section_name).type, "python -m dataset.check counts the ids that the files hold"
+    if kind == "folder":
+        advice = (f"check {section_name}.label_ids and {section_name}.classes ({counted}; masks of 0 and 255 need "
+                  "label_ids: {0: 0, 255: 1})")
+    elif kind == "synthia" and not {*names} & {*labels.street_class_set(16).names}:
+        advice = "SYNTHIA has none of them; num_classes=16 leaves them out"
+    else:
+        advice = f"check {section_name}.data_dir and the lists of its files ({counted})"
+    return f"classes never seen: {', '.join(names)}: no pixel of them in {where}; {advice}"
+
+
+def unknown_ids(cfg: Config, section_name: str, samples: list[Sample]) -> list[str]:
+    """A warning, if any, of ids that a section's table does not know, in a few labels spread over the samples: label
+    files of another numbering (Cityscapes' labelIds for train ids, say) would be read wrong without a word."""
+    section = cfg.section(section_name)
+    known = segmentation.known_ids(section, cfg.num_classes)
+    key = "label_ids" if section.type == "folder" else "data_dir"
+    for sample in samples[:: -(-len(samples) // _LOOKED_AT)] if samples else ():
+        try:
+            found = np.flatnonzero(np.bincount(files.read_label_ids(sample.label).ravel()))
+        except DataError:  # who reads it will say so
+            continue
+        if unknown := sorted({*found.tolist()} - known):
+            more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+            return [f"warning: {sample.label}: label ids {', '.join(map(str, unknown[:_SHOWN]))}{more} are not in the "
+                    f"table and are ignored: check {section_name}.{key} (python -m dataset.check counts the ids that "
+                    "the files hold)"]
+    return []
 
 
 def labels_compared(cfg: Config, samples: list[Sample]) -> bool:

@@ -18,7 +18,6 @@ CITYSCAPES_PALETTE = (
     (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),
     (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
 )
-IGNORE_COLOUR = (0, 0, 0)
 
 # Label id in the file -> train id. GTA5 uses the Cityscapes ids.
 CITYSCAPES_IDS = {
@@ -89,10 +88,3 @@ def default_palette(num_classes: int) -> tuple[tuple[int, int, int], ...]:
                 rgb[channel] |= ((index >> (3 * bit + channel)) & 1) << (7 - bit)
         return tuple(rgb)
     return tuple(colour(c + 1) for c in range(num_classes))
-
-
-def never_seen(names: list[str], where: str, section_name: str) -> str:
-    """What is said of classes without a single pixel; where: in which labels."""
-    return (f"classes never seen: {', '.join(names)}: no pixel of them in {where}; check {section_name}.label_ids and "
-            f"{section_name}.classes (python -m dataset.check counts the ids that the files hold; masks of 0 and 255 "
-            "need label_ids: {0: 0, 255: 1})")

@@ -10,6 +10,7 @@ from dataset.patterns import LABEL_EXTENSIONS, Pattern, Tree, composed, join
 from utils.errors import DataError
 
 THERE, MISSING, OUTSIDE, UNFIT = range(4)  # of a written name: a file, none, not below data_dir, not of the pattern
+_LONGEST, _MOST_WORDS = 8192, 50  # of a line with two names; each further blank is one more way to read it
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ def read_list(section_name: str, list_file: str, tree: Tree, images: Pattern, la
     image, behind a tab, a comma, a semicolon or blanks, is its label if it ends as one: a file that matches `labels`
     or, with `free_labels`, any below data_dir or below the labels' folder. A line that begins with # and names no file
     is a comment. Raises OSError or ValueError if the list cannot be read, DataError that names the line where one
-    leaves data_dir, does not match, or where some lines name a label and others do not.
+    leaves data_dir, does not match, where some lines name a label and others do not, or where one is too long for two
+    names.
     """
     reader = _Reader(section_name, list_file, tree, images, labels, free_labels)
     entries = [entry for number, line in _lines(list_file) if (entry := reader.entry(number, line))]
@@ -142,6 +144,12 @@ class _Reader:
         if "\0" in line:
             raise DataError(f"{self.list_file}, line {number}: {line!r} holds a zero byte: save the list as text in "
                             "UTF-8.")
+        if len(line) > _LONGEST or len(line.split()) > _MOST_WORDS:
+            if line.lstrip().startswith("#"):
+                self.comments.append(number)
+                return None
+            raise DataError(f"{self.list_file}, line {number}: of {len(line)} characters in {len(line.split())} words, "
+                            "is no image, or image and label: give a list with one image a line.")
         readings = []
         for cut in _cuts(line):
             readings += [self._reading(*cut)]

@@ -105,7 +105,7 @@ class Tree:
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
-        self._entries, self._similar, self._folders = {}, {}, {"": [""]}
+        self._entries, self._similar, self._folders = {}, {}, {}
 
     def entries(self, folder: str) -> dict[str, os.DirEntry]:
         """Name -> entry of all that is in a folder, sorted; nothing if it is not there."""
@@ -123,9 +123,11 @@ class Tree:
     def folders(self, path: str) -> list[str]:
         """The folders that `path` means, as they are on disk: first the one that is written exactly so, if any."""
         if path not in self._folders:
-            above, _, last = path.rpartition("/")
-            self._folders[path] = [join(here, name) for here in self.folders(above)
-                                   for name in self._match(here, last, 0) if is_folder(self.entries(here)[name])]
+            found = [""]
+            for part in filter(None, path.split("/")):
+                found = [join(here, name) for here in found
+                         for name in self._match(here, part, 0) if is_folder(self.entries(here)[name])]
+            self._folders[path] = found
         return self._folders[path]
 
     def file(self, path: str, ending: str) -> str | None:

@@ -142,18 +142,20 @@ def why_no_labels(section_name: str, section: DataConfig, split: str, samples: l
     if first is None:
         return NoLabels(f"{section_name} has no labels: {section_name}.labels is not set", False)
     if pattern is None:  # the list alone names them
-        pattern = Pattern(first.parent.relative_to(tree.root).as_posix().removeprefix("."), "", None, LABEL_EXTENSIONS)
+        pattern = Pattern.parse(first.parent.relative_to(tree.root).as_posix(), split, LABEL_EXTENSIONS)
     missing = f"{section_name} has no labels for its split {split!r}: {first} is not there"
     key = f"{section_name}.labels" if section.type == "folder" else f"{section_name}.data_dir"
     if not folders(tree, pattern):
         expected = section.type == "folder" or bool(tree.folders(pattern.folder.split("/")[0]))
         return NoLabels(f"{missing}, nor is the folder {tree.root / pattern.folder}"
                         + (f": correct {key}" if expected else ""), expected)
-    there = scan(tree, Pattern(pattern.folder, "", None, LABEL_EXTENSIONS))[0]
+    there = scan(tree, Pattern(pattern.folder, "", None, (*LABEL_EXTENSIONS, *IMAGE_EXTENSIONS)))[0]
     other = next((path for path in there if images.name(path) is None), None)
     if other is None:
         return NoLabels(f"{missing}, nor is any other in its folder", False)
-    return NoLabels(f"{missing}, but {tree.root / other} is, and fits no image: correct {key}", True)
+    fault = ("and fits no image:" if other.lower().endswith(LABEL_EXTENSIONS) else
+             "of a kind that does not keep ids: save labels as PNG, or")
+    return NoLabels(f"{missing}, but {tree.root / other} is, {fault} correct {key}", True)
 
 
 def require_labels(section_name: str, section: DataConfig, split: str, samples: list[Sample]) -> None:

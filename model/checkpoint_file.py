@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from utils.errors import CheckpointError
+from utils.errors import CheckpointError, first_line
 
 _HEAD = 4096  # bytes looked at
 _CONVERT = "convert it to a PyTorch state dict with this network's names (conv1 bn1 layer1..4 layer5.conv2d_list.0..3)"
@@ -82,13 +82,9 @@ def read_content(path: Path) -> object:
     return _read_pickle(path)
 
 
-def first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0][:120]
-
-
 def _no_file(path):
     if not os.path.isdir(path):
-        return "no such checkpoint: check the path (init_weight also takes the word 'imagenet')"
+        return "no such checkpoint: check the path (stage 0 may start from init_weight=imagenet instead)"
     if any(path.glob("*.distcp")):
         joined = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {shlex.quote(str(path))} net.pth"
         return f"is a folder of torch.distributed.checkpoint: make one file of it with `{joined}`"

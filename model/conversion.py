@@ -48,16 +48,16 @@ def sum_of_heads(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return kept | {f"layer5.{k}": v + heads[1][k] for k, v in heads[0].items()}
 
 
-def untrained_branches(weights: list[Tensor]) -> list[bool | None]:
+def untrained_branches(weights: list[Tensor], heads: int = 1) -> list[bool | None]:
     """Of each of a head's convolution weights float [C, in, 3, 3]: True if it cannot be told from its random start
-    N(0, 0.01), False if it lies far from it, None in between.
+    N(0, 0.01), False if it lies far from it, None in between. heads: how many `sum_of_heads` has added up to this one.
 
     Near: within 5 standard deviations for all weights, for the sums over the nine taps, which training moves together,
     and for the centre taps. Far: beyond 12 for the centre taps alone. Those get one and the same gradient in every
     branch that is summed, so branches trained together do not fall on both sides, however small the images were.
     """
     def state(weight):
-        values = weight.detach().double()
+        values = weight.detach().double() / math.sqrt(heads)
         centre = _from_start(values[..., 1, 1], WEIGHT_STD)
         near = max(centre, _from_start(values, WEIGHT_STD), _from_start(values.sum((2, 3)), 3 * WEIGHT_STD)) < 5
         return True if near else False if centre > 12 else None

@@ -6,9 +6,8 @@ from torch import Tensor
 
 from model.deeplabv2 import DeepLabV2
 from model.foreign import describe, some
+from utils.config_keys import KEYS
 from utils.errors import CheckpointError
-
-_TAKEN = {"num_classes": (2, 255), "layers": (1, 999), "width": (1, 1024)}  # by the configuration
 
 
 def require_fit(source: str | Path, expected: dict[str, Tensor], given: dict[str, Tensor], headless: bool) -> None:
@@ -77,7 +76,7 @@ def _size(tensors) -> dict:
 
 def _of_size(size):
     """The state dict, without content, of our network of a size; None if the configuration does not take that size."""
-    if any(not _TAKEN[key][0] <= n <= _TAKEN[key][1] for key, value in size.items()
+    if any(not KEYS[key].low <= n <= KEYS[key].high for key, value in size.items()
            for n in (value if isinstance(value, tuple) else (value,))):
         return None
     with torch.device("meta"):

@@ -34,11 +34,12 @@ _LOOKS = (  # parts of names, all of which must occur, and whose they are
 @dataclass(frozen=True)
 class Network:
     """A network in a file. words: the entries and prefixes that lead to it; tensors: under its own names; others: names
-    of the file's tensors that are no part of it."""
+    of the file's tensors that are no part of it; input: the one that the file says it was trained with, if it does."""
 
     words: tuple[str, ...]
     tensors: dict[str, Tensor]
     others: tuple[str, ...] = ()
+    input: str = ""
 
     @property
     def label(self) -> str:
@@ -76,8 +77,8 @@ def find_network(content: object, path: str, entry: str | None = None) -> Networ
         chosen = [n for n in found if list(n.words) == words] or [n for n in found if n.answers_to(words)]
         if len(chosen) != 1:
             what = f"{len(chosen)} networks go" if chosen else "no DeepLabV2 goes"
-            raise CheckpointError(f"{path}: {what} by the name {entry!r}; it holds {_listing(found, tables)}: give the "
-                                  "name of one of these.")
+            raise CheckpointError(f"{path}: {what} by the name {entry!r}; it holds {_listing(found, tables)}: give "
+                                  f"{'the name of one of these' if any(n.label for n in found) else path}.")
         return chosen[0]
     if not found:
         raise CheckpointError(f"{path}: it fits nothing of the network, which is a DeepLabV2 on a ResNet: "

@@ -3,7 +3,7 @@
 Strict: whatever does not load is either one of the exceptions named here or an error, never a silent random tensor.
 """
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -21,6 +21,7 @@ from utils.errors import CheckpointError
 IMAGENET = "imagenet"  # the word for torchvision's ResNet-101 weights
 BOTH_HEADS = "layer5+layer6"  # behind the # of a checkpoint: the sum of two heads on the same features
 _HOUSE = "bgr255"  # name of the input that loaded networks take
+_INPUT = "input"  # in the metadata of our files, the name of the input that the network takes
 _KNOWN_INPUT = {"Caffe initialisation": "bgr255", "torchvision ImageNet": "rgb01"}  # of initialisations without a head
 _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
            torch.int8, torch.uint8, torch.bool)
@@ -71,39 +72,37 @@ def read_network(source: str | Path) -> Network:
     numbers, finite and stored in full.
     """
     path, entry, both = _split(source)
-    network = find_network(read_content(path), str(path), entry)
+    content = read_content(path)
+    network = find_network(content, str(path), entry)
     for name, tensor in network.tensors.items():
         if fault := _fault(tensor):
             raise CheckpointError(f"{path}: {name!r} {fault}: this is no usable network, give another checkpoint.")
     if not both:
-        return network
+        return replace(network, input="" if network.words else _stated_input(content))
     try:
         return Network(network.words, sum_of_heads(network.tensors), network.others)
     except ValueError as error:
         raise CheckpointError(f"{source}: has {error} to add up: give {path} alone.") from None
 
 
-def read_checkpoint(source: str | Path) -> dict[str, Tensor]:
-    """The tensors of `read_network`, under the names that they have in the file, without wrapper and prefix."""
-    return read_network(source).tensors
-
-
 def load_weights(model: DeepLabV2, source: str | Path | None, init_input: str = "auto") -> LoadReport:
     """Load a checkpoint into the network. source: a file, `file#entry`, the word `imagenet`, or None: a random start.
-    init_input: the input that the checkpoint was trained with, a name of INPUTS, or `auto`.
+    init_input: the input that the checkpoint was trained with, a name of INPUTS, or `auto`; a file of `save_weights`
+    states its own, which counts.
 
-    The backbone must fit tensor by tensor. Exceptions: old files have no `num_batches_tracked`; initialisations (Caffe,
-    ImageNet) have no head, which then keeps its random start. Raises CheckpointError, with the model unchanged, for
-    anything else.
+    The backbone must fit tensor by tensor. Exceptions: old files have no `num_batches_tracked`, others hold the whole
+    number as a float or as [1]; initialisations (Caffe, ImageNet) have no head, which then keeps its random start.
+    Raises CheckpointError, with the model unchanged, for anything else.
     """
     expected = model.state_dict()
     if source is None:
         return LoadReport("none (random start)", 0, len(expected), tuple(expected))
     network = Network((), _imagenet()) if str(source) == IMAGENET else read_network(source)
     name, given, dropped = convert(network.tensors)
+    given = {k: _counter(v) if k.endswith("num_batches_tracked") else v for k, v in given.items()}
     require_fit(source, expected, given, name in _KNOWN_INPUT)
     given = {k: v.to(expected[k].dtype) for k, v in given.items()}
-    converted, warnings = _input_of(name, given, "auto" if str(source) == IMAGENET else init_input)
+    converted, warnings = _input_of(name, given, network.input, "auto" if str(source) == IMAGENET else init_input)
     if converted:
         given = convert_input(given, INPUTS[converted])
     if broken := [k for k, v in given.items() if _fault(v) or k.endswith("running_var") and (v < 0).any()]:
@@ -118,12 +117,15 @@ def load_weights(model: DeepLabV2, source: str | Path | None, init_input: str = 
 
 
 def save_weights(model: nn.Module, path: str | Path) -> None:
-    """Write the plain state dict, atomically: a reader finds the old file or the whole new one.
+    """Write the plain state dict, atomically: a reader finds the old file or the whole new one. Its input is stated in
+    the `_metadata` that torch keeps with a state dict, so that `load_weights` need not judge by the weights' scale.
 
     Raises CheckpointError, with an old file left as it was, if weights are NaN or infinite or the disk refuses.
     """
     path = Path(path)
-    state = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = model.state_dict()
+    state._metadata[""][_INPUT] = _HOUSE
+    state.update({k: v.detach().cpu().contiguous() for k, v in state.items()})
     broken = [k for k, v in state.items() if not _finite(v)]
     if broken:
         raise CheckpointError(f"{path}: not written, {some(broken)} hold NaN or infinite values: lower learning_rate.")
@@ -140,6 +142,14 @@ def _split(source) -> tuple[Path, str | None, bool]:
     return Path(name), entry.removesuffix(BOTH_HEADS).rstrip(".") or None if both else entry, both
 
 
+def _stated_input(content) -> str:
+    """The name of INPUTS that a file of `save_weights` states; empty for others, whose metadata may be anything."""
+    metadata = getattr(content, "_metadata", None)
+    stated = metadata.get("") if isinstance(metadata, dict) else None
+    name = stated.get(_INPUT) if isinstance(stated, dict) else None
+    return name if isinstance(name, str) and name in INPUTS else ""
+
+
 def _imagenet() -> dict[str, Tensor]:
     from torchvision.models import ResNet101_Weights
     try:
@@ -149,10 +159,12 @@ def _imagenet() -> dict[str, Tensor]:
                               "resnet101 weights elsewhere and give the file.") from None
 
 
-def _input_of(name, given, init_input):
-    """(the input to convert from, empty if it is ours already; warnings)"""
+def _input_of(name, given, stated, init_input):
+    """(the input to convert from, empty if it is ours already; warnings). stated: by the file itself, which decides."""
     found = _HOUSE if name == "Caffe initialisation" else recognise_input(given)
-    if init_input == "auto":
+    if stated:
+        chosen, warnings = stated, []
+    elif init_input == "auto":
         chosen = found or _KNOWN_INPUT.get(name, _HOUSE)
         warnings = [] if found or name in _KNOWN_INPUT else [
             f"the scale of its first layer does not tell which input it was trained with; taken as {_HOUSE}: set "
@@ -167,20 +179,28 @@ def _input_of(name, given, init_input):
 
 def _head_warnings(source, name, given, original, used):
     """What is suspicious about the head, of which the first `used` branches are summed."""
-    def branches(tensors, head):
+    def branches(tensors, head, added=1):
         found = [tensors.get(f"{head}.conv2d_list.{i}.weight") for i in range(4)]
-        return untrained_branches(found) if all(w is not None and w.ndim == 4 for w in found) else []
-    warnings, untrained = [], branches(given, "layer5")
+        return untrained_branches(found, added) if all(w is not None and w.ndim == 4 for w in found) else []
+    path, entry, both = _split(source)
+    warnings, untrained = [], branches(given, "layer5", 1 + both)
     trained = next((i for i, state in enumerate(untrained) if state is not False), len(untrained))
     if trained and used != trained and all(untrained[trained:]):
         what = "the others add noise to the scores" if used > trained else f"head_branches={used} leaves some out"
         like = ", as in files of AdaptSegNet and BDL" if trained == 2 else ""
         warnings.append(f"of its head's four branches the first {trained} look trained{like}; {what}: set "
                         f"head_branches={trained}")
-    if name == "two heads" and False in branches(original, "layer6"):
+    sizes = {v.shape for k, v in original.items() if k.endswith("conv2d_list.0.weight")}
+    if name == "two heads" and len(sizes) == 1 and False in branches(original, "layer6"):
         warnings.append("layer6, which is not used, looks trained too: if this file is CLAN's, whose authors score the "
-                        f"sum of both heads, give {source}{'.' if '#' in str(source) else '#'}{BOTH_HEADS}")
+                        f"sum of both heads, give {path}#{entry + '.' if entry else ''}{BOTH_HEADS}")
     return warnings
+
+
+def _counter(tensor):
+    """A whole number, of any type and in one dimension or none, as int64 []; anything else as it is."""
+    whole = tensor.numel() == 1 and tensor.double().frac().eq(0).all()
+    return tensor.long().reshape(()) if whole else tensor
 
 
 def _fault(tensor):

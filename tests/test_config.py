@@ -241,6 +241,10 @@ def test_read_only(load):
     ("num_classes: 18", "19, 16 and 13"), ("method: be\nbatch_size: 1", "batch_size: 1 is too small"),
     ("cityscapes: {input_size: [1024]}", "2 values"), ("cityscapes: {data_dir: None}", "cityscapes.data_dir"),
     ("batch_size: 2\nbatch_size: 3", "given twice"), ("- a\n- b", "expected `key: value` lines"),
+    ("batch_size: 2\nseed: 1\nbatch_size: 3", "c.yml, line 3: not valid YAML: key 'batch_size' is given twice"),
+    ("note: a\n\tseed: 2", "line 2: not valid YAML: while scanning for the next token: found character"),
+    ("cityscapes:\n  data_dir: x\n  data_dir: y", "line 3: not valid YAML: key 'data_dir' is given twice"),
+    ("device: gpu", "device: expected auto (a GPU if there is one), cpu, cuda or cuda:N, found 'gpu'"),
     ("a: [1, 2", "not valid YAML"), ("x: !!python/object/apply:os.getcwd []", "not valid YAML"),
     (OWN_DATA.replace("num_classes: 3", "num_classes: 4"), "my_source.classes: 3 names for num_classes 4"),
     (OWN_DATA.replace("7: 1", "7: 3"), "label_ids"), (OWN_DATA.replace(", [9, 9, 9]", ""), "palette"),
@@ -248,6 +252,9 @@ def test_read_only(load):
     (OWN_DATA.replace("neg_rank_width: 0", "neg_rank_width: 256"), "neg_rank_width"),
     (OWN_DATA.replace("  classes: [sky, road, rest]\n", ""), "my_source.classes: missing"),
     (OWN_DATA + "  classes: [a, b, c]\n", "differ from my_source.classes"),
+    *((f"{name}: {{{key}: {value}}}", f"{name}.{key}: a section of type {name} has its own") for name, key, value in (
+        ("gta5", "label_ids", "{1: 0}"), ("cityscapes", "labels", "'gtFine/{split}/{name}_gtFine_labelTrainIds.png'"),
+        ("cityscapes", "images", "'{split}'"), ("gta5", "classes", "[a]"), ("cityscapes", "palette", "[[1, 2, 3]]"))),
 ])
 def test_mistakes_in_files_name_the_key(load, text, said):
     assert said in refused(load, text)
@@ -257,7 +264,9 @@ def test_mistakes_in_files_name_the_key(load, text, said):
     ("batch_size", "expected key=value"), ("batchsize=3", "did you mean 'batch_size'"),
     ("cityscapes.datadir=x", "did you mean 'data_dir'"), ("cityscape.data_dir=x", "cityscapes"),
     ("batch_size=", "batch_size"), ("layers=1,2,x,4", "layers"), ("gta5=x", "unknown key"),
-    ("layers=[1,2", "layers: expected"), ("scales=1,'2", "scales: expected"), ("batch_size=2024-13-45", "batch_size")])
+    ("layers=[1,2", "layers: expected"), ("scales=1,'2", "scales: expected"), ("batch_size=2024-13-45", "batch_size"),
+    *((f"cityscapes.label_ids={text}", "label_ids: expected mapping of whole number to whole number such as {7: 0, "
+       "8: 1} (a blank behind each colon)") for text in ("{7:0}", "{0:0,255:1}", "7: 0, 8", "{}", "[0, 255]"))])
 def test_mistakes_on_the_command_line_name_the_word(load, word, said):
     assert said in refused(load, "", word)
 

@@ -33,7 +33,7 @@ from model.checkpoint_file import read_content
 from model.conversion import convert_input, recognise_input, untrained_branches
 from model.deeplabv2 import DeepLabV2
 from model.foreign import find_network
-from model.weights import load_weights
+from model.weights import load_weights, save_weights
 from utils.cli import run_stage
 from utils.constants import HOUSE_INPUT, INPUTS
 from utils.errors import CheckpointError
@@ -177,6 +177,13 @@ def test_of_several_networks_one_is_to_be_named(tmp_path, name):
     assert "nobody" in said and second in said
 
 
+def test_a_name_asked_of_a_file_with_one_nameless_network(tmp_path):
+    torch.save(STATE, tmp_path / "x.pth")
+    said = refusal(f"{tmp_path}/x.pth#model")
+    assert "'model'" in said
+    loads(re.search(r"give (\S+)\.$", said)[1])  # the advice works
+
+
 @pytest.mark.parametrize("content, words", [
     ({"my_wrapper": STATE, "epoch": 3}, "my_wrapper"), (under("backbone2.", STATE), "backbone2"),
     ({"state_dict": under("odd.", STATE)}, "state_dict.odd"), ([STATE], "0")])
@@ -227,15 +234,34 @@ def test_the_sum_of_two_heads_on_request(tmp_path):
     """CLAN's evaluation adds the score maps of two heads on the same features."""
     state = net(width=4).state_dict()
     torch.save({"model": heads(state, "own", "double")}, tmp_path / "x.pth")
-    said = str(loads(tmp_path / "x.pth", state))
-    source = re.search(r"give (\S+)$", said)[1]
-    loads(source, {k: 3 * v if k.startswith("layer5") else v for k, v in state.items()})
+    torch.save({"model": heads(state, "own", "double")}, tmp_path / "x#1.pth")
+    for given in ("x.pth", "x.pth#model", "x#1.pth", "x#1.pth#model"):
+        said = str(loads(f"{tmp_path}/{given}", state))
+        source = re.search(r"give (\S+)$", said)[1]
+        loads(source, {k: 3 * v if k.startswith("layer5") else v for k, v in state.items()})
     torch.save(heads(state, "auxiliary", "own"), tmp_path / "y.pth")
     assert "no two heads" in refusal(f"{tmp_path}/y.pth#layer5+layer6", net(width=4))
+    another = {f"layer6.{k}": 5 * v for k, v in net(num_classes=5, width=4).layer5.state_dict().items()}
+    torch.save(heads(state, "own", None) | another, tmp_path / "z.pth")
+    assert "CLAN" not in str(loads(tmp_path / "z.pth", state))  # a head of other classes cannot be added
     unused = heads(state, "own", "own")
     unused |= {k: 0.01 * torch.randn_like(v) for k, v in unused.items() if k.startswith("layer6")}
     torch.save(unused, tmp_path / "authors.pth")
     assert "CLAN" not in str(loads(tmp_path / "authors.pth", state))
+
+
+@pytest.mark.parametrize("trained", [1, 2, 3, 4])
+def test_untrained_branches_of_two_heads_are_seen_in_their_sum(tmp_path, trained):
+    model = net(width=8)
+    state = heads(model.state_dict(), "own", "own")
+    for name in [n for n in state if n.endswith(".weight") and "conv2d_list" in n]:
+        state[name] = 0.01 * torch.randn_like(state[name])
+        if int(name.split(".")[2]) < trained:
+            state[name] += 0.05
+    torch.save(state, tmp_path / "x.pth")
+    for source in (tmp_path / "x.pth", f"{tmp_path}/x.pth#layer5+layer6"):
+        said = [w for w in load_weights(model, source).warnings if "head_branches" in w]
+        assert len(said) == (trained != 4) and all(w.endswith(f"set head_branches={trained}") for w in said)
 
 
 def start(generator, shape):
@@ -365,6 +391,35 @@ def test_an_unclear_input_is_left_alone_and_said(tmp_path):
         assert model.conv1.weight.equal(net(seed=seed, width=1 + seed % 5).conv1.weight)
         for value in INPUTS:
             assert load_weights(model, tmp_path / "x.pth", value).warnings == ()
+
+
+@pytest.mark.parametrize("scale", [1e-8, 1e-3, 1, 1e3, 1e8])
+@pytest.mark.parametrize("first", INPUTS)
+def test_our_own_files_are_converted_no_second_time_whatever_their_scale(tmp_path, first, scale):
+    """Twice by the same key, and by `auto` where the scale would say anything: few steps, dark images."""
+    state = fed(INPUTS[first]).state_dict()
+    state["bn1.running_var"] *= scale
+    torch.save(state, tmp_path / "theirs.pth")
+    model, again = net(width=4), net(width=4, seed=7)
+    load_weights(model, tmp_path / "theirs.pth", first)
+    save_weights(model, tmp_path / "ours.pth")
+    for given in ("auto", *INPUTS):
+        report = load_weights(again, tmp_path / "ours.pth", given)
+        assert report.converted == "" and report.warnings == () and not report.remarkable
+        assert all(tensor.equal(model.state_dict()[name]) for name, tensor in again.state_dict().items())
+    other = torch.load(tmp_path / "ours.pth", weights_only=True)
+    assert net(width=4).load_state_dict(other) and set(other) == set(state)  # a plain state dict as before
+    torch.save({"state_dict": dict(other)}, tmp_path / "copied.pth")
+    assert load_weights(again, tmp_path / "copied.pth", "rgb01").converted == "rgb01"
+
+
+@pytest.mark.parametrize("metadata", [
+    None, 3, {"": 3}, {"": {"input": ["bgr255"]}}, {"": {"input": "unknown"}}, {"a": {}}, {"": {"version": 1}}])
+def test_any_other_metadata_states_nothing(tmp_path, metadata):
+    content = net(seed=1).state_dict()
+    content._metadata = metadata
+    torch.save(content, tmp_path / "x.pth")
+    assert "set init_input=rgb01" in str(loads(tmp_path / "x.pth"))
 
 
 # ---- kinds of files --------------------------------------------------------------------------------------------------
@@ -590,6 +645,16 @@ def test_what_does_not_fit_is_described(tmp_path, content, words):
     assert not has or has[1] != has[2]
 
 
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "int32", "uint8"])
+def test_counters_of_any_type_load(tmp_path, dtype, shape):
+    """As `.half()` over a whole state dict leaves them, averages of buffers, and writers without scalars."""
+    state = {k: v + 7 if k.endswith("num_batches_tracked") else v for k, v in STATE.items()}
+    counters = {k: v.to(getattr(torch, dtype)).reshape(shape) for k, v in state.items() if k.endswith("tracked")}
+    torch.save(state | counters, tmp_path / "x.pth")
+    loads(tmp_path / "x.pth", state)
+
+
 def test_half_precision_and_double_files_load(tmp_path):
     small = {**fed(INPUTS["rgb01"], width=2).state_dict()}  # conversion in half precision would lose its small weights
     torch.save({k: v.half() if v.is_floating_point() else v for k, v in small.items()}, tmp_path / "h.pth")
@@ -635,6 +700,7 @@ def test_the_stages_take_such_files_say_so_and_leave_unused_branches_alone(tmp_p
     for method, weights in (("ld", "x.pth#model"), ("be", "snapshot/tiny/ld.pth")):
         code, said = stage(run_script, f"method={method}", f"init_weight={weights}")
         assert code == 0 and ("converted from rgb01 input" in said) == (method == "ld") and "head_branches" not in said
+        assert f"\nweights: {weights}: one head" in said
         last = unused(f"snapshot/tiny/{method}.pth")
         assert all(torch.allclose(last[k], v, rtol=1e-6) for k, v in first.items())
 
@@ -649,6 +715,12 @@ def test_the_stages_take_such_files_say_so_and_leave_unused_branches_alone(tmp_p
     assert first == pytest.approx(second, abs=1) and max(first) > 0
     code, printed = scored("x.pth")
     assert code == 2 and "several networks" in printed.err and printed.err.count("\n") == 1
-    code, printed = scored("snapshot/tiny/source_only.pth")
-    assert code == 0  # nothing to say of our own checkpoint, but that the two labels of this world lack classes
-    assert [line for line in printed.err.splitlines() if not line.startswith("warning: classes never seen: ")] == []
+    pathlib.Path("lr=0.1").mkdir()  # a folder as experiment managers name them
+    pathlib.Path("x.pth").rename("lr=0.1/x.pth")
+    code, printed = scored("lr=0.1/x.pth#model", "lr=0.1/x.pth#model_ema", "head_branches=2", "--json", "out.json")
+    assert code == 0 and "head_branches" not in printed.err
+    assert list(json.loads(pathlib.Path("out.json").read_text())) == ["lr=0.1/x.pth#model", "lr=0.1/x.pth#model_ema"]
+    for words in ((), ("init_input=rgb01",)):  # a key that was set for somebody else's file
+        code, printed = scored("snapshot/tiny/source_only.pth", "snapshot/tiny/ld.pth", "snapshot/tiny/be.pth", *words)
+        assert code == 0  # nothing to say of our own checkpoints, but that the two labels of this world lack classes
+        assert [line for line in printed.err.splitlines() if not line.startswith("warning: classes never seen: ")] == []

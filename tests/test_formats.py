@@ -122,6 +122,66 @@ def test_any_ids_of_any_size_in_any_container(tmp_path, data):
     assert got.shape == ids.shape and (got == ids).all()
 
 
+def in_palette(ids, palette):
+    """One file of every format that has palettes, with this one, uint8 [n, 3]."""
+    full = np.concatenate([palette, np.zeros((256 - len(palette), 3), np.uint8)])
+    default = (PALETTE.T.astype("<u2") * 257).tobytes()
+    return {"PNG": png(ids, 8, 3).replace(chunk(b"PLTE", PALETTE.tobytes()), chunk(b"PLTE", palette.tobytes())),
+            "BMP": bmp(ids, 8, palette, used=len(palette)),
+            "TIFF": tiff(ids, 8, 3).replace(default, (full.T.astype("<u2") * 257).tobytes())}
+
+
+def greys(levels):
+    return np.array(levels, np.uint8)[:, None].repeat(3, 1)
+
+
+@pytest.mark.parametrize("palette", [
+    greys([0, 255]), greys([0, 1]), greys([0, 128, 255]), greys([0, 127, 255]), greys([0, 1, 2]), greys(range(256)),
+    greys(range(255, -1, -1)), *(greys(np.linspace(0, 255, n)) for n in (4, 5, 19, 100)), greys([0, 1, 2, 9, 9]),
+    greys([0] * 9),
+    np.array([[0, 0, 0], [70, 70, 70], [70, 70, 71]], np.uint8)], ids=lambda p: str(p[:6, 2].tolist()))
+def test_a_palette_that_shows_the_indices_leaves_them_the_ids(tmp_path, palette):
+    ids = ids_below(3 if len(palette) == 5 else len(palette), (16, 17))
+    for kind, content in in_palette(ids, palette).items():
+        (tmp_path / "x").write_bytes(content)
+        assert (files.read_label_ids(tmp_path / "x") == ids).all(), kind
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_greys_that_are_numbered_anew_are_refused(tmp_path, seed):
+    """As optipng (by size), oxipng and pngquant (by frequency) and Pillow's quantize write a grey label of few ids."""
+    rng = np.random.default_rng(seed)
+    levels = rng.choice(256, rng.integers(1, 40), replace=False)
+    levels = np.sort(levels) if seed % 2 else levels
+    levels[0] += levels[0] == 0  # else it may be the index
+    ids = rng.integers(0, len(levels), (40, 40))
+    ids[0, 0] = 0
+    said = f"greys other than their indices, grey {levels[0]} at index 0, .* as a grey PNG"
+    for kind, content in in_palette(ids, greys(levels)).items():
+        (tmp_path / "x").write_bytes(content)
+        with pytest.raises(DataError, match=said):
+            files.read_label_ids(tmp_path / "x")
+            pytest.fail(kind)
+        assert (files.read_image(tmp_path / "x") == greys(levels)[ids]).all()
+
+
+@pytest.mark.parametrize("values", [[0, 1], [7, 8], [0, 7, 8, 11], [3], [0, 1, 255], range(19)])
+def test_a_grey_label_that_pillow_has_made_a_palette_of_is_read_right_or_refused(tmp_path, values):
+    ids = np.random.default_rng(0).choice(np.array(values, np.uint8), (20, 30))
+    grey = Image.fromarray(ids)
+    grey.save(tmp_path / "x.gif")
+    refused = 0
+    for made in (grey.convert("P"), grey.convert("RGB").quantize(256), Image.open(tmp_path / "x.gif"),
+                 grey.convert("RGB").convert("P", palette=Image.Palette.ADAPTIVE)):
+        for kind in ("PNG", "TIFF", "BMP"):
+            (tmp_path / "x").write_bytes(saved(made, kind))
+            try:
+                assert (files.read_label_ids(tmp_path / "x") == ids).all()
+            except DataError as error:
+                refused += "greys other than their indices" in str(error)
+    assert refused >= 6
+
+
 LABEL8 = Image.fromarray(GREY.astype(np.uint8))
 REFUSED_LABELS = {  # name -> (bytes, what must be said)
     **{f"PNG {name}, {bits} bits": (png(np.zeros((6, 10, channels), int), bits, colour), f"{bits}-bit {word} PNG")
@@ -142,6 +202,7 @@ REFUSED_LABELS = {  # name -> (bytes, what must be said)
     **{f"PGM P{kind} of ids beyond its maximum": (netpbm(GREY, kind, 9), "maximum 9") for kind in (2, 5)},
     **{f"PGM P{kind} of two pictures": (netpbm(GREY % 2, kind, 18) * 2, "") for kind in (1, 2, 4, 5)},
     "PGM with two characters behind its header": (netpbm(GREY, 5, 255).replace(b"255\n", b"255\r\n"), "1 bytes more"),
+    "PGM of a word that would need 20 GB": (b"P2 1000 100 255\n" + b"1 " * 99999 + b"0" * 200000, "more than 9 digits"),
     "PGM of maximum 0": (b"P5 1 1 0\n\0", "maximum 0"),
     "PGM of maximum 65536": (b"P5 1 1 65536\n\0\0", "maximum 65536"),
     "BMP, 24 bits": (bmp(COLOUR, 24), "24-bit colour BMP"),

@@ -1,7 +1,9 @@
 """Which files a data set means: tables of (files on disk, patterns, list) -> samples or message, and random names."""
+import json
 import os
 import random
 import sys
+import time
 import unicodedata
 from pathlib import Path
 
@@ -268,6 +270,27 @@ def test_what_is_passed_over_in_a_list_is_said(tmp_path, lines, expected, said):
     write(tmp_path / "d", *VOC)
     samples, remarks = found(tmp_path, "JPEGImages", "SegmentationClass", lines=lines)
     assert list(samples.values()) == expected and [said in r for r in remarks] == [True] * (said is not None)
+
+
+@pytest.mark.parametrize("line", [
+    " ".join(["a.jpg"] * 400), "\t".join(["a.jpg", "a.png"] * 400), json.dumps(["a.jpg"] * 3000), "a/" * 5000 + "a.jpg",
+    "x" * 9000 + ".jpg", " " * 9000 + "a.jpg", " ".join("abcdefghijklmnopqrstuvwxyz" * 4)], ids=lambda line: line[:20])
+def test_a_file_of_another_kind_is_no_list_and_costs_no_time(tmp_path, line):
+    """A line can be read in as many ways as it has blanks, squared for a label behind the image."""
+    write(tmp_path / "d", *VOC)
+    start = time.monotonic()
+    for images, labels in (("JPEGImages", "SegmentationClass"), ("JPEGImages/{name}.jpg", None)):
+        with pytest.raises(DataError, match="line 2: of .* characters .* one image a line") as error:
+            found(tmp_path, images, labels, lines=["a.jpg", line])
+        assert len(str(error.value)) < 400
+        assert found(tmp_path, images, labels, lines=["a.jpg", f"# {line}"])[0].keys() == {"a"}
+    assert time.monotonic() - start < 1
+
+
+def test_folders_as_deep_as_a_line_is_long(tmp_path):
+    write(tmp_path / "d", *VOC)
+    with pytest.raises(DataError, match="listed in"):
+        found(tmp_path, "JPEGImages", lines=["a/" * 4000 + "a.jpg"])
 
 
 @pytest.mark.parametrize("lines, said", [
@@ -539,6 +562,8 @@ NO_FIT = [  # images, labels, files, whether to warn, what is said (besides the 
     ("img/{split}", "gt/{split}", ["img/{s}/x/a.png", "gt/{s}/a.png"], True, "d/gt/{s}/a.png is"),
     ("img/{split}", "labels/{split}", ["img/{s}/a.png", "gt/{s}/a.png"], True, "nor is the folder d/labels/{s}"),
     ("img/*/{split}", "gt/*/{split}", ["img/f/{s}/a.png", "gt/f/{s}/b.png"], True, "d/gt/f/{s}/b.png is"),
+    *(("img/{split}", "gt/{split}", ["img/{s}/a.png", f"gt/{{s}}/a.{e}"], True,
+       f"d/gt/{{s}}/a.{e} is, of a kind that does not keep ids: save labels as PNG") for e in ("jpg", "JPEG", "webp")),
     ("img/{split}", "gt/{split}", ["img/{s}/a.png", "gt/{s}/readme.txt"], False, "nor is any other"),
     ("{split}/{name}.png", "{split}/{name}_mask.png", ["{s}/a.png", "{s}/b.png"], False, "nor is any other"),
     ("img/{split}", None, ["img/{s}/a.png", "gt/{s}/a.png"], False, "mine.labels is not set"),
@@ -574,6 +599,27 @@ def test_labels_that_fit_no_image_are_said_in_the_same_words(tmp_path, monkeypat
     if labels:
         first = segmentation.find_samples("mine", cfg.target_data, "val")[0]
         assert f"{first.label} is not there" in remark
+
+
+def test_names_with_line_ends_and_terminal_codes_are_shown_as_one_line(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    odd = "a\n\x1b[2Jb.png"
+    write("d", f"img/train/{odd}", "gt/train/other\n.png", "img/val/a.png")
+    own = {"type": "folder", "data_dir": "d", "images": "img/{split}", "labels": "gt/{split}", "classes": ["a", "b"],
+           "input_size": [8, 8]}
+    Path("c.yml").write_text(yaml.safe_dump({"source": "mine", "target": "mine", "num_classes": 2, "worker": 0,
+                                             "screen": False, "mine": own}))
+    assert check.main(["--config", "c.yml", "--split", "target_train"]) == 1
+    said = capsys.readouterr().out
+    assert r"error: d/img/train/a\n\x1b[2Jb.png: " in said and r"d/gt/train/other\n.png is, and fits" in said
+    assert "\x1b" not in said
+
+
+def test_labels_that_a_list_alone_names_are_looked_for_in_their_own_folder(tmp_path):
+    write(tmp_path / "d", *VOC, ".gt/other.png")
+    own = section(tmp_path, "JPEGImages", lines=["a.jpg .gt/a.png"])
+    with pytest.raises(DataError, match="d/.gt/a.png is not there, but .*d/.gt/other.png is"):
+        segmentation.require_labels("mine", own, "train", segmentation.find_samples("mine", own, "train"))
 
 
 def test_cityscapes_without_labels_of_the_split_is_no_surprise_but_half_of_them_is(tmp_path):
@@ -616,6 +662,8 @@ def test_runs_say_what_was_left_out_and_that_validation_is_lost(tmp_path, monkey
     out = run()
     assert "stage ld: 2 images" in out and "warning: validation skipped: mine has no labels" in out
     assert out.count("left out: 2 (the first: ") == 2 and "_gt.PNG is, and fits no image: correct mine.labels" in out
+    remark = next(line for line in out.splitlines() if "validation skipped" in line)
+    assert check.main(["--config", "c.yml"]) == 0 and f"\n  {remark}\n" in capsys.readouterr().out  # no note: warning:
     out = run("mine.labels=gt/{split}/{name}_gt.png", "overwrite=true")
     assert "mIoU" in out and "validation skipped" not in out and "trained on as well" not in out
     assert out.count("left out: 2 (the first: ") == 2

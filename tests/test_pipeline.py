@@ -16,6 +16,7 @@ import run_so as run_so_script
 from dataset import loaders
 from dataset.toy import write_toy_world
 from dataset.transforms import network_input
+from trainer import report
 from trainer.ldbe_trainer import LDBETrainer
 from trainer.source_only_trainer import SourceOnlyTrainer
 from utils.cli import run_stage
@@ -65,6 +66,25 @@ def all_stages(monkeypatch, *words):
     assert call(monkeypatch, run_script, "method=be", "init_weight=snapshot/tiny/ld.pth", *words) == 0
 
 
+@pytest.fixture(scope="module")
+def all_done(tmp_path_factory, toy_world):
+    root = tmp_path_factory.mktemp("done")
+    shutil.copytree(toy_world, root / "world")
+    (root / "tiny.yml").write_text(yaml.safe_dump(TINY))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        all_stages(patch)
+    return root
+
+
+@pytest.fixture
+def trained(all_done, tmp_path, monkeypatch):
+    """`world` with all three stages done."""
+    shutil.copytree(all_done, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
 def test_three_stages_need_no_source_after_0_and_no_target_labels(world, monkeypatch, capsys):
     assert call(monkeypatch, run_so_script) == 0
     shutil.rmtree("world/gta5")
@@ -83,8 +103,7 @@ def test_three_stages_need_no_source_after_0_and_no_target_labels(world, monkeyp
         assert yaml.safe_load(Path(f"snapshot/tiny/{stage}.yml").read_text())["method"] == method
 
 
-def test_records_of_a_run(world, monkeypatch):
-    all_stages(monkeypatch)
+def test_records_of_a_run(trained):
     for stage in ("source_only", "ld", "be"):
         events = [json.loads(line) for line in Path(f"log/tiny/{stage}.jsonl").read_text().splitlines()]
         kinds = {e["event"] for e in events}
@@ -106,13 +125,14 @@ def test_records_of_a_run(world, monkeypatch):
     assert len(pngs) == 2 * 2 * 5 and pngs[0].startswith("tiny/be/round0/")
 
 
-def test_same_seed_same_checkpoints_bit_by_bit(world, monkeypatch):
+def test_same_seed_same_checkpoints_bit_by_bit(trained, monkeypatch):
     found = {}
-    for run in ("a", "b", "c"):
-        for folder in ("snapshot", "plabel", "log", "miou_result"):
-            shutil.rmtree(folder, ignore_errors=True)
-        # The number of workers and how often is printed and validated must not matter.
-        all_stages(monkeypatch, *{"a": [], "b": ["worker=2", "print_freq=1", "val_freq=3"], "c": ["seed=9"]}[run])
+    # The number of workers and how often is printed and validated must not matter.
+    for run, words in (("a", None), ("b", ["worker=2", "print_freq=1", "val_freq=3"]), ("c", ["seed=9"])):
+        if words:
+            for folder in ("snapshot", "plabel", "log", "miou_result"):
+                shutil.rmtree(folder)
+            all_stages(monkeypatch, *words)
         found[run] = {s: weights(f"snapshot/tiny/{s}.pth") for s in ("source_only", "ld", "be")}
     for stage in found["a"]:
         a, b, c = (found[run][stage] for run in "abc")
@@ -125,8 +145,7 @@ def evaluate(monkeypatch, *words):
     return eval_script.run()
 
 
-def test_eval_prints_and_writes_every_protocol(world, monkeypatch, capsys):
-    all_stages(monkeypatch)
+def test_eval_prints_and_writes_every_protocol(trained, monkeypatch, capsys):
     files = [f"snapshot/tiny/{s}.pth" for s in ("source_only", "ld", "be")]
     capsys.readouterr()
     assert evaluate(monkeypatch, *files, "worker=1", "--json", "out.json", "--figure", "grid.png") == 0
@@ -150,22 +169,18 @@ def test_sixteen_classes_from_synthia(world, monkeypatch):
 
 @pytest.mark.parametrize("key", ["bn_stats=running", "entropy_on=unselected", "select_image=False", "fixbn=True",
                                  "ema_alpha=0.5", "conf_thresh=0.1", "neg_rank_width=0", "portion_step=0.3",
-                                 "round_lr_decay=4", "scales=[1.0]"])
-def test_every_method_key_reaches_the_result(world, monkeypatch, key):
-    monkeypatch.chdir(world)
-    assert call(monkeypatch, run_so_script) == 0
-    def adapted(*words):
-        for method, start in (("ld", "source_only"), ("be", "ld")):
-            init_weight = f"init_weight=snapshot/tiny/{start}.pth"
-            assert call(monkeypatch, run_script, f"method={method}", init_weight, *words) == 0
-        return weights("snapshot/tiny/be.pth")
-    plain, changed = adapted(), adapted(key)
+                                 "round_lr_decay=4", "scales=[1.0]", "entropy=shannon", "head_branches=2"])
+def test_every_method_key_reaches_the_result(trained, monkeypatch, key):
+    plain = weights("snapshot/tiny/be.pth")
+    for method, start in (("ld", "source_only"), ("be", "ld")):
+        init_weight = f"init_weight=snapshot/tiny/{start}.pth"
+        assert call(monkeypatch, run_script, f"method={method}", init_weight, key) == 0
+    changed = weights("snapshot/tiny/be.pth")
     assert any(not plain[k].equal(changed[k]) for k in plain)
 
 
 @pytest.mark.parametrize("bn_stats", ["batch", "running"])
-def test_labelling_moves_the_running_statistics_with_bn_stats_batch_alone(world, monkeypatch, bn_stats):
-    assert call(monkeypatch, run_so_script) == 0
+def test_labelling_moves_the_running_statistics_with_bn_stats_batch_alone(trained, monkeypatch, bn_stats):
     cfg = load_config("tiny.yml", ["init_weight=snapshot/tiny/source_only.pth", f"bn_stats={bn_stats}"])
     trainer = LDBETrainer(cfg)
     before = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
@@ -250,15 +265,13 @@ def test_keys_without_effect_and_a_missing_method_are_said_by_the_scripts(world,
     assert "method is not given, ld is run" in capsys.readouterr().out
 
 
-def test_eval_refuses_the_same_file_twice_and_missing_ones(world, monkeypatch, capsys):
-    assert call(monkeypatch, run_so_script) == 0
+def test_eval_refuses_the_same_file_twice_and_missing_ones(trained, monkeypatch, capsys):
     assert evaluate(monkeypatch, "snapshot/tiny/source_only.pth", "snapshot/tiny/source_only.pth") == 2
     assert evaluate(monkeypatch, "snapshot/tiny/source_only.pth", "gone.pth") == 2
     assert "gone.pth" in capsys.readouterr().err
 
 
-def test_eval_refuses_what_it_could_not_write_before_it_scores(world, monkeypatch, capsys):
-    assert call(monkeypatch, run_so_script) == 0
+def test_eval_refuses_what_it_could_not_write_before_it_scores(trained, monkeypatch, capsys):
     checkpoint = "snapshot/tiny/source_only.pth"
     capsys.readouterr()
     for words, said in ((["--json", "tiny.yml/out.json"], "tiny.yml"), (["--figure", "tiny.yml/out.png"], "tiny.yml"),
@@ -273,8 +286,34 @@ def test_eval_refuses_what_it_could_not_write_before_it_scores(world, monkeypatc
     assert sorted(p.name for p in Path("new").iterdir()) == ["out.json", "out.png"]
 
 
-def test_eval_refuses_an_initialisation_without_a_head(world, monkeypatch, capsys):
-    assert call(monkeypatch, run_so_script) == 0
+@pytest.mark.parametrize("checkpoints, expected", [
+    (["a/source_only.pth", "a/ld.pth", "a/be.pth"], ["source-only", "LD", "LDBE"]), (["a/ld.pth#net"], ["LD"]),
+    (["a/x_1.5.pth", "a/y.pth#state.teacher"], ["x_1.5", "y"]), (["a/x.pth", "b/x.pth"], ["a/x", "b/x"]),
+    (["a/x.pth#net", "a/x.pth#ema"], ["a/x.pth#net", "a/x.pth#ema"]),
+    (["a/run#1.pth", "a/run#2.pth"], ["run#1", "run#2"])])
+def test_headings(checkpoints, expected):
+    assert report.headings(checkpoints) == expected
+
+
+def test_an_error_of_eval_is_its_only_line_and_remarks_stand_above_the_table(trained, monkeypatch, capsys):
+    state = weights("snapshot/tiny/source_only.pth")
+    torch.save(state | {k.replace("layer5", "layer6"): v for k, v in state.items() if "layer5" in k}, "two.pth")
+    val = next(Path("world/cityscapes/leftImg8bit/val").iterdir())
+    (val / "._x_leftImg8bit.png").write_bytes(b"")
+    order = []
+    monkeypatch.setattr(sys.stderr, "write", lambda text: order.append(("err", text)))
+    monkeypatch.setattr(sys.stdout, "write", lambda text: order.append(("out", text)))
+    assert evaluate(monkeypatch, "two.pth") == 0
+    first = [stream for stream, text in order if "hidden files" in text or "two.pth: two heads, " in text]
+    table = next(i for i, (stream, text) in enumerate(order) if "mIoU" in text)
+    assert first == ["err"] * 2 and order[table][0] == "out"
+    assert max(i for i, (_, text) in enumerate(order) if "two.pth" in text) < table
+    order.clear()
+    assert evaluate(monkeypatch, "two.pth", "gone.pth") == 2
+    assert "".join(text for _, text in order).count("\n") == 1
+
+
+def test_eval_refuses_an_initialisation_without_a_head(trained, monkeypatch, capsys):
     state = weights("snapshot/tiny/source_only.pth")
     torch.save({f"Scale.{k}": v for k, v in state.items()}, "caffe.pth")
     assert evaluate(monkeypatch, "caffe.pth") == 2
@@ -282,8 +321,7 @@ def test_eval_refuses_an_initialisation_without_a_head(world, monkeypatch, capsy
 
 
 @pytest.mark.parametrize("key", ["snapshot", "log", "plabel", "result"])
-def test_a_folder_that_cannot_be_made_is_one_line(world, monkeypatch, capsys, key):
-    assert call(monkeypatch, run_so_script) == 0
+def test_a_folder_that_cannot_be_made_is_one_line(trained, monkeypatch, capsys, key):
     capsys.readouterr()
     assert call(monkeypatch, run_script, "init_weight=snapshot/tiny/source_only.pth", f"{key}=tiny.yml") == 2
     error = capsys.readouterr().err.strip()

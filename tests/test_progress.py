@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_machines import BE, LD, ROOT, as_main, prepared, world  # noqa: F401: fixtures
+from test_machines import BE, LD, ROOT, as_main, prepared, world  # noqa: F401 - fixtures
 from test_pipeline import call
 
 import eval as eval_script

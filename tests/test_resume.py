@@ -20,6 +20,7 @@ import run_so as run_so_script
 from dataset import loaders
 from dataset.segmentation import find_samples
 from dataset.toy import write_toy_world
+from trainer import evaluate
 from trainer.ldbe_trainer import LDBETrainer
 from trainer.source_only_trainer import SourceOnlyTrainer
 from utils import checkpoint
@@ -34,7 +35,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A folder with the tiny world, its configuration and the first two stages done."""
+    """A folder with the tiny world, its configuration, the first two stages done, and the third under another note."""
     root = tmp_path_factory.mktemp("resume")
     write_toy_world(root / "world", seed=5, size=(128, 64), source=6, synthia=0, train=5, val=3)
     (root / "tiny.yml").write_text(yaml.safe_dump({**TINY, "save_freq": 2, "tensorboard": False}))
@@ -42,6 +43,7 @@ def prepared(tmp_path_factory):
         patch.chdir(root)
         assert call(patch, run_so_script) == 0
         assert call(patch, run_script, *LD) == 0
+        assert call(patch, run_script, *BE, "note=whole") == 0
     return root
 
 
@@ -87,7 +89,6 @@ def kill_at(monkeypatch, trainer, step, number=signal.SIGTERM):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(world, monkeypatch, capsys, number):
-    assert call(monkeypatch, run_script, *BE, "note=whole") == 0
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
         kill_at(patch, LDBETrainer, 3, number)
@@ -107,13 +108,29 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(world, monkeypat
     assert records[0] == records[1]
 
 
+@pytest.mark.parametrize("val_freq", [2, 100])  # a validation within the first round, or behind it
+def test_a_signal_in_a_validation_that_a_resumed_run_makes_up_for_loses_nothing(world, monkeypatch, capsys, val_freq):
+    """The state that is saved there is whole: it has the run's own teacher, and knows its pseudo labels."""
+    words = (f"val_freq={val_freq}", "epochs=2")
+    assert call(monkeypatch, run_script, *BE, "note=whole", *words) == 0
+    with monkeypatch.context() as patch:
+        plain = evaluate.confusion_matrix
+        patch.setattr(evaluate, "confusion_matrix", lambda *a: (os.kill(os.getpid(), signal.SIGTERM), plain(*a))[1])
+        for resume in ((), ("--resume",)):
+            assert call(patch, run_script, *BE, *words, *resume) == EXIT_STOPPED
+    assert call(monkeypatch, run_script, *BE, *words, "--resume") == 0
+    assert "done again" not in capsys.readouterr().out
+    a, b = weights("snapshot/whole/be.pth"), weights("snapshot/tiny/be.pth")
+    assert all(a[k].equal(b[k]) for k in a)
+
+
 def test_a_finished_stage_has_nothing_to_resume(world, monkeypatch, capsys):
     assert call(monkeypatch, run_script, *BE) == 0
     before = Path("snapshot/tiny/be.pth").read_bytes()
     assert sorted(p.name for p in Path("snapshot/tiny/be.state").iterdir()) == ["finished"]
     assert call(monkeypatch, run_script, *BE, "--resume") == 0
     assert "nothing to resume" in capsys.readouterr().out and Path("snapshot/tiny/be.pth").read_bytes() == before
-    assert call(monkeypatch, run_script, *BE) == 0  # anew, as it is finished
+    assert call(monkeypatch, run_script, *BE) == 0  # starts over, as it is finished
 
 
 def stopped(monkeypatch, *words, step=3):
@@ -139,6 +156,9 @@ def test_another_run_is_not_resumed_and_none_is_overwritten_unasked(world, monke
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
     assert tree() == before
+    assert "overwrite=true to start over" in error or "with overwrite=true and without resume" in error
+    if said == "overwrite=true" or "batch_size" in said:  # the advice works
+        assert call(monkeypatch, run_script, *BE, *words[1:], "overwrite=true") == 0
 
 
 def test_changed_data_are_not_resumed(world, monkeypatch, capsys):
@@ -150,7 +170,6 @@ def test_changed_data_are_not_resumed(world, monkeypatch, capsys):
 
 
 def test_keys_that_change_no_result_may_change(world, monkeypatch):
-    assert call(monkeypatch, run_script, *BE, "note=whole") == 0
     stopped(monkeypatch)
     Path("world").rename("moved")
     Path("snapshot/tiny/ld.pth").unlink()  # only the start needs it
@@ -163,7 +182,6 @@ def test_keys_that_change_no_result_may_change(world, monkeypatch):
 @pytest.mark.parametrize("harm", ["label", "manifest", "all"])
 @pytest.mark.parametrize("step", [1, 3])  # in the first and in the second round
 def test_lost_or_foreign_pseudo_labels_are_made_again(world, monkeypatch, capsys, harm, step):
-    assert call(monkeypatch, run_script, *BE, "note=whole") == 0
     stopped(monkeypatch, step=step)
     folder = sorted(Path("plabel/tiny/be").iterdir())[-1]
     if harm == "label":
@@ -181,7 +199,6 @@ def test_lost_or_foreign_pseudo_labels_are_made_again(world, monkeypatch, capsys
 
 @pytest.mark.parametrize("harm", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\0" * len(b)])
 def test_a_damaged_state_falls_back_to_the_one_before(world, monkeypatch, capsys, harm):
-    assert call(monkeypatch, run_script, *BE, "note=whole") == 0
     stopped(monkeypatch, "keep=3")
     newest = checkpoint.StateFolder(Path("snapshot/tiny/be.state"), 3).paths()[-1]
     newest.write_bytes(harm(newest.read_bytes()))
@@ -204,7 +221,7 @@ def test_states_of_another_version_are_refused_and_kept(world, monkeypatch, caps
     capsys.readouterr()
     assert call(monkeypatch, run_script, *BE, "--resume") == 2
     error = capsys.readouterr().err
-    assert f"a state of version {version or 1}, this program" in error and "start anew" in error
+    assert f"a state of version {version or 1}, this program" in error and "overwrite=true and without resume" in error
     assert [path.read_bytes() for path in paths] == before
 
 

@@ -11,9 +11,11 @@ from PIL import Image
 import eval as eval_script
 import run as run_script
 import run_so as run_so_script
-from dataset import check
+from dataset import check, inspection, segmentation
 from model.deeplabv2 import DeepLabV2
+from trainer import source_only_trainer
 from utils.cli import run_stage
+from utils.config import parse_config
 
 NAMES = ["ground", "thing", "sky"]
 
@@ -98,6 +100,23 @@ def test_validation_labels_alone_count_for_validation(world, monkeypatch, capsys
     assert lines == []
 
 
+def test_stage_0_says_it_once_however_often_it_looks(world, monkeypatch, capsys):
+    world([0])
+    for enough in (1, 4, 1000):
+        monkeypatch.setattr(source_only_trainer, "ENOUGH_CROPS", enough)
+        lines, _ = warnings(monkeypatch, capsys, run_so_script, "val=False")
+        assert len(lines) == 1 and "thing, sky" in lines[0]
+
+
+@pytest.mark.parametrize("name, names, advice", [
+    ("gta5", ["terrain"], "check gta5.data_dir and"), ("synthia", ["terrain", "bus"], "check synthia.data_dir and"),
+    ("synthia", ["terrain", "truck"], "SYNTHIA has none of them; num_classes=16 leaves them out")])
+def test_the_advice_for_street_sets_names_no_key_of_other_sets(name, names, advice):
+    said = inspection.never_seen(parse_config("", "-"), name, names, "these labels")
+    assert said.startswith(f"classes never seen: {', '.join(names)}: no pixel of them in these labels; {advice}")
+    assert "label_ids" not in said and f"{name}.classes" not in said
+
+
 def test_the_check_says_it_in_the_same_words_and_lists_the_ids(world, monkeypatch, capsys):
     world([0, 255], classes=2)
     lines, _ = warnings(monkeypatch, capsys, run_so_script)
@@ -106,3 +125,43 @@ def test_the_check_says_it_in_the_same_words_and_lists_the_ids(world, monkeypatc
     words = lines[0].removeprefix("warning: ").partition(" in the ")
     assert notes[0].startswith(f"note: {words[0]}") and words[2].partition("; ")[2] in notes[0]
     assert notes[0].endswith("; ids that they hold: 0 (3072 pixels), 255 (3072 pixels)")
+
+
+@pytest.mark.parametrize("ids, label_ids, unknown", [
+    ([0, 1, 2], None, ""), ([0, 1, 2, 255], None, ""), ([0, 1, 2, 7], None, "7"), ([0, 1, 2, 19, 254], None, "19, 254"),
+    ([7, 8, 11], {7: 0, 8: 1, 11: 2}, ""), ([7, 8, 11, 0], {7: 0, 8: 1, 11: 2}, "0"),
+    ([0, 1, 2, *range(100, 109)], None, "100, 101, 102, 103, 104, 105 and 3 more")])
+@pytest.mark.parametrize("words", [(), ("on_bad_sample=skip",)])
+def test_ids_that_the_table_does_not_know_are_named_before_the_run(world, monkeypatch, capsys, ids, label_ids, unknown,
+                                                                   words):
+    world(ids, label_ids=label_ids)
+    for script, start in ((run_so_script, ()), (run_script, ("init_weight=net.pth",)), (eval_script, ("net.pth",))):
+        _, printed = warnings(monkeypatch, capsys, script, *start, *words)
+        lines = [line for line in printed.splitlines() if "not in the table" in line]
+        labels = 2 if script is run_so_script else 1  # its own, and validation's
+        assert len(lines) == (labels if unknown else 0)
+        assert all(line.startswith("warning: d/labels/") and f"label ids {unknown} are not" in line for line in lines)
+
+
+def test_labels_that_cannot_be_read_are_named_by_their_reader_alone(world, monkeypatch, capsys):
+    world([0, 1, 2, 9])
+    for split in ("train", "val"):
+        with open(f"d/labels/{split}/0.png", "wb") as file:
+            file.write(b"no image")
+    cfg = parse_config(open("c.yml", encoding="utf-8").read(), "c.yml", method="source_only")
+    samples = segmentation.find_samples("mine", cfg.section("mine"), "train")
+    (line,) = inspection.unknown_ids(cfg, "mine", samples)
+    assert "1.png: label ids 9 are not" in line
+    assert inspection.unknown_ids(cfg, "mine", samples[:1]) == inspection.unknown_ids(cfg, "mine", []) == []
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 100])
+def test_a_few_labels_spread_over_the_samples_are_looked_at(world, monkeypatch, count):
+    world([0])
+    cfg = parse_config(open("c.yml", encoding="utf-8").read(), "c.yml", method="source_only")
+    seen = []
+    monkeypatch.setattr(inspection.files, "read_label_ids",
+                        lambda path: seen.append(path) or np.zeros((2, 2), np.uint8))
+    samples = [segmentation.Sample(str(i), i, i) for i in range(count)]
+    assert inspection.unknown_ids(cfg, "mine", samples) == []
+    assert min(count, 5) <= len(seen) <= 8 and seen == sorted(seen) and seen[-1] >= count * 3 // 4 - 1

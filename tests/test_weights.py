@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from model.deeplabv2 import DeepLabV2
-from model.weights import convert, load_weights, read_checkpoint, save_weights
+from model.weights import convert, load_weights, read_network, save_weights
 from utils.constants import BGR_MEAN
 from utils.errors import CheckpointError
 
@@ -156,7 +156,7 @@ def test_saving_is_atomic_and_plain(tmp_path, monkeypatch):
     save_weights(model, tmp_path / "a.pth")
     state = torch.load(tmp_path / "a.pth", weights_only=True)
     assert list(state) == list(model.state_dict()) and all(v.is_contiguous() for v in state.values())
-    assert convert(read_checkpoint(tmp_path / "a.pth"))[0] == "one head"
+    assert convert(read_network(tmp_path / "a.pth").tensors)[0] == "one head"
     before = (tmp_path / "a.pth").read_bytes()
 
     def full(*_):

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 
 from dataset import inspection, loaders, segmentation
-from dataset.labels import never_seen
 from model.deeplabv2 import parameter_groups
 from model.weights import save_weights
 from trainer import evaluate
@@ -17,7 +16,7 @@ from trainer.build import build_model, pick_device
 from trainer.resume import newest_state
 from utils.checkpoint import STATE_VERSION, RunLock, StateFolder, remove_unfinished, write_atomically
 from utils.config import Config, config_remarks, to_yaml, with_drawn_seed
-from utils.errors import CheckpointError, Stopped, TrainingError
+from utils.errors import CheckpointError, Stopped, TrainingError, one_line
 from utils.interrupt import Interrupt
 from utils.logger import RunLog
 from utils.progress import Progress
@@ -174,8 +173,13 @@ class BaseTrainer(ABC):
         self._validated_at = self.global_step
         self.log.event("val", self.global_step, **self.scores)
         self.log.say(f"step {self.global_step}: mIoU {evaluate.means(self.scores)}")
-        if unseen := next(iter(self.scores.values()))["unseen"]:
-            self.log.say_once(f"warning: {never_seen(unseen, 'the validation labels', self.cfg.target)}")
+        unseen = next(iter(self.scores.values()))["unseen"]
+        self.warn_of_unseen(self.cfg.target, unseen, "the validation labels")
+
+    def warn_of_unseen(self, section_name: str, names: list[str], where: str) -> None:
+        """Say, once, which classes of a section have no pixel in its labels, if any; where: in which labels."""
+        if names:
+            self.log.say_once(f"warning: {inspection.never_seen(self.cfg, section_name, names, where)}")
 
     def save(self) -> None:
         """Write `<snapshot>/<note>/<stage>.pth`, atomically."""
@@ -200,7 +204,8 @@ class BaseTrainer(ABC):
                 "scores": self.scores, "validated_at": self._validated_at, "log": self.log.position()}
 
     def restore(self, state: dict) -> None:
-        """Go back to where `state` was saved, and make up for a validation that a stop has cut off."""
+        """Go back to where `state` was saved, and make up for a validation that a stop has cut off. A subclass restores
+        its own parts first: a signal in that validation saves all of them again."""
         self.model.load_state_dict(state["model"])
         self.position = Position(state["round"], state["step"], state["labelled"])
         self.global_step, self.scores, self._validated_at = state["global_step"], state["scores"], state["validated_at"]
@@ -235,9 +240,11 @@ class BaseTrainer(ABC):
                           **({"position": state["log"], "step": state["global_step"]} if state else {}))
         write_atomically(self.snapshot / f"{self.stage}.yml", lambda file: file.write(to_yaml(cfg).encode()))
         self.log.say(f"stage {self.stage}: {len(self.samples)} images, {cfg.num_classes} classes, {self.device}, "
-                     f"seed {cfg.seed}" + ("" if state else f"\nweights: {report}"))
+                     f"seed {cfg.seed}")
+        if not state:
+            self.log.say(f"weights: {f'{cfg.init_weight}: ' if cfg.init_weight else ''}{report}")
         for remark in remarks + ([self.lock.remark] if self.lock.remark else []):
-            self.log.say(remark)
+            self.log.say(one_line(remark))
 
     def _write_result(self) -> None:
         if self.scores is None:

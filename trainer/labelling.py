@@ -1,5 +1,5 @@
 """A round's pseudo labels: one pass of the network over the target images, thresholds, one PNG file an image, and at
-the end a manifest that vouches for them."""
+the end a manifest with their hashes."""
 import hashlib
 import io
 import json
@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from dataset import loaders
+from dataset import inspection, loaders
 from dataset.labels import IGNORE_INDEX
 from dataset.segmentation import Sample
 from dataset.transforms import network_input
@@ -80,8 +80,8 @@ def label_round(model: DeepLabV2, cfg: Config, samples: list[Sample], names: tup
 
 
 def labels_intact(folder: Path, samples: list[Sample], manifest: str) -> bool:
-    """Whether the folder still holds, whole and unchanged, the labels of `samples` that the manifest of this SHA-256
-    vouches for."""
+    """Whether the folder still holds, whole and unchanged, the labels of `samples` whose hashes the manifest of this
+    SHA-256 lists."""
     try:
         content = (folder / MANIFEST).read_bytes()
         hashes = json.loads(content)["labels"]
@@ -118,7 +118,7 @@ def _score_target(model, cfg, samples, device, spool, check):
 
 def _truths(cfg, samples, device):
     """Train ids uint8 [H, W] of each sample on the device, or None where there is nothing to compare with."""
-    if not cfg.plabel_accuracy or not all(s.label and s.label.is_file() for s in samples):
+    if not inspection.labels_compared(cfg, samples):
         return [None] * len(samples)
     loader = loaders.whole_label_loader(cfg, cfg.target, samples, device.type == "cuda")
     return (label.to(device, non_blocking=True) for label in loader)

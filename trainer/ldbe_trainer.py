@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from dataset import inspection, loaders, segmentation
-from dataset.labels import IGNORE_INDEX, never_seen
+from dataset.labels import IGNORE_INDEX
 from dataset.transforms import network_input
 from model.deeplabv2 import compile_blocks
 from model.ema import Teacher
@@ -94,8 +94,7 @@ class LDBETrainer(BaseTrainer):
         accuracy = {"accuracy": found.accuracy} if found.accuracy else {}
         self.log.event("pseudo_label", self.global_step, round=round_index, portion=portion, coverage=found.coverage,
                        threshold=dict(zip(names, pl.threshold_confidence(found.thresholds).tolist())), **accuracy)
-        if found.unseen:
-            self.log.say_once(f"warning: {never_seen(found.unseen, 'the training labels', cfg.target)}")
+        self.warn_of_unseen(cfg.target, found.unseen, "the training labels")
         right = f", accuracy {found.accuracy['all']:.1%}" if found.accuracy else ""
         self.log.say(f"round {round_index}: portion {portion:.2f}, pseudo labels cover {found.coverage['all']:.1%} of "
                      f"the target's pixels{right}")
@@ -106,11 +105,11 @@ class LDBETrainer(BaseTrainer):
         return {**super().state(), "teacher": teacher, "manifest": self.manifest}
 
     def restore(self, state):
-        super().restore(state)
         self.manifest = state["manifest"]
         if self.teacher:
             self.teacher.model.load_state_dict(state["teacher"]["model"])
             self.teacher.updates = state["teacher"]["updates"]
+        super().restore(state)  # last: it may validate, and a signal then saves the state as it stands
 
     def usable(self, state):
         folder = self._label_folder(state["round"])

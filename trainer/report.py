@@ -1,16 +1,17 @@
 """Comparing checkpoints: scores side by side, and the figure of the paper (image, each network, ground truth)."""
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dataset import loaders, segmentation
+from dataset import inspection, loaders, segmentation
 from dataset.labels import ClassSet
 from trainer import evaluate
 from trainer.build import build_model, pick_device
 from utils.config import Config
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, one_line
 from utils.progress import Progress
 from utils.visualize import colourise, grid
 
@@ -26,7 +27,8 @@ def headings(checkpoints: list[str]) -> list[str]:
 
     Raises ConfigError if no checkpoint or one checkpoint twice is given.
     """
-    names = [CAPTIONS.get(Path(c).stem, Path(c).stem) for c in checkpoints]
+    stems = [Path(re.sub(r"(\.[^./#]+)#.*", r"\1", c)).stem for c in checkpoints]  # less the entry of file.pth#entry
+    names = [CAPTIONS.get(stem, stem) for stem in stems]
     names = [f"{Path(c).parent.name}/{n}" if names.count(n) > 1 else n for c, n in zip(checkpoints, names)]
     names = [c if names.count(n) > 1 else n for c, n in zip(checkpoints, names)]
     if not names or len(set(names)) < len(names):
@@ -37,19 +39,19 @@ def headings(checkpoints: list[str]) -> list[str]:
 def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
     """heading -> `evaluate.protocol_scores` on the target's validation split, for each checkpoint in order.
 
-    What was done to a checkpoint, and what is suspicious about it, goes to stderr. Raises CheckpointError for one that
-    does not fit, or that would leave a part of the network at random.
+    Then what was left out of the split, and what was done to a checkpoint or is suspicious about it, goes to stderr.
+    Raises CheckpointError for one that does not fit, or that would leave a part of the network at random.
     """
-    device = pick_device(cfg.device)
-    names, samples = headings(checkpoints), _validation_samples(cfg, say=True)
+    device, names = pick_device(cfg.device), headings(checkpoints)
+    samples, remarks = segmentation.find_split(cfg.target, cfg.target_data, "val")
     segmentation.require_labels(cfg.target, cfg.target_data, "val", samples)
-    reports = []
+    remarks += inspection.unknown_ids(cfg, cfg.target, samples)
     for checkpoint in checkpoints:  # a wrong name among them should not cost the evaluation of the others
         _, loaded = build_model(cfg, device, checkpoint)
         if loaded.initialised:
             raise CheckpointError(f"{checkpoint}: is an initialisation without a head, no trained network "
                                   f"({loaded.facts}).")
-        reports += [f"{checkpoint}: {line}" for line in str(loaded).splitlines()] if loaded.remarkable else []
+        remarks += [f"{checkpoint}: {line}" for line in str(loaded).splitlines()] if loaded.remarkable else []
     scores = {}
     for name, checkpoint in zip(names, checkpoints):
         model, _ = build_model(cfg, device, checkpoint)
@@ -57,14 +59,15 @@ def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
         confusion = evaluate.evaluate(model, Progress(loader, name, cfg.print_freq, cfg.screen), cfg.num_classes,
                                       device)
         scores[name] = evaluate.protocol_scores(confusion, target_classes(cfg))
-    print("".join(f"{line}\n" for line in reports), end="", file=sys.stderr)
+    for remark in remarks:  # not before: an error is to be the only line
+        print(one_line(remark), file=sys.stderr)
     return scores
 
 
 def figure(cfg: Config, checkpoints: list[str], count: int) -> Image.Image:
     """Rows: image, each checkpoint's prediction, ground truth; columns: `count` images spread over the split."""
     device, palette = pick_device(cfg.device), target_classes(cfg).palette
-    samples = _validation_samples(cfg)
+    samples = segmentation.find_samples(cfg.target, cfg.target_data, "val")
     chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)]
     table = segmentation.label_table(cfg.target_data, cfg.num_classes)
     pairs = [segmentation.read_pair(s, table) for s in chosen]
@@ -77,10 +80,3 @@ def figure(cfg: Config, checkpoints: list[str], count: int) -> Image.Image:
     rows.append(("ground truth", [colourise(label, palette) for _, label in pairs]))
     return grid(rows, cfg.target_data.input_size if cfg.target_data.input_size[0] <= 512 else
                 (512, 512 * cfg.target_data.input_size[1] // cfg.target_data.input_size[0]))
-
-
-def _validation_samples(cfg, say=False):
-    samples, remarks = segmentation.find_split(cfg.target, cfg.target_data, "val")
-    for remark in remarks if say else ():
-        print(remark, file=sys.stderr)
-    return samples

@@ -21,7 +21,7 @@ def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable
     if not cfg.resume:
         if paths and cfg.train and not cfg.overwrite and not states.finished():
             raise ConfigError(f"note: {states.folder} holds the states of an unfinished run, the newest "
-                              f"{paths[-1].name}: add --resume to go on, or overwrite=true to start anew.")
+                              f"{paths[-1].name}: add --resume to go on, or overwrite=true to start over.")
         return None, None
     if states.finished():
         states.finish()  # in case it was cut off
@@ -37,7 +37,7 @@ def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable
             remarks.append(f"resumed from {path}")
             return path, state
         remarks.append(f"warning: {path}: the pseudo labels of its round are gone or changed: the round is done again")
-    remarks.append(f"resume: no usable state in {states.folder}, the stage starts anew")
+    remarks.append(f"resume: no usable state in {states.folder}, the stage starts from its beginning")
     return None, None
 
 
@@ -50,4 +50,4 @@ def _require_same_run(cfg, path, state, samples):
         found = [f"the training images' names or sizes ({len(samples)} now)"]
     if found:
         raise ConfigError(f"resume: {path} is the state of another run; these differ: {'; '.join(found)}. Set them "
-                          "back, or start anew under another note or with overwrite=true resume=false.")
+                          "back, or start over under another note, or with overwrite=true and without resume.")

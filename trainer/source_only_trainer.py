@@ -3,11 +3,10 @@ import torch
 import torch.nn.functional as F
 
 from dataset import inspection, loaders
-from dataset.labels import IGNORE_INDEX, never_seen
+from dataset.labels import IGNORE_INDEX
 from dataset.transforms import network_input
 from trainer.base_trainer import BaseTrainer
 from utils.schedule import poly_lr
-
 
 ENOUGH_CROPS = 1000  # after which a class without a single pixel is worth a warning before the stage ends
 
@@ -20,6 +19,7 @@ class SourceOnlyTrainer(BaseTrainer):
     def __init__(self, cfg):
         super().__init__(cfg)
         self.crops, self.seen = 0, torch.zeros(cfg.num_classes, dtype=torch.bool)
+        self.named = []  # the classes that a warning has named
 
     def training_samples(self):
         return inspection.training_samples(self.cfg, self.cfg.source, labels_needed=True)
@@ -30,7 +30,7 @@ class SourceOnlyTrainer(BaseTrainer):
             return  # resumed behind the last step
         loader = loaders.source_loader(cfg, self.samples, self.position.step, self.device.type == "cuda")
         self.run_steps(loader, cfg.learning_rate, lambda lr, step: poly_lr(lr, step, cfg.num_steps, cfg.power))
-        self.warn_of_unseen()
+        self.judge_labels()
         self.next_round()
 
     def step(self, batch, rng):
@@ -43,14 +43,15 @@ class SourceOnlyTrainer(BaseTrainer):
         return {"cross_entropy": loss / (label != IGNORE_INDEX).sum().clamp(min=1)}
 
     def after_step(self):
-        enough = min(len(self.samples), ENOUGH_CROPS)
-        if self.crops >= enough > self.crops - self.cfg.batch_size:
-            self.warn_of_unseen()
+        if self.crops >= ENOUGH_CROPS > self.crops - self.cfg.batch_size:
+            self.judge_labels()
 
-    def warn_of_unseen(self) -> None:
+    def judge_labels(self) -> None:
+        """Warn of the classes that no crop has shown, unless the last warning named the same."""
         unseen = [name for name, seen in zip(self.class_set.names, self.seen.tolist()) if not seen]
-        if unseen:
-            self.log.say_once(f"warning: {never_seen(unseen, f'the labels of {self.crops} crops', self.cfg.source)}")
+        if unseen != self.named:
+            self.warn_of_unseen(self.cfg.source, unseen, f"the labels of {self.crops} crops")
+        self.named = unseen
 
     def state(self):
         return {**super().state(), "crops": self.crops, "seen": self.seen}

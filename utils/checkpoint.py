@@ -14,7 +14,7 @@ try:
 except ImportError:  # no POSIX system: runs are not guarded against each other
     fcntl = None
 
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, first_line
 
 STATE_VERSION = 2  # of what a state holds and how a run goes on from it; 1 had no number, and Shannon's entropy alone
 FINISHED = "finished"  # file beside a stage's states once the stage is done
@@ -42,7 +42,7 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> Non
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
-        raise CheckpointError(f"{path}: cannot be written ({_first_line(error)}); what was there before is still "
+        raise CheckpointError(f"{path}: cannot be written ({first_line(error)}); what was there before is still "
                               "whole: make room, or choose another folder.") from None
     finally:
         _remove(temporary)
@@ -83,7 +83,7 @@ class RunLock:
             if self._file and error.errno in (errno.EACCES, errno.EAGAIN):  # POSIX allows both
                 raise ConfigError(f"note: {str(folder)!r} is in use by another process: wait for it, or give this run "
                                   "another note.") from None
-            self.remark = (f"warning: {folder} cannot be locked ({_first_line(error)}): nothing keeps a second process "
+            self.remark = (f"warning: {folder} cannot be locked ({first_line(error)}): nothing keeps a second process "
                            "from running the same note at the same time.")
 
     def release(self) -> None:
@@ -140,21 +140,17 @@ def read_state(path: Path) -> dict:
     except pickle.UnpicklingError:
         raise CheckpointError(f"{path}: not a state of this project, nothing in it was run: remove it.") from None
     except Exception as error:  # torch raises many kinds for damaged files
-        raise CheckpointError(f"{path}: cannot be read ({_first_line(error)}): remove it; an older state is "
+        raise CheckpointError(f"{path}: cannot be read ({first_line(error)}): remove it; an older state is "
                               "used then.") from None
     if isinstance(state, dict) and "global_step" in state and state.get("version") != STATE_VERSION:
         raise ConfigError(f"resume: {path} is a state of version {state.get('version', 1)}, this program goes on from "
-                          f"version {STATE_VERSION}: finish the run with the program that began it, or start anew "
-                          "under another note or with overwrite=true resume=false.")
+                          f"version {STATE_VERSION}: finish the run with the program that began it, or start "
+                          "over under another note, or with overwrite=true and without resume.")
     needed = {"round", "step", "labelled", "global_step", "seed", "config", "data", "model", "optimizer", "scaler",
               "scores", "validated_at", "log"}
     if not isinstance(state, dict) or not needed <= state.keys():
         raise CheckpointError(f"{path}: not a saved state of a run: remove it.")
     return state
-
-
-def _first_line(error):
-    return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
 def _sync_folder(folder):

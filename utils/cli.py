@@ -5,12 +5,11 @@ import io
 import os
 import signal
 import sys
-import unicodedata
 from pathlib import Path
 
 from utils.config import config_help, load_config
 from utils.config_values import expanded
-from utils.errors import ConfigError, NothingToDo, Stopped, UserError
+from utils.errors import ConfigError, NothingToDo, Stopped, UserError, one_line
 from utils.interrupt import signals_end
 
 EXIT_UNEXPECTED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130  # 75: sysexits' "try again later"
@@ -149,8 +148,3 @@ def require_working_directory() -> None:
 def _said(exit_code, message):
     print(one_line(message), file=sys.stderr)
     return exit_code
-
-
-def one_line(message) -> str:
-    """The message with control characters escaped: names of files and keys may hold line ends or terminal codes."""
-    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in str(message))

@@ -181,6 +181,9 @@ def _check_section(cfg, name, require):
     _check_patterns(name, section, require)
     if section.type != "folder":
         require(count in (19, 16, 13), f"num_classes: {count} does not fit {name}, whose class sets are 19, 16 and 13.")
+        for inner in ("images", "labels", "classes", "label_ids", "palette"):
+            require(getattr(section, inner) is None, f"{name}.{inner}: a section of type {section.type} has its own "
+                    "files, classes and ids; leave the key out, or give the section `type: folder` and all keys of it.")
         return
     require(len(section.classes) == count, f"{name}.classes: {len(section.classes)} names for num_classes {count}.")
     for label_id, train_id in (section.label_ids or {}).items():

@@ -59,7 +59,7 @@ class Config:
     multigpu: bool = key(False, bool, "several GPUs; only False in this version")
     resume: bool = key(False, bool, "go on from the newest saved state of this note and stage, if there is one; the "
                        "same as --resume")
-    overwrite: bool = key(False, bool, "start anew although this note holds the states of an unfinished run of the "
+    overwrite: bool = key(False, bool, "start over although this note holds the states of an unfinished run of the "
                           "stage")
     round_start: int = key(0, int, "first round to run, from 0; portion and rate are that round's", low=0)
 
@@ -73,7 +73,8 @@ class Config:
                                   "takes the network NAME of a file with several", optional=True, path=True)
     init_input: str = key("auto", str, "input that init_weight's network was trained with: bgr255 (0..255 minus the "
                           "mean: this field's, and this project's own), rgb01 (RGB / 255 with torchvision's mean and "
-                          "std: CRST's), which is converted, or auto, which goes by the first layer's scale",
+                          "std: CRST's), which is converted, or auto, which goes by the first layer's scale; "
+                          "checkpoints of this program are known as what they are, whatever this says",
                           choices=("auto", "bgr255", "rgb01"))
     restore_from: str | None = key(None, str, "only None: use init_weight", optional=True, path=True)
     fixbn: bool = key(True, bool, "freeze weight and bias of every batch norm; its statistics move on")
@@ -94,8 +95,8 @@ class Config:
 
     learning_rate: float = key(1e-4, float, "rate of the first round, before backbone_lr_mult and head_lr_mult",
                                low=0, above=True, group="Optimisation")
-    num_steps: int = key(5000, int, "stage 0: steps; stages 1, 2: T of the poly schedule, anew each round, at which a "
-                         "round stops at the latest", low=1)
+    num_steps: int = key(5000, int, "stage 0: steps; stages 1, 2: T of the poly schedule of each round, at which it "
+                         "stops at the latest", low=1)
     epochs: int = key(1, int, "passes over the target images in a round", low=1)
     weight_decay: float = key(5e-4, float, "of SGD", low=0)
     momentum: float = key(0.9, float, "of SGD", low=0, high=1, below=True)
@@ -136,17 +137,18 @@ class Config:
     mirror: bool = key(True, bool, "flip half of the crops")
     on_bad_sample: str = key("error", str, "a training image or label that is missing, damaged or of another size: "
                              "error ends the run; skip reads every sample before training, and leaves out and logs the "
-                             "broken ones. The validation split is never thinned", choices=("error", "skip"))
+                             "broken ones. No validation sample is left out", choices=("error", "skip"))
 
     print_freq: int = key(100, int, "steps, or images of a pass over many, between lines with the pace (losses, rate, "
                           "time left) and between the log's training events", low=1, group="Logging")
     save_freq: int = key(500, int, "steps between saves of the run's whole state, from which resume goes on; it is "
                          "also saved around each round and when a signal stops the run", low=1)
-    keep: int = key(2, int, "states that stay", low=1)
+    keep: int = key(2, int, "saved states that are kept", low=1)
     val: bool = key(True, bool, "validate, where the target's validation split has labels")
     val_freq: int = key(1000, int, "steps between validations; there is one after each round anyway", low=1)
     tensorboard: bool = key(True, bool, "write TensorBoard scalars")
-    screen: bool = key(True, bool, "progress bars in place of these lines, on a terminal; elsewhere there are none")
+    screen: bool = key(True, bool, "progress bars in place of print_freq's lines, on a terminal; elsewhere there "
+                       "are none")
     snapshot: str = key("./snapshot", str, "folder of the checkpoints", path=True)
     result: str = key("./miou_result", str, "folder of the last validation's figures", path=True)
     log: str = key("./log", str, "folder of the JSON lines and TensorBoard scalars", path=True)

@@ -33,7 +33,7 @@ class Key:
     above: bool = False  # strictly above `low`
     below: bool = False  # strictly below `high`
     length: int | None = None
-    pattern: str | None = None
+    pattern: str | None = None  # of the whole text, said in words in `meaning`
     path: bool = False  # of a file or folder: `~` is a home folder
     group: str | None = None  # heading in --help that starts with this key
 
@@ -93,12 +93,14 @@ class Key:
     def _expected(self):
         if self.choices:
             return " or ".join(self.choices)
+        if self.pattern:
+            return self.meaning
         limits = [f"{'above' if self.above else 'at least'} {self.low}"] if self.low is not None else []
         limits += [f"{'below' if self.below else 'at most'} {self.high}"] if self.high is not None else []
         shape = f"of {self.length} values " if self.length else ""
-        pattern = f" matching {self.pattern}" if self.pattern else ""
+        shape += "such as {7: 0, 8: 1} (a blank behind each colon)" if isinstance(self.kind, dict) else ""
         none = " or None" if self.optional else ""
-        return f"{kind_name(self.kind)} {shape}{' and '.join(limits)}".strip() + pattern + none
+        return f"{kind_name(self.kind)} {shape}{' and '.join(limits)}".strip() + none
 
 
 def key(default, kind, meaning: str, **rules):
@@ -160,12 +162,23 @@ def parse_yaml(text: str, where: str) -> dict:
     try:
         content = yaml.load(text, _Loader)
     except Exception as error:  # the parser raises YAMLError, but many other kinds for wrong dates, tags and numbers
-        raise ConfigError(f"{where}: not valid YAML: {' '.join(str(error).split())[:300]}.") from None
+        raise ConfigError(f"{where}{_line_of(error)}: not valid YAML: {_fault_of(error)}.") from None
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: expected `key: value` lines, found {type(content).__name__}.")
     return content
+
+
+def _line_of(error):
+    """`, line N` of a YAML error that knows it."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    return f", line {mark.line + 1}" if mark else ""
+
+
+def _fault_of(error):
+    parts = [part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part]
+    return " ".join(": ".join(parts or [str(error)]).split())[:300]
 
 
 class _Loader(yaml.SafeLoader):
@@ -175,10 +188,11 @@ class _Loader(yaml.SafeLoader):
         for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 
     def construct_mapping(self, node, deep=False):
-        written = [k.value for k, _ in node.value if k.tag != "tag:yaml.org,2002:merge"]
-        twice = [k for k in written if written.count(k) > 1] if node not in self.merged else []
-        if twice:
-            raise yaml.constructor.ConstructorError(None, None, f"key {twice[0]!r} is given twice", node.start_mark)
+        seen = set()
+        for k in (k for k, _ in node.value if node not in self.merged and isinstance(k, yaml.ScalarNode)):
+            if k.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"key {k.value!r} is given twice", k.start_mark)
+            seen.add(k.value)
         return super().construct_mapping(node, deep)
 
     def flatten_mapping(self, node):

@@ -1,5 +1,6 @@
 """The errors that a user can cause; the scripts print them as one line and exit with code 2."""
 import contextlib
+import unicodedata
 
 
 class UserError(Exception):
@@ -29,6 +30,16 @@ class Stopped(BaseException):
 
 class NothingToDo(Exception):
     """What was asked for is done already; the argument says so."""
+
+
+def first_line(error: Exception) -> str:
+    """What another's error says, for a message of one line."""
+    return (str(error) or type(error).__name__).splitlines()[0][:120]
+
+
+def one_line(message: object) -> str:
+    """The message with control characters escaped: names of files and keys may hold line ends or terminal codes."""
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in str(message))
 
 
 @contextlib.contextmanager

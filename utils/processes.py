@@ -18,10 +18,11 @@ from typing import Any, Callable, Iterable, Iterator
 
 import numpy as np
 
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 from utils.interrupt import SIGNALS, signals_held
 from utils.progress import say
 
+_KILLED = -getattr(signal, "SIGKILL", 9)  # exit code
 _AHEAD = 2  # calls per process that are under way or wait for the caller
 _PR_SET_PDEATHSIG = 1  # prctl(2): what the kernel sends to a process whose parent has ended
 _PATIENCE = 60  # seconds without an answer after which the caller's user is told
@@ -66,8 +67,8 @@ def _result(future, key, title):
     silent = 0
     while not wait([future], _PATIENCE).done:
         silent += _PATIENCE
-        say(f"warning: no answer for {silent} s on {title(key)}: does its disk still answer? A signal "
-            "(Ctrl-C) ends the wait.")
+        say(one_line(f"warning: no answer for {silent} s on {title(key)}: does its disk still answer? A signal "
+                     "(Ctrl-C) ends the wait."))
     return future.result()
 
 
@@ -116,7 +117,7 @@ def _answer(child, ours, key, title):
 
 def _end(exit_code: int | None) -> str:
     """What became of a child, and what helps."""
-    if exit_code == -signal.SIGKILL:
+    if exit_code == _KILLED:
         return ("was killed (SIGKILL), most likely because memory is full or a container's limit reached: lower worker "
                 "(0: read in the main process), batch_size, or the crop and input sizes, or allow more memory.")
     if exit_code is not None and exit_code < 0:

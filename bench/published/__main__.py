@@ -15,7 +15,8 @@ import warnings
 from pathlib import Path
 
 from bench.published.comparison import DISAGREES, Row, summary, table
-from utils.cli import OneLineParser, guarded, one_line
+from utils.cli import OneLineParser, guarded
+from utils.errors import one_line
 
 EXIT_DISAGREES = 1
 

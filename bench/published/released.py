@@ -35,7 +35,7 @@ def load(code: Path) -> SimpleNamespace:
     """The checkout's modules by the names of MODULES, `evaluation` (its eval.py), and `evaluation_as_it_is`, what
     becomes of importing that without a stand-in for a module that the checkout lacks. Nothing is written there.
 
-    The checkout's code is run: whoever names it vouches for it. Raises UserError if it is none.
+    The checkout's code is run: whoever names it must trust it. Raises UserError if it is none.
     """
     def require(condition, lacks):
         if not condition:

@@ -20,8 +20,8 @@ T = 5000
 
 
 def rows(published) -> list[Row]:
-    return [*_threshold_rows(published), *_selection_rows(published), *_loop_rows(published),
-            *_source_loop_rows(published)]
+    return [*_threshold_rows(published), *_selection_rows(published), *_saturated_rows(published),
+            *_loop_rows(published), *_source_loop_rows(published)]
 
 
 def _their_thresholds(published, images, portion):
@@ -92,14 +92,14 @@ def _selection_rows(published):
     logits = 2 * torch.randn(CLASSES, 96, 128, generator=g)
     label, doubt = pl.predict(logits)
     conf, p = 1 - doubt, logits.softmax(0)
-    def theirs(thresholds, z=logits):
-        return published.selection.thres_cb_plabel(z.unsqueeze(0), dict(enumerate(thresholds.tolist())))[1]
+    def theirs(thresholds):
+        return published.selection.thres_cb_plabel(logits.unsqueeze(0), dict(enumerate(thresholds.tolist())))[1]
     def ours(bins):
         return pl.select(label, doubt, bins, None)
     result = []
     # Above 1/2 only the predicted class can pass; below, another may.
     for low, high, documented in ((0.5, 0.9, False), (0.02, 0.4, True)):
-        bins = pl.doubt_bin((1 - torch.linspace(low, high, CLASSES)))
+        bins = pl.doubt_bin(1 - torch.linspace(low, high, CLASSES))
         thresholds = pl.threshold_confidence(bins)
         told = torch.where((p > thresholds.float().view(-1, 1, 1)).any(0), label, 255)
         found, mine = theirs(thresholds), ours(bins)
@@ -122,16 +122,19 @@ def _selection_rows(published):
     _, fused = published.selection.mask_fusion(logits.unsqueeze(0), class_mask, their_mask)
     exceeded = pl.image_threshold(doubt, (int(PORTION * conf.numel()) - 1) / conf.numel())
     mine = torch.where((ours(bins) != 255) | (doubt <= exceeded), label, 255)
-    result.append(Row("both together, with as many pixels of the image's own", "96 x 128 pixels", fused, mine))
+    return [*result, Row("both together, with as many pixels of the image's own", "96 x 128 pixels", fused, mine)]
+
+
+def _saturated_rows(published):
     sure = torch.zeros(CLASSES, 4, 5)
     sure[3] = 50
-    saturated = torch.full((CLASSES,), 0.999999999, dtype=torch.float64)
     kept = pl.select(*pl.predict(sure), _our_thresholds([sure], PORTION), PORTION)
-    result.append(Row("selection where every pixel is saturated (theirs: none exceeds 0.999999999 in float32)",
-                      "20 pixels", theirs(saturated, sure), kept, documented=np.full((4, 5), 255)))
+    _, theirs = published.selection.thres_cb_plabel(sure.unsqueeze(0), dict.fromkeys(range(CLASSES), 0.999999999))
     _, own = published.selection.gene_plabel_prop(sure.unsqueeze(0), PORTION)
-    return [*result, Row("the same by the image's own top share", "20 pixels", own, kept,
-                         documented=np.full((4, 5), 255))]
+    nothing = np.full((4, 5), 255)
+    return [Row("selection where every pixel is saturated (theirs: none exceeds 0.999999999 in float32)", "20 pixels",
+                theirs, kept, documented=nothing),
+            Row("the same by the image's own top share", "20 pixels", own, kept, documented=nothing)]
 
 
 def _their_loop(published, rounds, epochs, length):

@@ -6,7 +6,6 @@ from unittest.mock import MagicMock, patch
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import nn
 
 from bench.published.comparison import Row, outcome

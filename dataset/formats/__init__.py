@@ -21,7 +21,7 @@ _FORMATS = (  # what a file begins with, name, reader; the others are named when
     (rb"BM", "BMP", bmp), (rb"P[1-6]\s", "Netpbm", netpbm), (rb"II[*+]\0|MM\0[*+]", "TIFF", tiff),
     (rb"P7\s", "PAM", None), (rb"P[fF]\s", "floating-point PFM", None), (rb"GIF8", "GIF", None),
     (rb"\0\0\0\x0cjP  |\xff\x4f\xff\x51", "JPEG 2000", None), (rb"\xff\x0a|\0\0\0\x0cJXL ", "JPEG XL", None),
-    (rb"....ftyp(?:avi[fs])", "AVIF", None), (rb"....ftyp", "HEIF, or a video", None), (rb"8BPS", "Photoshop", None),
+    (rb"....ftypavi[fs]", "AVIF", None), (rb"....ftyp", "HEIF, or a video", None), (rb"8BPS", "Photoshop", None),
     (rb"\x76\x2f\x31\x01", "OpenEXR", None), (rb"\x89HDF", "HDF5 or MATLAB", None), (rb"\x93NUMPY", "NumPy", None),
     (rb"PK", "ZIP or NumPy", None), (rb"%!PS|\xc5\xd0\xd3\xc6", "PostScript", None), (rb"%PDF", "PDF", None),
 )

@@ -8,7 +8,7 @@ from typing import BinaryIO
 import numpy as np
 
 from dataset.formats.compressed import pillow, pillow_rgb
-from dataset.formats.picture import Picture, require_size, unpacked
+from dataset.formats.picture import Picture, indices, require_size, unpacked
 
 
 def bmp(file: BinaryIO) -> Picture:
@@ -30,7 +30,7 @@ def bmp(file: BinaryIO) -> Picture:
     if not indexed:
         return Picture(what, image.size, 1, None, partial(pillow_rgb, image) if bits > 8 else None)
 
-    def indices():
+    def samples():
         stride = (width * bits + 31) // 32 * 4
         rows = np.frombuffer(data, np.uint8, abs(height) * stride, start).reshape(abs(height), stride)
         return unpacked(rows, bits, width)[::-1 if height > 0 else 1]
@@ -39,7 +39,7 @@ def bmp(file: BinaryIO) -> Picture:
         table = np.frombuffer(data, np.uint8, entry * used, 14 + header)
         return table.reshape(-1, entry)[:, 2::-1]  # stored as blue, green, red
 
-    return Picture(what, image.size, 1, indices, lambda: _looked_up(colours(), indices()))
+    return Picture(what, image.size, 1, lambda: indices(samples(), colours()), lambda: _looked_up(colours(), samples()))
 
 
 def _looked_up(colours, indices):
@@ -86,9 +86,11 @@ def _netpbm_samples(data, start, kind, shape, maxval):
         size = count * dtype.itemsize
         samples = np.frombuffer(data, dtype, count, start)
     else:
-        text = re.sub(rb"#[^\r\n]*", b"", data[start:])
-        samples = (np.frombuffer(b"".join(text.split()), np.uint8) - ord("0") if kind == 1 else
-                   np.array(text.split(), "S").astype(np.int64))
+        words = re.sub(rb"#[^\r\n]*", b"", data[start:]).split()
+        if kind > 1 and max(map(len, words), default=0) > 9:  # an array of words has room for the longest at each place
+            raise ValueError("a sample of more than 9 digits")
+        samples = (np.frombuffer(b"".join(words), np.uint8) - ord("0") if kind == 1 else
+                   np.array(words, "S").astype(np.int64))
         size = len(data) - start
         if len(samples) != count:
             raise ValueError(f"{len(samples)} samples, expected {count}")

@@ -5,7 +5,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from dataset.formats.picture import ORIENTATION, Picture, xmp_orientation
+from dataset.formats.picture import ORIENTATION, Picture, indices, xmp_orientation
 
 _XMP = b"http://ns.adobe.com/xap/1.0/"  # what its segment of a JPEG begins with
 _PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGB and alpha"}
@@ -25,8 +25,10 @@ def png(file: BinaryIO) -> Picture:
     tagged = any(name == b"eXIf" or text.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp"))
                  for name, text in chunks)
     ids = rgb = None
-    if pictures == 1 and colour in (0, 3):
-        ids = partial(_png_ids, image, depth if colour == 0 else 8)
+    if pictures == 1 and colour == 0:
+        ids = partial(_png_greys, image, depth)
+    elif pictures == 1 and colour == 3:
+        ids = partial(_png_indices, image, dict(chunks).get(b"PLTE", b""))
     elif pictures == 1 and (depth, colour) == (16, 2):
         ids = partial(_png_first_channel, data)
     if pictures == 1 and (depth, colour) not in ((16, 0), (16, 4)):
@@ -38,17 +40,22 @@ def png(file: BinaryIO) -> Picture:
 
 
 def _png_chunks(data):
-    """(name, start of its content) of every chunk."""
+    """(name, content) of every chunk, of a long one the first 768 bytes, a palette's most."""
     at, name = 8, b""
     while at + 8 <= len(data) and name != b"IEND":
         name = data[at + 4:at + 8]
-        yield name, data[at + 8:at + 32]
-        at += 12 + int.from_bytes(data[at:at + 4], "big")
+        size = int.from_bytes(data[at:at + 4], "big")
+        yield name, data[at + 8:at + 8 + min(size, 768)]
+        at += 12 + size
 
 
-def _png_ids(image, depth):
+def _png_greys(image, depth):
     ids = np.asarray(image)  # bool for 1 bit; 2 and 4 bits are stretched to 0..255, which divides without remainder
     return ids // (255 // (2**depth - 1)) if depth in (2, 4) else ids
+
+
+def _png_indices(image, palette):
+    return indices(np.asarray(image), np.frombuffer(palette, np.uint8, len(palette) // 3 * 3).reshape(-1, 3))
 
 
 def _png_first_channel(data):

@@ -33,6 +33,28 @@ def unpacked(rows: np.ndarray, bits: int, width: int) -> np.ndarray:
     return (rows[:, :, None] >> shifts & (2**bits - 1)).reshape(len(rows), -1)[:, :width]
 
 
+def indices(ids: np.ndarray, palette: np.ndarray) -> np.ndarray:
+    """The indices [H, W] into a palette uint8 [n, 3], where it is they that the file means.
+
+    It is they where the palette is of colours, of one grey for several indices, or of greys that merely show them: the
+    indices themselves, their complements, or an even scale from black to white. Programs that shrink or convert a grey
+    file number its greys by size or frequency: there the grey is the id, and the index another's. Raises ValueError for
+    such a palette.
+    """
+    if (palette != palette[:, :1]).any():
+        return ids
+    used, every, greys = np.flatnonzero(np.bincount(ids.ravel())), np.arange(len(palette)), palette[:, 0].astype(int)
+    if used[-1] >= len(palette) or len(set(greys[used])) < len(used):
+        return ids
+    last = np.flatnonzero(greys)[-1] if greys.any() else 0  # behind the palette's end there may be black
+    scales = [every, *(every * 255 / max(1, end) for end in (used[-1], last))]
+    if any((abs(greys - scale)[used] < 1).all() for scale in scales) or len(every) > 1 and (greys == 255 - every).all():
+        return ids
+    first = used[greys[used] != used][0]
+    raise ValueError(f"its palette is of greys other than their indices, grey {greys[first]} at index {first}, as in a "
+                     "grey file that a program has shrunk or converted: save whichever are the ids as a grey PNG")
+
+
 def xmp_orientation(xmp: object) -> int:
     """1..8, 1 where XMP metadata says nothing; it comes as text or bytes, or, damaged, as anything."""
     xmp = xmp.encode(errors="replace") if isinstance(xmp, str) else xmp

@@ -5,7 +5,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import TiffImagePlugin
 
-from dataset.formats.picture import ORIENTATION, Picture, require_size, xmp_orientation
+from dataset.formats.picture import ORIENTATION, Picture, indices, require_size, xmp_orientation
 
 _LOSSLESS = {1: "uncompressed", 2: "CCITT RLE", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 8: "deflate",
              32771: "CCITT RLE", 32773: "PackBits", 32946: "deflate", 34925: "LZMA", 50000: "Zstandard"}
@@ -41,13 +41,14 @@ def tiff(file: BinaryIO) -> Picture:
             f"{', multiplied by alpha' if extra == 1 else ''}{f' of {pages} pages' if pages > 1 else ''}"
             f"{', whose rows may be packed together' if unsure else ''}")
     samples = partial(_tiff_samples, file, (height, width), channels, tag(284, 1) == 2)
+    palette = _palette(first.get(320), bits) if colour == 3 else None
     ids = rgb = None
     if pages == 1 and not mixed and not unsure and channels <= 8:
         if (channels == 1 and colour in (0, 1, 3) and code in _LOSSLESS and sampling in (1, 2, 4)
                 and bits in (1, 2, 4, 8, 12, 16, 32)):
-            ids = samples
+            ids = samples if palette is None else lambda: indices(samples(), palette)
         if sampling in (1, 4) and code in (*_LOSSLESS, 7) and extra != 1:
-            rgb = _tiff_rgb(samples, bits, colour, code, first.get(320))
+            rgb = _tiff_rgb(samples, bits, colour, code, palette)
     orientation = tag(ORIENTATION, None)
     if orientation is None:
         orientation = xmp_orientation(tag(700, b""))
@@ -85,14 +86,21 @@ def _tiff_samples(file, shape, channels, planar):
     return samples
 
 
-def _tiff_rgb(samples, bits, colour, code, colour_map):
+def _palette(colour_map, bits):
+    """uint8 [2^bits, 3]; None where there is none of that size."""
+    if bits > 8 or not colour_map or len(colour_map) != 3 * 2**bits:
+        return None
+    table = np.array(colour_map).reshape(3, -1).T
+    return (table >> 8 if table.max() > 255 else table).astype(np.uint8)  # some writers store 8 bits
+
+
+def _tiff_rgb(samples, bits, colour, code, palette):
     """A function from stored samples to colours, None where these are not stated without doubt."""
     if colour in (0, 1) and bits <= 8:
         table = np.rint(np.arange(2**bits) * (255 / (2**bits - 1))).astype(np.uint8)
         table = (table[::-1] if colour == 0 else table)[:, None].repeat(3, 1)
-    elif colour == 3 and bits <= 8 and colour_map and len(colour_map) == 3 * 2**bits:
-        table = np.array(colour_map).reshape(3, -1).T
-        table = (table >> 8 if table.max() > 255 else table).astype(np.uint8)  # some writers store 8 bits
+    elif palette is not None:
+        table = palette
     elif (colour == 2 or colour == 6 and code == 7) and bits in (8, 16):
         return lambda: np.ascontiguousarray(samples()[:, :, :3] >> (bits - 8), np.uint8)
     else:
