@@ -567,7 +567,7 @@ def test_a_full_disk_is_named_wherever_it_is_met(world, monkeypatch, capsys):
 def test_a_full_disk_below_tensorboard_is_one_warning(world, monkeypatch, capfd):
     """Its own thread meets the error."""
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", failing(errno.ENOSPC))
-    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # which prints
     assert call(monkeypatch, run_so_script, "tensorboard=true", "print_freq=1", "val=False") == 0
     said = capfd.readouterr()
     assert said.out.count("TensorBoard's scalars cannot be written") == 1 and said.err == ""
