@@ -462,14 +462,19 @@ def test_readers_do_not_outlive_a_killed_run():
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a stuck reader ends with its read")
 def test_stuck_readers_do_not_outlive_a_killed_run():
     code = ("import sys, time, os; sys.path.insert(0, sys.argv[1])\nimport multiprocessing, signal\n"
-            "from utils.processes import map_in_order\na = map_in_order(str, range(9), 2); next(a)\n"
-            "pids = [c.pid for c in multiprocessing.active_children()]\n"
-            "[os.kill(pid, signal.SIGSTOP) for pid in pids]\nprint(*pids, flush=True); time.sleep(60)")
+            "from utils.processes import map_in_order\npids = set()\n"
+            "a = map_in_order(lambda n: (time.sleep(0.02), os.getpid())[1], range(9999), 2)\n"
+            "while len(pids) < 2: pids.add(next(a))\n"
+            "for pid in pids: os.kill(pid, signal.SIGSTOP)\nprint(*pids, flush=True); time.sleep(60)")
     run = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], stdout=subprocess.PIPE, text=True)
     readers = run.stdout.readline().split()
     run.kill()
-    assert len(readers) == 2 and run.stdout.read() == ""  # which ends as soon as nobody has it open
-    run.wait()
+    try:
+        assert len(readers) == 2 and run.communicate(timeout=5)[0] == ""  # its end: nobody has it open any more
+    finally:
+        for pid in readers:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 SCRIPT = """
