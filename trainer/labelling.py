@@ -95,7 +95,7 @@ def _score_target(model, cfg, samples, device, spool, check):
     """Histogram of doubt over all images, and their sizes (H, W); fills `spool` with the packed score maps. Raises
     TrainingError where a logit is not finite, before anything is made of the histogram."""
     histogram = torch.zeros(cfg.num_classes, pl.NUM_BINS, dtype=torch.int64, device=device)
-    sizes, finite = [], []
+    sizes, finite = [], torch.ones(len(samples), dtype=torch.bool, device=device)
     model.train(cfg.bn_stats == "batch")
     loader = loaders.whole_image_loader(cfg, cfg.target, samples, False, device.type == "cuda")
     with Background() as keeper, torch.inference_mode():
@@ -103,12 +103,14 @@ def _score_target(model, cfg, samples, device, spool, check):
             check()
             image = network_input(item["image"].to(device, non_blocking=True))
             scores = model.score_map(image)[0]
-            finite.append(scores.isfinite().all())  # read once, at the end: a GPU need not wait for each image
+            # Read once, at the end: a GPU need not wait for each image. One tensor for all: a small one per image would
+            # stand between the large blocks that the allocator keeps, 1 MiB lost an image.
+            finite[len(sizes)] = scores.isfinite().all()
             label, doubt = pl.predict(upsample(scores, image.shape[-2:]))
             histogram += pl.doubt_histogram(label, pl.doubt_bin(doubt), cfg.num_classes)
             keeper.submit(_keep, spool, host_copy(pl.pack_scores(scores)))
             sizes.append(tuple(item["size"]))
-    broken = [sample.name for sample, fine in zip(samples, torch.stack(finite).tolist()) if not fine]
+    broken = [sample.name for sample, fine in zip(samples, finite.tolist()) if not fine]
     if broken:
         raise TrainingError(f"pseudo labels: the network's outputs are not finite for {len(broken)} of {len(samples)} "
                             f"images, the first {broken[0]!r}: lower learning_rate, set amp=off or bf16, or check "
