@@ -9,6 +9,7 @@ import json
 import multiprocessing
 import multiprocessing.synchronize
 import os
+import pwd
 import shutil
 import signal
 import subprocess
@@ -811,7 +812,8 @@ def test_every_key_that_is_a_path_is_declared_as_one():
 
 
 @pytest.mark.parametrize("written, read", [
-    ("~/x", "{home}/x"), ("~/a b/\u00fc=~", "{home}/a b/\u00fc=~"), ("~root/x", "/root/x"), ("./~/x", "./~/x"),
+    ("~/x", "{home}/x"), ("~/a b/\u00fc=~", "{home}/a b/\u00fc=~"), ("./~/x", "./~/x"),
+    ("~root/x", f"{pwd.getpwnam('root').pw_dir}/x"),
     ("a~/x", "a~/x"), ("/~", "/~")])
 @pytest.mark.parametrize("name", sorted(PATH_KEYS | {f"gta5.{name}" for name in SECTION_PATH_KEYS}))
 @pytest.mark.parametrize("given", ["word", "file"])
