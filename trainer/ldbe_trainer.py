@@ -10,8 +10,7 @@ from dataset.labels import IGNORE_INDEX
 from dataset.transforms import network_input
 from model.deeplabv2 import compile_blocks
 from model.ema import Teacher
-from trainer import losses
-from trainer import pseudo_label as pl
+from trainer import fused_losses, losses, selection
 from trainer.base_trainer import BaseTrainer
 from trainer.classmix import class_mix
 from trainer.labelling import label_round, labels_intact
@@ -55,7 +54,7 @@ class LDBETrainer(BaseTrainer):
         logits = self.model(network_input(batch["image"].to(self.device, non_blocking=True)))
         pseudo_label = batch["label"].to(self.device, non_blocking=True).long()
         rank = losses.negative_rank(self.cfg.num_classes, self.cfg.neg_rank_width, rng)
-        return losses.ld_losses(logits, pseudo_label, rank, self.cfg.entropy_on, self.cfg.entropy,
+        return fused_losses.ld_losses(logits, pseudo_label, rank, self.cfg.entropy_on, self.cfg.entropy,
                                 compile=self.cfg.compile)
 
     def be_step(self, batch, rng):
@@ -93,7 +92,8 @@ class LDBETrainer(BaseTrainer):
         self.manifest = found.manifest
         accuracy = {"accuracy": found.accuracy} if found.accuracy else {}
         self.log.event("pseudo_label", self.global_step, round=round_index, portion=portion, coverage=found.coverage,
-                       threshold=dict(zip(names, pl.threshold_confidence(found.thresholds).tolist())), **accuracy)
+                       threshold=dict(zip(names, selection.threshold_confidence(found.thresholds).tolist())),
+                       **accuracy)
         self.warn_of_unseen(cfg.target, found.unseen, "the training labels")
         right = f", accuracy {found.accuracy['all']:.1%}" if found.accuracy else ""
         self.log.say(f"round {round_index}: portion {portion:.2f}, pseudo labels cover {found.coverage['all']:.1%} of "
