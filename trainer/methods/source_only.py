@@ -1,9 +1,9 @@
 """Stage 0: cross entropy on the labelled source."""
 import torch
-import torch.nn.functional as F
 
 from dataset import inspection, loaders
 from dataset.labels import IGNORE_INDEX
+from trainer import losses
 from trainer.methods.base import ANY, Method
 from utils.config_values import UNUSED
 
@@ -25,9 +25,7 @@ class SourceOnly(Method):
         return loaders.source_loader(self.cfg, self.samples, first, self.device.type == "cuda")
 
     def losses(self, batch, rng):
-        # The mean over labelled pixels, and 0 for a batch without any, where the built-in mean is NaN.
-        loss = F.cross_entropy(self.network(batch.images), batch.labels, ignore_index=IGNORE_INDEX, reduction="sum")
-        return {"cross_entropy": loss / (batch.labels != IGNORE_INDEX).sum().clamp(min=1)}
+        return {"cross_entropy": losses.cross_entropy(self.network(batch.images), batch.labels)}
 
     def after_step(self, batch):
         before = self.seen.crops
