@@ -203,7 +203,8 @@ class _Tree:
         if name in KEYS or name in self.own:
             self.given[name] = value
         else:
-            self.other[name] = f"of {', '.join(self.owners[name])}"
+            owners = self.owners[name]
+            self.other[name] = f"of {', '.join(owners[:3])}{' and others' if owners[3:] else ''}"
 
     def _names(self):
         return (*KEYS, *self.own, *self.others, *self.sections, *NO_EFFECT)
