@@ -105,7 +105,9 @@ def _pixels_of(path, picture: formats.Picture, bands: Bands) -> Callable[[], np.
     """A function that decodes the pixels uint8 [H, W, bands.count]. Raises DataError where the header rules it out."""
     unread, count = f"{path}: cannot be read as an image ({picture.what}):", bands.count
     if picture.rgb is None and picture.samples is None:
-        raise DataError(f"{unread} save it as a PNG or JPEG of one picture, grey or RGB, 8 bits per channel.")
+        raise DataError(f"{unread} save it as a " + (
+            "PNG or JPEG of one picture, grey or RGB, 8 bits per channel." if count in (1, 3) else
+            f"TIFF of one page of {count} channels, grey or RGB and extra ones, compressed without loss."))
     whole = count == picture.channels
     shown = picture.channels <= picture.colours + 1 and count in (picture.colours, 3)  # but for one alpha channel
     if not (whole or shown):
@@ -118,7 +120,7 @@ def _pixels_of(path, picture: formats.Picture, bands: Bands) -> Callable[[], np.
         raise DataError(f"{unread} set {bands.key('value_range')} to the low and high value that become 0 and 255, or "
                         "save it with 8 bits per channel.")
     if picture.samples is None and (as_stored or picture.deep and bands.value_range):
-        raise DataError(f"{unread} save it as a TIFF of grey or RGB with extra channels, 8 or more bits per channel.")
+        raise DataError(f"{unread} save it as a TIFF of {count} channels, 8 or more bits per channel.")
     if as_stored:
         return lambda: np.ascontiguousarray(picture.samples())
     return picture.rgb if count == 3 else lambda: np.ascontiguousarray(picture.rgb()[:, :, :1])

@@ -1,8 +1,10 @@
 """Images of 1 to 16 bands and of more than 8 bits: read as a slow mapping in exact fractions gives them, or refused by
 one error that names the file, what was found, what was expected and the key."""
+import struct
 from fractions import Fraction
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pytest
 import torch
@@ -71,6 +73,20 @@ def test_values_of_every_type_and_number_of_bands(tmp_path, dtype, place):
         got = read_image(path, Bands(count, (low, high)))
         assert got.dtype == np.uint8 and got.flags.c_contiguous and (got == slow(pixels, (low, high))).all()
         assert {0, 255} <= set(np.unique(got)) and read_size(path, Bands(count, (low, high))) == (5, 3)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int16, np.int32, np.float32, np.float64])
+@pytest.mark.parametrize("photometric", [1, 2])
+def test_files_of_another_writer(tmp_path, dtype, photometric):
+    """libtiff's, compressed in every way, with each of its predictors."""
+    pixels = noise((37, 53, 5)) if dtype is np.uint8 else deep_noise(dtype, (37, 53, 5))
+    predictor = 3 if np.issubdtype(dtype, np.floating) else 2
+    for options in ({"compression": 8, "predictor": predictor}, {"compression": 5, "predictor": 2},
+                    {"compression": 50000, "tile": (16, 16)}, {"compression": 34925}, {"compression": 32773},
+                    {"compression": 1, "bigtiff": True}):
+        content = imagecodecs.tiff_encode(pixels, photometric=photometric, extrasample=0, **options)
+        got = read_image(written(tmp_path, content), Bands(5, (-50, 3000)))
+        assert (got == (pixels if dtype is np.uint8 else to_8_bits(pixels, (-50, 3000)))).all(), options
 
 
 @pytest.mark.parametrize("dtype", DEEP)
@@ -250,6 +266,16 @@ def test_what_no_range_helps_is_refused_whether_there_is_one(tmp_path):
         path = written(tmp_path, content)
         with pytest.raises(DataError, match=r"x: cannot be read as an image \(\d+-bit .*: save it as a"):
             read_image(path, Bands(count, (0, 99)))
+
+
+def test_what_would_fill_the_memory_is_refused_by_its_header(tmp_path):
+    content = bytearray(bands_tiff(np.zeros((1, 1, 16), np.uint64)))
+    for number in (256, 257):
+        at = content.index(struct.pack("<HHII", number, 4, 1, 1))
+        content[at:at + 12] = struct.pack("<HHII", number, 4, 1, 9000)
+    for read in (read_image, read_size):
+        with pytest.raises(DataError, match="9000x9000 pixels of 16 channels of 64 bits: cut it into pieces"):
+            read(written(tmp_path, content), Bands(16, (0, 9)))
 
 
 def test_files_cut_short_are_refused(tmp_path):

@@ -7,6 +7,7 @@ from PIL import TiffImagePlugin
 
 from dataset.formats.picture import ORIENTATION, Picture, indices, require_size, xmp_orientation
 
+_LARGEST = 2**32  # bytes of the decoded samples
 _LOSSLESS = {1: "uncompressed", 2: "CCITT RLE", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 8: "deflate",
              32771: "CCITT RLE", 32773: "PackBits", 32946: "deflate", 34925: "LZMA", 50000: "Zstandard"}
 _LOSSY = {6: "old JPEG", 7: "JPEG", 34712: "JPEG 2000", 34887: "LERC", 50001: "WebP", 50002: "JPEG XL"}
@@ -29,6 +30,8 @@ def tiff(file: BinaryIO) -> Picture:
     require_size(width, height)
     require_size(tag(322, 1), tag(323, 1))  # of a tile
     bits, code, sampling = tag(258, 1), tag(259, 1), tag(339, 1)
+    if width * height * channels * bits > 8 * _LARGEST:
+        raise ValueError(f"{width}x{height} pixels of {channels} channels of {bits} bits: cut it into pieces")
     colour, extra = tag(262, 1 if channels < 3 else 2), tag(338, 0)
     pages = 1 + sum(not page.get(254, 0) & 1 for page in others)  # 1: the first one again, smaller
     mixed = len(set(tags(258, 1))) > 1 or len(set(tags(339, 1))) > 1  # channels of several kinds
