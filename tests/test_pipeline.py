@@ -259,7 +259,7 @@ def test_keys_without_effect_and_a_missing_method_are_said_by_the_scripts(world,
     assert call(monkeypatch, run_so_script, "lamb=1") == 0
     said = capsys.readouterr().out
     assert "no effect on LDBE, ignored: lamb" in said
-    assert "no effect on method source_only with model deeplab: epochs (of " in said and "round (of " in said
+    assert "no effect on method source_only with model deeplab: " in said and "epochs (of " in said
     assert call(monkeypatch, run_script, "init_weight=snapshot/tiny/source_only.pth", "train=False") == 0
     assert "method is not given, ld is run" in capsys.readouterr().out
 
