@@ -68,9 +68,10 @@ class Config:
 
     note: str = key("train", "name of the run: a folder below snapshot, log, plabel and result", group="Run")
     method: str = key("ld", "what trains: a name of trainer/methods, or your own as my_file.py:MyMethod; run_so.py "
-                      "sets source_only")
+                      "sets source_only", path=True)
     model: str = key("deeplab", "network: deeplab (DeepLabV2 on a ResNet), torchvision/NAME, smp/ARCH:ENCODER, "
-                     "hf/FOLDER, or a function that returns yours, my_file.py:function or package.module:function")
+                     "hf/FOLDER, or a function that returns yours, my_file.py:function or package.module:function",
+                     path=True)
     train: bool = key(True, "False: only validate init_weight", may_change=True)
     device: str = key("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:\d\d?)?",
                       may_change=True)
