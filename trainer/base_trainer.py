@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dataset import inspection, loaders, segmentation
+from dataset.class_sets import class_set
 from model.deeplabv2 import parameter_groups
 from model.weights import save_weights
 from trainer import evaluate
@@ -48,7 +49,7 @@ class BaseTrainer(ABC):
         self.cfg = cfg
         self.device = pick_device(cfg.device)
         torch.backends.cudnn.benchmark = True  # crops have one size, and whole images usually have
-        self.class_set = segmentation.class_set(cfg.target_data, cfg.num_classes)
+        self.class_set = class_set(cfg)
         remarks = [f"note: {remark}" for remark in config_remarks(cfg)]
         self.samples, more = self.training_samples()
         remarks += more
@@ -164,7 +165,8 @@ class BaseTrainer(ABC):
             return
         try:
             pace = Progress(self.val_loader, "validation", self.cfg.print_freq, self.cfg.screen)
-            confusion = evaluate.evaluate(self.model, pace, self.cfg.num_classes, self.device, self.interrupt.check)
+            confusion = evaluate.evaluate(self.model, pace, self.cfg.num_classes, self.device, self.interrupt.check,
+                                          len(self.class_set.labels))
         except Stopped:
             if self.cfg.train:
                 self.save_state()
@@ -173,7 +175,7 @@ class BaseTrainer(ABC):
         self._validated_at = self.global_step
         self.log.event("val", self.global_step, **self.scores)
         self.log.say(f"step {self.global_step}: mIoU {evaluate.means(self.scores)}")
-        unseen = next(iter(self.scores.values()))["unseen"]
+        unseen = evaluate.unseen_classes(self.scores, self.class_set)
         self.warn_of_unseen(self.cfg.target, unseen, "the validation labels")
 
     def warn_of_unseen(self, section_name: str, names: list[str], where: str) -> None:

@@ -32,6 +32,12 @@ class DataConfig:
                                 optional=True)
     label_ids: Mapping | None = key(None, {int: int}, "folder only: id in the label file -> train id, all others are "
                                     "ignored; None: the id is the train id", optional=True)
+    protocols: Mapping | None = key(None, {str: {str: [str]}}, "scores of the target: name -> {class: [the network's "
+                                    "classes that count as it]}; needed where labels have other classes than the "
+                                    "network", optional=True)
+    network_classes: tuple | None = key(None, [str], "with protocols: names of the network's classes, in their order; "
+                                        "None: the source's, the section's own if they are as many, or Cityscapes'",
+                                        optional=True)
     palette: tuple | None = key(None, [[int]], "folder only: colour of each class, (red, green, blue) in 0..255",
                                 optional=True, low=0, high=255)
 

@@ -98,7 +98,9 @@ class Key:
         limits = [f"{'above' if self.above else 'at least'} {self.low}"] if self.low is not None else []
         limits += [f"{'below' if self.below else 'at most'} {self.high}"] if self.high is not None else []
         shape = f"of {self.length} values " if self.length else ""
-        shape += "such as {7: 0, 8: 1} (a blank behind each colon)" if isinstance(self.kind, dict) else ""
+        if isinstance(self.kind, dict):
+            example = "{7: 0, 8: 1}" if self.kind == {int: int} else "{two: {road: [road], other: [sky, car]}}"
+            shape += f"such as {example} (a blank behind each colon)"
         none = " or None" if self.optional else ""
         return f"{kind_name(self.kind)} {shape}{' and '.join(limits)}".strip() + none
 
@@ -143,7 +145,7 @@ def plain(value):
     """Tuples and read-only mappings -> lists and dicts, for YAML and for display."""
     if isinstance(value, tuple):
         return [plain(item) for item in value]
-    return dict(value) if isinstance(value, Mapping) else value
+    return {k: plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def read_text(path: str | Path) -> str:
