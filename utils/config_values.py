@@ -57,8 +57,8 @@ class Key:
         if self.kind is str:
             return self.read(text, where)
         value = _from_text(text)
-        none = self.optional and text.strip().lower() in _NONE_WORDS
-        if isinstance(self.kind, list) and not none and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        single = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        if isinstance(self.kind, list) and single and not (self.optional and text.strip().lower() in _NONE_WORDS):
             value = [_from_text(part) for part in text.split(",")]
         return self.read(value, where)
 
