@@ -37,8 +37,8 @@ class Trainer:
         self.device = pick_device(cfg.device)
         torch.backends.cudnn.benchmark = True  # crops have one size, and whole images usually have
         if method.starts_from == TRAINED and cfg.init_weight is None and not cfg.network_class.brings_weights:
-            raise ConfigError(f"init_weight: stage {cfg.stage} starts from a trained network: give its checkpoint, such "
-                              f"as {cfg.snapshot}/{cfg.note}/{method.after}.pth.")
+            raise ConfigError(f"init_weight: stage {cfg.stage} starts from a trained network: give its checkpoint, "
+                              f"such as {cfg.snapshot}/{cfg.note}/{method.after}.pth.")
         class_set = segmentation.class_set(cfg.target_data, cfg.num_classes)
         remarks = [f"note: {remark}" for remark in config_remarks(cfg)]
         section = cfg.source if method.needs_source else cfg.target

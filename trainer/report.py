@@ -8,6 +8,7 @@ from PIL import Image
 
 from dataset import inspection, loaders, segmentation
 from dataset.labels import ClassSet
+from dataset.transforms import for_display
 from trainer import evaluate
 from model.build import build_model, pick_device
 from utils.config import Config
@@ -71,7 +72,7 @@ def figure(cfg: Config, checkpoints: list[str], count: int) -> Image.Image:
     chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)]
     table = segmentation.label_table(cfg.target_data, cfg.num_classes)
     pairs = [segmentation.read_pair(s, table) for s in chosen]
-    rows = [("image", [Image.fromarray(image) for image, _ in pairs])]
+    rows = [("image", [Image.fromarray(for_display(image)) for image, _ in pairs])]
     for name, checkpoint in zip(headings(checkpoints), checkpoints):
         model, _ = build_model(cfg, device, checkpoint)
         loader = loaders.whole_image_loader(cfg, cfg.target, chosen, False)

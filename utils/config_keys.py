@@ -46,6 +46,13 @@ class DataConfig:
                                               "ignored; None: the id is the train id")
     palette: tuple[tuple[int, ...], ...] | None = key(None, "folder only: colour of each class, (red, green, blue) "
                                                       "in 0..255", low=0, high=255, may_change=True)
+    bands: int = key(3, "folder only: how many channels an image has, and the network gets: 1 grey, 3 RGB, others "
+                     "are read from TIFF or PNG files of as many", low=1, high=16)
+    value_range: tuple[float, ...] | None = key(None, "folder only: low, high: the values that become 0 and 255 "
+                                                "where files hold more than 8 bits, or low, high of each band one "
+                                                "after the other; values beyond are clipped, those between rounded "
+                                                "to one of 256 levels; 8-bit files are read as they are; None: "
+                                                "8-bit files only", low=-1e38, high=1e38)
 
 
 SECTION_DEFAULTS = {

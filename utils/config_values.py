@@ -57,7 +57,7 @@ class Key:
         if self.kind is str:
             return self.read(text, where)
         value = _from_text(text)
-        if isinstance(self.kind, list) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        if isinstance(self.kind, list) and not (self.optional and text.strip().lower() in _NONE_WORDS) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
             value = [_from_text(part) for part in text.split(",")]
         return self.read(value, where)
 
@@ -115,7 +115,7 @@ def key(default, meaning: str, **rules) -> Any:
     """A class attribute that declares a configuration key: `rate: float = key(1e-4, "learning rate", low=0)`.
 
     The annotation is the key's kind: bool, int, float, str, `tuple[kind, ...]`, `Mapping[kind, kind]` or `Mapping` (of
-    anything); `| None` makes it optional. A default of None that is not optional marks a required key. rules: see `Key`.
+    anything); `| None` makes it optional. A default of None that is not optional marks a required key. rules: `Key`.
     """
     return field(default=default, metadata={"key": (meaning, rules)})
 
