@@ -170,7 +170,7 @@ class Declares:
     def __init_subclass__(cls, **more):
         super().__init_subclass__(**more)
         own = declared(cls)
-        inherited = {name: k for base in reversed(cls.__mro__[1:]) for name, k in vars(base).get("keys", {}).items()}
+        inherited = {name: k for base in reversed(cls.__bases__) for name, k in getattr(base, "keys", {}).items()}
         given = {name: vars(cls)[name] for name in inherited if name in vars(cls) and name not in own}
         cls.keys = {name: dataclasses.replace(k, default=given.get(name, k.default))
                     for name, k in {**inherited, **own}.items() if given.get(name) is not UNUSED}
