@@ -42,7 +42,7 @@ lint: .venv/.installed-dev
 	$(RUN) -m mypy
 
 docs: .venv/.installed
-	$(RUN) -m trainer.key_reference > docs/keys.md.new && mv docs/keys.md.new docs/keys.md
+	$(RUN) -m utils.key_reference > docs/keys.md.new && mv docs/keys.md.new docs/keys.md
 
 bench: .venv/.installed
 	$(RUN) -m bench --markdown bench/RESULTS.md

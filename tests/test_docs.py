@@ -1,10 +1,21 @@
 """What the README and docs/ say of the project is there: links, files, functions, tests, keys; their examples run."""
 import ast
-import importlib
+import importlib.util
 import re
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+from PIL import Image
+
+import run as run_script
+from dataset import check
+from trainer import methods, report
+from utils import key_reference
+from utils.config import load_config
+from utils.user_code import load_object
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -116,7 +127,7 @@ def test_named_targets_are_in_the_makefile(page):
 
 
 def test_the_key_reference_is_the_declarations():
-    assert text_of(ROOT / "docs" / "keys.md") == key_reference.page() + "\n", "run `make docs`"
+    assert text_of(ROOT / "docs" / "keys.md") == key_reference.page(), "run `make docs`"
 
 
 def test_every_method_has_its_row_and_its_file():
@@ -125,24 +136,52 @@ def test_every_method_has_its_row_and_its_file():
 
 
 def blocks_of(page, language):
-    """First line without the comment sign -> text, of every code block of that language that begins with a comment."""
-    blocks = re.findall(rf"^```{language}\n(# (.+)\n.*?)^```", text_of(page), re.DOTALL | re.MULTILINE)
+    """Name in the first line, a comment -> text, of every code block of that language that begins with one."""
+    blocks = re.findall(rf"^```{language}\n(# (\S+)\n.*?)^```", text_of(page), re.DOTALL | re.MULTILINE)
     return {name: text for text, name in blocks}
 
 
-@pytest.fixture(scope="module")
-def examples(tmp_path_factory):
-    """A folder with the files of docs/contributing.md and images to go with them."""
-    root, page = tmp_path_factory.mktemp("examples"), ROOT / "docs" / "contributing.md"
-    files = blocks_of(page, "python") | blocks_of(page, "yaml")
+def words_of(page, script):
+    """The words behind `python <script> --config mine.yml` of each such line of a page."""
+    lines = re.findall(rf"^python {re.escape(script)} --config mine.yml ?(.*)$", text_of(page), re.MULTILINE)
+    return [shlex.split(line, comments=True) for line in lines]
+
+
+CONTRIBUTING = ROOT / "docs" / "contributing.md"
+TINY = ("model=mynet.py:build", "model_args={classes: 3, width: 4}", "init_weight=mynet.pth", "crop_tgt=32",
+        "input_tgt=48", "batch_size=2", "worker=0", "screen=false", "tensorboard=false", "device=cpu")
+
+
+@pytest.fixture
+def examples(tmp_path, monkeypatch):
+    """The working directory holds the files of docs/contributing.md, images to go with them, and weights."""
+    files = blocks_of(CONTRIBUTING, "python") | blocks_of(CONTRIBUTING, "yaml")
     assert set(files) == {"mine.py", "mynet.py", "mine.yml"}
     for name, text in files.items():
-        (root / name).write_text(text, encoding="utf-8")
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
         for number in range(4):
-            for kind, content in (("images", rng.integers(0, 256, (48, 64, 3))), ("labels", rng.choice(IDS, (48, 64)))):
-                path = root / "streets" / kind / split / f"{number}.png"
+            for kind, content in (("images", rng.integers(0, 256, (48, 64, 3))),
+                                  ("labels", rng.choice([7, 8, 26, 4], (48, 64)))):
+                path = tmp_path / "streets" / kind / split / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 Image.fromarray(content.astype(np.uint8)).save(path)
-    return root
+    torch.manual_seed(0)
+    torch.save(load_object("mynet.py:build", "model")(classes=3, width=4).state_dict(), "mynet.pth")
+
+
+@pytest.mark.parametrize("words", words_of(CONTRIBUTING, "run.py"), ids=" ".join)
+def test_examples_of_a_method_and_a_network_run(examples, words):
+    cfg = load_config("mine.yml", [*TINY, *(word for word in words if not word.startswith("model_args"))])
+    run_script.run(cfg)
+    before, after = torch.load("mynet.pth"), torch.load(f"snapshot/mine/{cfg.stage}.pth")
+    assert before.keys() <= after.keys()
+    assert any((after[name] != value).any() for name, value in before.items())  # it has learnt something
+    scores = report.score_checkpoints(cfg, [f"snapshot/mine/{cfg.stage}.pth"])
+    assert len(scores) == 1
+
+
+def test_the_example_of_a_data_set_is_in_order(examples, capsys):
+    assert check.check(load_config("mine.yml", TINY)) == 0
