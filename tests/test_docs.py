@@ -14,7 +14,7 @@ import run as run_script
 from dataset import check
 from trainer import methods, report
 from utils import key_reference
-from utils.config import load_config
+from utils.config import config_remarks, load_config, parse_config
 from utils.user_code import load_object
 
 ROOT = Path(__file__).parent.parent
@@ -183,5 +183,20 @@ def test_examples_of_a_method_and_a_network_run(examples, words):
     assert len(scores) == 1
 
 
-def test_the_example_of_a_data_set_is_in_order(examples, capsys):
-    assert check.check(load_config("mine.yml", TINY)) == 0
+def test_the_example_of_a_data_set_is_in_order(examples):
+    assert check.main(["--config", "mine.yml", *TINY]) == 0
+
+
+@by_page
+def test_rows_of_tables_have_as_many_cells_as_their_heading(page):
+    for table in re.findall(r"(?:^\|.*\n)+", prose_of(page), re.MULTILINE):
+        rows = [re.sub(r"`[^`]*`", "", row) for row in table.splitlines()]
+        assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {rows[0].count("|")}, rows[0]
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/own-data.md"])
+def test_example_configurations_are_read(name, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    for file, text in blocks_of(ROOT / name, "yaml").items():
+        cfg = parse_config(text, file)
+        assert config_remarks(cfg) == [], file
