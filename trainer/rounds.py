@@ -15,7 +15,7 @@ from dataset import inspection, loaders
 from dataset.labels import IGNORE_INDEX
 from dataset.segmentation import Sample
 from model.segmenter import Segmenter
-from trainer import pseudo_label as pl
+from trainer import selection
 from utils.background import Background, host_copy
 from utils.checkpoint import digest, remove_unfinished, write_atomically
 from utils.config import Config
@@ -31,7 +31,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class RoundLabels:
-    """What a round's labelling found. thresholds: int64 [C] bins (`pseudo_label.class_thresholds`), on the CPU.
+    """What a round's labelling found. thresholds: int64 [C] bins (`selection.class_thresholds`), on the CPU.
     coverage: selected / predicted pixels of each class and of `all`; accuracy: right / selected pixels, None where the
     target's training split has no labels to compare with. unseen: the classes of which those labels hold no pixel.
     manifest: SHA-256 of the manifest file."""
@@ -66,14 +66,14 @@ def label_round(network: Segmenter, cfg: Config, samples: list[Sample], names: t
     manifest = {"weights": digest(network.state_dict()), "portion": portion, "labels": {}}
     with TensorSpool(cfg.score_budget * 2**20, folder) as spool:
         histogram, sizes = _score_target(network, cfg, samples, device, spool, check)
-        thresholds = pl.class_thresholds(histogram, portion)
+        thresholds = selection.class_thresholds(histogram, portion)
         counts = _LabelCounts(cfg.num_classes)
         labels = _labels(cfg, samples, device)
         with Background(_WRITERS) as writers, torch.inference_mode():
             watched = Progress(samples, "pseudo labels", cfg.print_freq, cfg.screen)
             for sample, size, packed, true in zip(watched, sizes, spool, labels):
                 check()
-                scores = pl.unpack_scores(packed.to(device, non_blocking=True))
+                scores = selection.unpack_scores(packed.to(device, non_blocking=True))
                 label, chosen = select(network.upsample(scores, size), thresholds)
                 counts.add(label, chosen, true)
                 writers.submit(_write_label, folder, sample.name, host_copy(chosen), manifest["labels"])
@@ -124,9 +124,9 @@ class PseudoLabels:
 
 
 def _score_target(network, cfg, samples, device, spool, check):
-    """Histogram of doubt over all images, and their sizes (H, W); fills `spool` with the packed score maps. Raises
+    """Histogram of uncertainty over all images, and their sizes (H, W); fills `spool` with packed score maps. Raises
     TrainingError where a logit is not finite, before anything is made of the histogram."""
-    histogram = torch.zeros(cfg.num_classes, pl.NUM_BINS, dtype=torch.int64, device=device)
+    histogram = torch.zeros(cfg.num_classes, selection.NUM_BINS, dtype=torch.int64, device=device)
     sizes, finite = [], torch.ones(len(samples), dtype=torch.bool, device=device)
     network.use_statistics(cfg.bn_stats)
     loader = loaders.whole_image_loader(cfg, cfg.target, samples, False, device.type == "cuda")
@@ -138,9 +138,9 @@ def _score_target(network, cfg, samples, device, spool, check):
             # Read once, at the end: a GPU need not wait for each image. One tensor for all: a small one per image would
             # stand between the large blocks that the allocator keeps, 1 MiB lost an image.
             finite[len(sizes)] = scores.isfinite().all()
-            label, doubt = pl.predict(network.upsample(scores, image.shape[-2:]))
-            histogram += pl.doubt_histogram(label, pl.doubt_bin(doubt), cfg.num_classes)
-            keeper.submit(_keep, spool, host_copy(pl.pack_scores(scores)))
+            label, uncertainty = selection.predict(network.upsample(scores, image.shape[-2:]))
+            histogram += selection.uncertainty_histogram(label, selection.uncertainty_bin(uncertainty), cfg.num_classes)
+            keeper.submit(_keep, spool, host_copy(selection.pack_scores(scores)))
             sizes.append(tuple(item["size"]))
     broken = [sample.name for sample, fine in zip(samples, finite.tolist()) if not fine]
     if broken:

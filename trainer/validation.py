@@ -39,7 +39,8 @@ class Validation:
         if self._loader is None or self._at == step:
             return
         pace = Progress(self._loader, "validation", self.cfg.print_freq, self.cfg.screen)
-        confusion = evaluate.evaluate(network, pace, self.cfg.num_classes, check)
+        device = next(network.parameters()).device
+        confusion = evaluate.evaluate(network, pace, self.cfg.num_classes, device, check)
         self.scores, self._at = evaluate.protocol_scores(confusion, self.class_set), step
         log.event("val", step, **self.scores)
         log.say(f"step {step}: mIoU {evaluate.means(self.scores)}")

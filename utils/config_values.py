@@ -122,7 +122,8 @@ def key(default, meaning: str, **rules) -> Any:
 
 def declared(cls: type) -> dict[str, Key]:
     """The keys that a class itself declares, not those of its bases, in order."""
-    fields = {name: value for name, value in vars(cls).items()
+    attributes = vars(cls).get("__dataclass_fields__", vars(cls))
+    fields = {name: value for name, value in attributes.items()
               if isinstance(value, dataclasses.Field) and "key" in value.metadata}
     if not fields:
         return {}

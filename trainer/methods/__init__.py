@@ -24,10 +24,7 @@ def find(name: str) -> type[Method]:
     if ":" not in name:
         raise ConfigError(f"method: no method {name!r}{nearest(name, known())}; there are {', '.join(known())}, or your "
                           "own as my_file.py:MyMethod.")
-    cls = load_object(name, "method")
-    if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise ConfigError(f"method: {name} is no subclass of trainer.methods.base.Method: derive it from that.")
-    return cls
+    return load_object(name, "method", Method)
 
 
 def _method_of(module) -> type[Method]:

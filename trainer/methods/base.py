@@ -10,7 +10,7 @@ from torch import Tensor
 from dataset import inspection, loaders
 from dataset.segmentation import Sample
 from model.segmenter import Segmenter
-from trainer import pseudo_label as selection
+from trainer import selection
 from trainer.rounds import PseudoLabels
 from trainer.run_state import Position
 from utils.config import Config

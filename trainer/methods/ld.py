@@ -1,11 +1,11 @@
 """Stage 1, label denoising (You et al., ACM MM 2021): positive and negative learning on class-balanced pseudo labels."""
-from trainer import losses
+from trainer import fused_losses, losses
 from trainer.methods.base import SelfTraining
 from utils.config_values import key
 
 
 class LabelDenoising(SelfTraining):
-    """Minimises the sum of three terms (`losses.ld_losses`): cross entropy where a pseudo label is selected, entropy,
+    """Minimises the sum of three terms (`fused_losses.ld_losses`): cross entropy where a pseudo label is selected, entropy,
     and -log(1 - p_k) for a class k of middle rank, which the pixel is likely not to belong to."""
 
     title = "LD"
@@ -20,4 +20,5 @@ class LabelDenoising(SelfTraining):
     def losses(self, batch, rng):
         logits = self.network(batch.images)
         rank = losses.negative_rank(self.cfg.num_classes, self.neg_rank_width, rng)
-        return losses.ld_losses(logits, batch.labels, rank, self.entropy_on, self.entropy, compile=self.cfg.compile)
+        return fused_losses.ld_losses(logits, batch.labels, rank, self.entropy_on, self.entropy,
+                                      compile=self.cfg.compile)

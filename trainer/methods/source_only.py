@@ -19,7 +19,7 @@ class SourceOnly(Method):
     epochs = UNUSED
 
     def setup(self):
-        self.seen = SeenClasses(len(self.class_names))
+        self.seen = SeenClasses(len(self.class_names), self.device)
 
     def batches(self, round_index, first):
         return loaders.source_loader(self.cfg, self.samples, first, self.device.type == "cuda")
@@ -38,7 +38,7 @@ class SourceOnly(Method):
 
     def warn_of_unseen(self) -> None:
         """Warn of the classes that no crop has shown, unless the last warning named the same."""
-        unseen = [name for name, seen in zip(self.class_names, self.seen.classes.tolist()) if not seen]
+        unseen = [self.class_names[c] for c in self.seen.unseen]
         if unseen and unseen != self.seen.named:
             where = f"the labels of {self.seen.crops} crops"
             self.log.say_once(f"warning: {inspection.never_seen(self.cfg, self.cfg.source, unseen, where)}")
@@ -51,17 +51,23 @@ class SourceOnly(Method):
 class SeenClasses:
     """The classes that the labels have shown so far. named: those that the last warning named."""
 
-    def __init__(self, num_classes: int):
-        self.crops, self.classes = 0, torch.zeros(num_classes, dtype=torch.bool)
-        self.named: list[str] = []
+    def __init__(self, num_classes: int, device: torch.device):
+        self.crops, self.num_classes, self.named = 0, num_classes, []
+        self._ids = torch.zeros(IGNORE_INDEX + 1, dtype=torch.bool, device=device)
 
-    def add(self, label: torch.Tensor) -> None:
-        """Take in a batch's labels int64 [B, H, W]."""
-        self.crops += len(label)
-        self.classes |= torch.bincount(label.flatten().cpu(), minlength=IGNORE_INDEX)[: len(self.classes)] > 0
+    def add(self, labels: torch.Tensor) -> None:
+        """Take in a batch's labels int64 [B, H, W]; a GPU need not wait for it."""
+        self.crops += len(labels)
+        self._ids.index_fill_(0, labels.flatten(), True)
+
+    @property
+    def unseen(self) -> list[int]:
+        """The classes without a pixel so far."""
+        return (~self._ids[: self.num_classes]).nonzero().flatten().tolist()
 
     def state_dict(self) -> dict:
-        return {"crops": self.crops, "classes": self.classes, "named": self.named}
+        return {"crops": self.crops, "ids": self._ids, "named": self.named}
 
     def load_state_dict(self, state: dict) -> None:
-        self.crops, self.classes, self.named = state["crops"], state["classes"], state["named"]
+        self.crops, self.named = state["crops"], state["named"]
+        self._ids.copy_(state["ids"])
