@@ -63,8 +63,16 @@ def _values(key: Key) -> str:
         return _listed(key.choices)
     limits = [f"{'above' if key.above else 'at least'} {key.low}"] if key.low is not None else []
     limits += [f"{'below' if key.below else 'at most'} {key.high}"] if key.high is not None else []
-    length = f" of {key.length}" if key.length else ""
-    return ", ".join([kind_name(key.kind) + length, *limits])
+    many = _plural(key.kind)
+    kind = kind_name(key.kind) if not isinstance(key.kind, list) else \
+        many.replace("lists of", str(key.length) if key.length else "list of", 1)
+    return ", ".join([kind, *limits])
+
+
+def _plural(kind) -> str:
+    if isinstance(kind, list):
+        return f"lists of {_plural(kind[0])}"
+    return {int: "whole numbers", float: "numbers", str: "texts"}.get(kind, kind_name(kind))
 
 
 def _default(value):
