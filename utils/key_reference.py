@@ -63,16 +63,15 @@ def _values(key: Key) -> str:
         return _listed(key.choices)
     limits = [f"{'above' if key.above else 'at least'} {key.low}"] if key.low is not None else []
     limits += [f"{'below' if key.below else 'at most'} {key.high}"] if key.high is not None else []
-    many = _plural(key.kind)
-    kind = kind_name(key.kind) if not isinstance(key.kind, list) else \
-        many.replace("lists of", str(key.length) if key.length else "list of", 1)
-    return ", ".join([kind, *limits])
+    return ", ".join([_kind(key.kind, key.length), *limits])
 
 
-def _plural(kind) -> str:
+def _kind(kind, length) -> str:
     if isinstance(kind, list):
-        return f"lists of {_plural(kind[0])}"
-    return {int: "whole numbers", float: "numbers", str: "texts"}.get(kind, kind_name(kind))
+        inner, = kind
+        many = f"lists of {kind_name(inner[0])}s" if isinstance(inner, list) else f"{kind_name(inner)}s"
+        return f"{length or 'list of'} {many}"
+    return kind_name(kind)
 
 
 def _default(value):
