@@ -3,7 +3,7 @@
     python -m utils.key_reference > docs/keys.md
 """
 import re
-from typing import Iterable, Iterator
+from collections.abc import Iterable, Iterator
 
 from utils.config import keys_by_owner
 from utils.config_keys import KEYS, NO_EFFECT, SECTION_KEYS, known_classes
@@ -12,10 +12,10 @@ from utils.config_values import Key, kind_name, plain
 INTRODUCTION = """# Configuration keys
 
 `make docs` writes this page from the declarations in the code; `--help` of each script prints the same. A key is set in
-the YAML file, or as `key=value` on the command line (`section.key=value` for a data-set section). A key that nothing knows
-is refused. A key of another method or network than the chosen one gives a warning and has no effect."""
-SECTIONS = """A section is a top-level key of the YAML file whose value is a mapping: `gta5`, `synthia`, `cityscapes`, or a
-name of your own with `type: folder`."""
+the YAML file, or as `key=value` on the command line (`section.key=value` for a data-set section). A key that nothing
+knows is refused. A key of another method or network than the chosen one gives a warning and has no effect."""
+SECTIONS = """A section is a top-level key of the YAML file whose value is a mapping: `gta5`, `synthia`, `cityscapes`, or
+a name of your own with `type: folder`."""
 OWNERS = {"method": "Keys of the methods", "model": "Keys of the networks"}
 
 
@@ -30,7 +30,8 @@ def _lines() -> Iterator[str]:
         if key.group:
             yield from (f"\n## {key.group}\n", *_header())
         yield _row(name, key)
-    yield from ("\n## Data-set sections\n", SECTIONS + "\n", *_header(), *(_row(*item) for item in SECTION_KEYS.items()))
+    yield from ("\n## Data-set sections\n", f"{SECTIONS}\n", *_header())
+    yield from (_row(name, key) for name, key in SECTION_KEYS.items())
     for choosing, title in OWNERS.items():
         yield from (f"\n## {title}\n", *_header("of"))
         for name, key, owners in keys_by_owner(choosing):
