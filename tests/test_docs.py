@@ -137,7 +137,7 @@ def test_every_method_has_its_row_and_its_file():
 
 
 def blocks_of(page, language):
-    """Name -> text of every code block of that language whose first line is a comment that begins with a file's name."""
+    """Name -> text of every code block of that language whose first line is a comment that begins with a file name."""
     blocks = re.findall(rf"^```{language}\n(# (\w+\.\w+)\b.*?)^```", text_of(page), re.DOTALL | re.MULTILINE)
     return {name: text for text, name in blocks}
 

@@ -14,8 +14,8 @@ INTRODUCTION = """# Configuration keys
 `make docs` writes this page from the declarations in the code; `--help` of each script prints the same. A key is set in
 the YAML file, or as `key=value` on the command line (`section.key=value` for a data-set section). A key that nothing
 knows is refused. A key of another method or network than the chosen one gives a warning and has no effect."""
-SECTIONS = """A section is a top-level key of the YAML file whose value is a mapping: `gta5`, `synthia`, `cityscapes`, or
-a name of your own with `type: folder`."""
+SECTIONS = """A section is a top-level key of the YAML file whose value is a mapping: `gta5`, `synthia`,
+`cityscapes`, or a name of your own with `type: folder`."""
 OWNERS = {"method": "Keys of the methods", "model": "Keys of the networks"}
 
 
