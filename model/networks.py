@@ -172,7 +172,8 @@ class Smp(Foreign):
         arch, colon, encoder = name.partition("/")[2].partition(":")
         if not colon or not encoder:
             raise ConfigError(f"model: {name}: expected smp/ARCH:ENCODER, such as smp/unet:resnet18.")
-        names = [architecture.__name__.lower() for architecture in smp.MODEL_ARCHITECTURES]
+        names = [n.lower() for n, found in vars(smp).items()
+                 if isinstance(found, type) and issubclass(found, smp.base.SegmentationModel)]
         if arch.lower() not in names:
             raise ConfigError(f"model: segmentation_models_pytorch has no architecture {arch!r}{nearest(arch, names)}; "
                               f"it has {', '.join(names)}.")

@@ -15,7 +15,7 @@ from utils.errors import ConfigError
 
 
 class Segmenter(nn.Module):
-    """A network behind its interface; `state_dict` and `load_state_dict` are those of the network, under its own names.
+    """A network behind its interface. Its state dict, parameters and buffers go by the network's own names.
 
     Two attributes change how it is computed, not what. autocast: torch.bfloat16 or torch.float16 for its convolutions
     (parameters and scores stay float32), None for none. checkpointing: in training keep only the input of each block
@@ -154,6 +154,12 @@ class Segmenter(nn.Module):
 
     def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
         return self.network.load_state_dict(state, strict=strict, assign=assign)
+
+    def named_parameters(self, *args, **kwargs):
+        return self.network.named_parameters(*args, **kwargs)
+
+    def named_buffers(self, *args, **kwargs):
+        return self.network.named_buffers(*args, **kwargs)
 
     def __getstate__(self):
         """A copy is not compiled: what was compiled belongs to the original's blocks."""
