@@ -1,5 +1,5 @@
 """The networks that the key `model` names, each a class that declares its keys and builds a `Segmenter`."""
-import importlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Mapping
@@ -13,7 +13,7 @@ from model.interface import AUTO, Interface, plain_forward
 from model.segmenter import Segmenter
 from utils.config_values import Declares, expanded, key, nearest
 from utils.constants import HOUSE_INPUT, INPUTS, InputConvention
-from utils.errors import CheckpointError, ConfigError, first_line
+from utils.errors import CheckpointError, ConfigError, UserError, first_line
 from utils.user_code import is_user_code, load_object, running
 
 _IMAGENET = INPUTS["rgb01"]
@@ -106,7 +106,9 @@ class Foreign(Network):
     def segmenter(self, name, num_classes):
         try:
             network = self.build(name, num_classes, dict(self.model_args or {}))
-        except (TypeError, ValueError, KeyError, RuntimeError, AttributeError, AssertionError, ImportError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # whatever a family raises for arguments that it does not know
             raise ConfigError(f"model: {name} with model_args={dict(self.model_args or {})} cannot be built "
                               f"({type(error).__name__}: {first_line(error)}).") from error
         segmenter = Segmenter(network.cpu(), num_classes, self.interface(network, name))
