@@ -1,5 +1,6 @@
 """The networks that the key `model` names, each a class that declares its keys and builds a `Segmenter`."""
 import importlib.util
+import inspect
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Mapping
@@ -151,6 +152,11 @@ class Torchvision(Foreign):
             raise ConfigError(f"model: torchvision has no segmentation network {wanted!r}{nearest(wanted, names)}; it "
                               f"has {', '.join(names)}.")
         usual = {"weights": None, "weights_backbone": None, "num_classes": num_classes}
+        taken = [n for n, p in inspect.signature(models.get_model_builder(wanted)).parameters.items()
+                 if p.kind is not p.VAR_KEYWORD]  # it ignores all others in silence
+        if unknown := [name for name in args if name not in taken]:
+            raise ConfigError(f"model_args: {unknown[0]!r} is no argument of {wanted}{nearest(unknown[0], taken)}; it "
+                              f"takes {', '.join(taken)}.")
         return models.get_model(wanted, **usual | args)
 
     def defaults(self, network, name):
@@ -209,10 +215,10 @@ class HuggingFace(Foreign):
                               "save_pretrained writes it.")
         if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
             return self._trained(name, folder, args)
+        found = AutoConfig.from_pretrained(folder, local_files_only=True, **args)
         if "num_labels" not in args and self.output_channels is None:
-            args["num_labels"] = num_classes
-        network = AutoModelForSemanticSegmentation.from_config(
-            AutoConfig.from_pretrained(folder, local_files_only=True, **args))
+            found.num_labels = num_classes
+        network = AutoModelForSemanticSegmentation.from_config(found)
         self.untrained = tuple(network.state_dict())
         return network
 
@@ -231,7 +237,7 @@ class HuggingFace(Foreign):
 
     def defaults(self, network, name):
         named = ("decode_head", "segmentation_head", "auxiliary_head", "classifier", "head")
-        head = tuple(n for n, module in network.named_children() if n in named and any(module.parameters()))
+        head = tuple(n for n, module in network.named_children() if n in named and list(module.parameters()))
         return Interface(_preprocessing(_folder(name) / "preprocessor_config.json"), output="logits", head=head or None)
 
 

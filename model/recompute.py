@@ -29,7 +29,7 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
     def walk(parent):
         for child in parent.children():
             held = isinstance(parent, (nn.Sequential, nn.ModuleList))
-            if held and any(child.children()) and not isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            if held and list(child.children()) and not isinstance(child, (nn.ModuleList, nn.ModuleDict)):
                 if id(child) not in seen:
                     seen.add(id(child))
                     yield child
