@@ -33,7 +33,7 @@ def inspect(sample: Sample) -> Finding:
     """Read a sample as training would. Without a label path there is no label to judge."""
     image = image_error = ids = label_error = None
     try:
-        image = files.read_image(sample.image)
+        image = files.read_image(sample.image, sample.bands)
     except DataError as error:
         image_error = str(error)
     try:

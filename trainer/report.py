@@ -9,8 +9,9 @@ from PIL import Image
 from dataset import inspection, loaders, segmentation
 from dataset.class_sets import class_set
 from dataset.labels import ClassSet
+from dataset.transforms import for_display
 from trainer import evaluate
-from trainer.build import build_model, pick_device
+from model.build import build_model, pick_device
 from utils.config import Config
 from utils.errors import CheckpointError, ConfigError, one_line
 from utils.progress import Progress
@@ -76,7 +77,7 @@ def figure(cfg: Config, checkpoints: list[str], count: int) -> Image.Image:
         loader = loaders.whole_image_loader(cfg, cfg.target, chosen, False)
         predicted[name] = [prediction.cpu().numpy().astype(np.uint8)
                            for _, prediction in evaluate.predictions(model, loader, device)]
-    rows = [("image", [Image.fromarray(image) for image, _ in pairs])]
+    rows = [("image", [Image.fromarray(for_display(image)) for image, _ in pairs])]
     drawn = palettes(class_set(cfg), tuple(cfg.target_data.protocols or ()))
     for protocol, (of_labels, of_network) in drawn.items():
         title = f"\n{protocol}" if len(drawn) > 1 else ""
