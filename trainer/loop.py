@@ -40,7 +40,6 @@ class Trainer:
         if method.starts_from == TRAINED and cfg.init_weight is None and not cfg.network_class.brings_weights:
             raise ConfigError(f"init_weight: stage {cfg.stage} starts from a trained network: give its checkpoint, "
                               f"such as {cfg.snapshot}/{cfg.note}/{method.after}.pth.")
-        class_names = class_set(cfg).names
         remarks = [f"note: {remark}" for remark in config_remarks(cfg)]
         section = cfg.source if method.needs_source else cfg.target
         self.samples, more = inspection.training_samples(cfg, section, labels_needed=method.needs_source)
@@ -68,7 +67,7 @@ class Trainer:
         self.optimizer = self.scaler = None
         self.interrupt = Interrupt()
         self._start_writing(remarks, report)
-        self.method = method(Setting(cfg, self.network, self.device, self.samples, class_names, self.position,
+        self.method = method(Setting(cfg, self.network, self.device, self.samples, class_set(cfg).names, self.position,
                                      self.log, self.interrupt.check))
         self.position.round = self.method.first_round
 

@@ -10,8 +10,8 @@ from dataset import inspection, loaders, segmentation
 from dataset.class_sets import class_set
 from dataset.labels import ClassSet
 from dataset.transforms import for_display
-from trainer import evaluate
 from model.build import build_model, pick_device
+from trainer import evaluate
 from utils.config import Config
 from utils.errors import CheckpointError, ConfigError, one_line
 from utils.progress import Progress

@@ -57,7 +57,8 @@ class Key:
         if self.kind is str:
             return self.read(text, where)
         value = _from_text(text)
-        if isinstance(self.kind, list) and not (self.optional and text.strip().lower() in _NONE_WORDS) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        single = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        if isinstance(self.kind, list) and single and not (self.optional and text.strip().lower() in _NONE_WORDS):
             value = [_from_text(part) for part in text.split(",")]
         return self.read(value, where)
 
@@ -105,8 +106,8 @@ class Key:
         limits += [f"{'below' if self.below else 'at most'} {self.high}"] if self.high is not None else []
         shape = f"of {self.length} values " if self.length else ""
         if isinstance(self.kind, dict):
-            example = ("{7: 0, 8: 1}" if int in self.kind else "{two: {road: [road], other: [sky, car]}}"
-                       if self.kind == {str: {str: [str]}} else "{depth: 2}")
+            example = ("{7: 0, 8: 1}" if int in self.kind else "{depth: 2}" if Any in self.kind.values() else
+                       "{two: {road: [road], other: [sky, car]}}")
             shape += f"such as {example} (a blank behind each colon)"
         none = " or None" if self.optional else ""
         return f"{kind_name(self.kind)} {shape}{' and '.join(limits)}".strip() + none
@@ -169,7 +170,7 @@ class Declares:
     def __init_subclass__(cls, **more):
         super().__init_subclass__(**more)
         own = declared(cls)
-        inherited = {name: k for base in reversed(cls.__mro__[1:]) for name, k in vars(base).get("keys", {}).items()}
+        inherited = {name: k for base in reversed(cls.__bases__) for name, k in getattr(base, "keys", {}).items()}
         given = {name: vars(cls)[name] for name in inherited if name in vars(cls) and name not in own}
         cls.keys = {name: dataclasses.replace(k, default=given.get(name, k.default))
                     for name, k in {**inherited, **own}.items() if given.get(name) is not UNUSED}
