@@ -48,26 +48,18 @@ class Sample:
     bands: Bands = RGB
 
 
-def class_set(section: DataConfig, num_classes: int) -> labels.ClassSet:
-    """The classes of a data-set section: street classes, or the user's own under one protocol."""
-    if section.type != "folder":
-        return labels.street_class_set(num_classes)
-    palette = section.palette or labels.default_palette(num_classes)
-    return labels.ClassSet(tuple(section.classes), tuple(map(tuple, palette)),
-                           {f"{num_classes} classes": tuple(range(num_classes))})
-
-
 def label_table(section: DataConfig, num_classes: int) -> np.ndarray:
-    """uint8 [65536]: label id in the section's files -> train id (`labels.lookup_table`)."""
+    """uint8 [65536]: label id in the section's files -> train id (`labels.lookup_table`), the number of a class
+    of `class_sets.label_classes`. num_classes: of the network."""
     if section.type != "folder":
-        return labels.street_table(LAYOUTS[section.type].label_ids, num_classes)
-    return labels.lookup_table(section.label_ids or {c: c for c in range(num_classes)})
+        return labels.street_table(LAYOUTS[section.type].label_ids, labels.street_count(num_classes))
+    return labels.lookup_table(section.label_ids or {c: c for c in range(len(section.classes))})
 
 
-def known_ids(section: DataConfig, num_classes: int) -> set[int]:
+def known_ids(section: DataConfig) -> set[int]:
     """The label ids that may occur in the section's files: those of its classes, the known void ones, IGNORE_INDEX."""
     layout = LAYOUTS.get(section.type)
-    ids = layout.label_ids if layout else section.label_ids or range(num_classes)
+    ids = layout.label_ids if layout else section.label_ids or range(len(section.classes))
     return {*ids, *(layout.void_ids if layout else ()), labels.IGNORE_INDEX}
 
 

@@ -321,8 +321,8 @@ def test_keys_without_effect_and_a_missing_method_are_said(load):
     def said(text, **fixed):
         return "\n".join(config_remarks(load(text, **fixed)))
     both = "round: 3\nepochs: 2\nmethod: source_only\n"
-    assert re.fullmatch(r"no effect on method source_only with model deeplab: round \(of [^()]*\), epochs \(of [^()]*\)",
-                        said(both))
+    assert re.fullmatch(r"no effect on method source_only with model deeplab: round \(of [^()]*\), "
+                        r"epochs \(of [^()]*\)", said(both))
     assert "round_start (of " in said("round_start: 0\n", method="source_only")
     assert said("method: ld\nround: 3\nepochs: 2\n") == said("method: be\n") == ""
     assert said("method: ld\nema_alpha: 0.9\nentropy: shannon\n").startswith("no effect on method ld with model "

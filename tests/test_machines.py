@@ -799,7 +799,7 @@ def test_nobody_at_home(world, tmp_path):
 
 # --- home folders ---------------------------------------------------------------------------------------------------
 
-PATH_KEYS = {"init_weight", "restore_from", "snapshot", "result", "log", "plabel"}
+PATH_KEYS = {"method", "model", "init_weight", "restore_from", "snapshot", "result", "log", "plabel"}
 SECTION_PATH_KEYS = {"data_dir", "data_list", "data_list_val"}
 
 
