@@ -27,7 +27,8 @@ class Interface:
     what is called out or logits), a name, or an index as text. channels: which of their channels are the classes, in
     this order; None: all. head: what the names of the head's parameters begin with; None: those of the last module that
     has any. size_multiple: the network takes heights and widths that are multiples of it. align_corners: of the
-    bilinear upsampling.
+    bilinear upsampling. own_blocks: the network recomputes and compiles its blocks by itself, by an attribute
+    `checkpointing` and a method `compile_blocks`, which returns them.
     """
 
     input: InputConvention
@@ -37,6 +38,7 @@ class Interface:
     head: tuple[str, ...] | None = None
     size_multiple: int = 1
     align_corners: bool = False
+    own_blocks: bool = False
 
     def prepared(self, pixels: Tensor) -> Tensor:
         """Pixels uint8 or float [B, H, W, K] in 0..255, RGB for three bands, as read -> float32 [B, K, H, W] as the

@@ -17,6 +17,7 @@ from utils.constants import HOUSE_INPUT, INPUTS, InputConvention
 from utils.errors import CheckpointError, ConfigError, UserError, first_line
 from utils.user_code import is_user_code, load_object, running
 
+DEEPLAB = Interface(HOUSE_INPUT, run=DeepLabV2.score_map, head=("layer5",), align_corners=True, own_blocks=True)
 _IMAGENET = INPUTS["rgb01"]
 
 
@@ -40,8 +41,7 @@ def find(name: str) -> type["Network"]:
 def deeplab(num_classes: int, layers: tuple[int, ...] = (3, 4, 23, 3), width: int = 64,
             head_branches: int = 4) -> Segmenter:
     """The paper's network, which takes BGR in 0..255 minus the mean."""
-    interface = Interface(HOUSE_INPUT, run=DeepLabV2.score_map, head=("layer5",), align_corners=True)
-    return Segmenter(DeepLabV2(num_classes, layers, width, head_branches), num_classes, interface)
+    return Segmenter(DeepLabV2(num_classes, layers, width, head_branches), num_classes, DEEPLAB)
 
 
 class Network(Declares):

@@ -32,8 +32,7 @@ class Segmenter(nn.Module):
         self._checkpointing = False
         self._norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
         self._watched = list(self._norms)  # batch norms that may see one value per channel
-        # A network with these does it by itself.
-        self._blocks = [] if hasattr(network, "checkpointing") else list(recompute.blocks(network))
+        self._blocks = [] if interface.own_blocks else list(recompute.blocks(network))
         self._fused: dict[nn.Module, Callable] = {}  # block -> its compiled forward pass
 
     # ---- input and output --------------------------------------------------------------------------------------------
@@ -74,7 +73,7 @@ class Segmenter(nn.Module):
     @checkpointing.setter
     def checkpointing(self, wanted: bool) -> None:
         self._checkpointing = wanted
-        if hasattr(self.network, "checkpointing"):
+        if self.interface.own_blocks:
             self.network.checkpointing = wanted
         elif wanted and not self._blocks:
             self.remark("checkpointing has no effect: the network has no blocks in a Sequential or ModuleList")
@@ -111,7 +110,7 @@ class Segmenter(nn.Module):
         code, so that a deep network compiles as fast as a shallow one. Where a block cannot be compiled (no compiler,
         say), it runs as it is."""
         torch._dynamo.config.suppress_errors = True
-        if hasattr(self.network, "compile_blocks"):
+        if self.interface.own_blocks:
             compiled = self.network.compile_blocks()
         else:
             pooled = {id(norm) for norm in self._norms if getattr(norm, "_single", False)}

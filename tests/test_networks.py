@@ -457,15 +457,16 @@ def training_step(network, x):
             *network.buffers())
 
 
+@pytest.mark.parametrize("batch", [1, 2])  # one image: torchvision's pooled branch has one value to normalise
 @pytest.mark.parametrize("name", ["torchvision/lraspp_mobilenet_v3_large", "torchvision/deeplabv3_mobilenet_v3_large",
                                   "smp/unet:resnet18", "smp/segformer:mit_b0", "hf"])
-def test_recomputation_changes_no_bit(name, request):
+def test_recomputation_changes_no_bit(name, batch, request):
     name = f"hf/{request.getfixturevalue('segformer')[0]}/untrained" if name == "hf" else name
     if name.startswith("smp"):
         pytest.importorskip("segmentation_models_pytorch")
     plain, saving = build(model=name)[0], build(model=name, checkpointing=True)[0]
     assert saving.checkpointing and saving._blocks
-    x = images(2, 3, 64, 64)
+    x = images(batch, 3, 64, 64)
     found, expected = training_step(saving, x), training_step(plain, x)
     assert len(found) == len(expected) and all(a.equal(b) for a, b in zip(found, expected))
 
