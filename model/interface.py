@@ -1,7 +1,8 @@
 """What a network's input and output are like, and the way between them and ours: pure functions on tensors."""
 import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ _NAMES = ("out", "logits")  # of the scores in a network's output
 
 
 def plain_forward(network: nn.Module, x: Tensor) -> Any:
+    """What the network returns."""
     return network(x)
 
 
@@ -75,7 +77,7 @@ class Interface:
             factors = tuple(extent / n * (1 + 1e-9) for extent, n in zip(wanted, scores.shape[-2:]))
             whole = F.interpolate(scores, scale_factor=factors, mode="bilinear", align_corners=False,
                                   recompute_scale_factor=False)
-        return whole if padded == image_size else whole[..., :size[0], :size[1]]
+        return whole if padded == tuple(image_size) else whole[..., :size[0], :size[1]]
 
     def scores(self, found: Any, num_classes: int) -> Tensor:
         """What `run` has returned -> logits [B, num_classes, h, w]. One channel z for two classes stands for the logits
@@ -145,7 +147,8 @@ def _described(found, depth=2):
 def _offset_and_scale(convention: InputConvention, device: torch.device) -> tuple[Tensor, Tensor]:
     """Float32 [K, 1, 1] each; kept, since a GPU would wait for every copy of them."""
     with torch.inference_mode(False):  # whoever asks first, training uses them too
-        return tuple(torch.tensor(v, device=device).view(-1, 1, 1) for v in convention.on_pixels())
+        offset, scale = (torch.tensor(v, device=device).view(-1, 1, 1) for v in convention.on_pixels())
+    return offset, scale
 
 
 @functools.cache

@@ -2,8 +2,9 @@
 import importlib.util
 import inspect
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -12,6 +13,7 @@ from model.deeplabv2 import DeepLabV2
 from model.examine import examine
 from model.interface import AUTO, Interface, plain_forward
 from model.segmenter import Segmenter
+from utils.config import Config
 from utils.config_values import Declares, expanded, key, nearest
 from utils.constants import HOUSE_INPUT, INPUTS, InputConvention
 from utils.errors import CheckpointError, ConfigError, UserError, first_line
@@ -69,7 +71,8 @@ class DeepLab(Network):
                           "this program are known as what they are, whatever this says",
                           choices=("auto", "bgr255", "rgb01"), may_change=True)
 
-    def segmenter(self, name, num_classes):
+    def segmenter(self, name: str, num_classes: int) -> Segmenter:
+        """See `Network.segmenter`."""
         return deeplab(num_classes, self.layers, self.width, self.head_branches)
 
 
@@ -100,27 +103,29 @@ class Foreign(Network):
     package: ClassVar[tuple[str, str] | None] = None  # (what is imported, what is installed)
 
     @classmethod
-    def check(cls, cfg):
+    def check(cls, cfg: Config) -> None:
+        """Raises ConfigError if the family's package is not installed."""
         if cls.package and importlib.util.find_spec(cls.package[0]) is None:
             raise ConfigError(f"model: {cfg.model} needs a package that is not there: pip install {cls.package[1]}.")
 
-    def segmenter(self, name, num_classes):
+    def segmenter(self, name: str, num_classes: int) -> Segmenter:
+        """See `Network.segmenter`. The network has been tried on a tiny image, and its output fits the classes."""
         try:
-            network = self.build(name, num_classes, dict(self.model_args or {}))
+            network = self._build(name, num_classes, dict(self.model_args or {}))
         except UserError:
             raise
         except Exception as error:  # whatever a family raises for arguments that it does not know
             raise ConfigError(f"model: {name} with model_args={dict(self.model_args or {})} cannot be built "
                               f"({type(error).__name__}: {first_line(error)}).") from error
-        segmenter = Segmenter(network.cpu(), num_classes, self.interface(network, name))
+        segmenter = Segmenter(network.cpu(), num_classes, self._interface(network, name))
         if self.head:
             segmenter.parameter_groups(1, 1)  # raises if there is none of the name
         examine(segmenter)
         return segmenter
 
-    def interface(self, network: nn.Module, name: str) -> Interface:
+    def _interface(self, network: nn.Module, name: str) -> Interface:
         """What the family knows, and where the keys say something, that."""
-        known = self.defaults(network, name)
+        known = self._defaults(network, name)
 
         def value(given, default):
             return default if given is None else given
@@ -134,17 +139,17 @@ class Foreign(Network):
                          value(self.head, known.head), value(self.size_multiple, known.size_multiple),
                          value(self.output_align_corners, known.align_corners))
 
-    def build(self, name: str, num_classes: int, args: dict[str, Any]) -> nn.Module:
+    def _build(self, name: str, num_classes: int, args: dict[str, Any]) -> nn.Module:
         raise NotImplementedError
 
-    def defaults(self, network: nn.Module, name: str) -> Interface:
+    def _defaults(self, network: nn.Module, name: str) -> Interface:
         return Interface(_IMAGENET)
 
 
 class Torchvision(Foreign):
     """torchvision's segmentation networks, by its names. Nothing is downloaded: the weights are init_weight's."""
 
-    def build(self, name, num_classes, args):
+    def _build(self, name, num_classes, args):
         from torchvision import models
         names = models.list_models(module=models.segmentation)
         wanted = name.partition("/")[2]
@@ -159,7 +164,7 @@ class Torchvision(Foreign):
                               f"takes {', '.join(taken)}.")
         return models.get_model(wanted, **usual | args)
 
-    def defaults(self, network, name):
+    def _defaults(self, network, name):
         return Interface(_IMAGENET, run=_before_interpolation, head=("classifier", "aux_classifier"))
 
 
@@ -167,7 +172,7 @@ def _before_interpolation(network, x):
     """The forward pass of torchvision's segmentation networks without what ends it: their own interpolation to the size
     of x, and the auxiliary classifier."""
     features = network.backbone(x)
-    return network.classifier(features["out"] if "out" in features else features)
+    return network.classifier(features.get("out", features))
 
 
 class Smp(Foreign):
@@ -175,7 +180,7 @@ class Smp(Foreign):
 
     package = "segmentation_models_pytorch", "segmentation-models-pytorch"
 
-    def build(self, name, num_classes, args):
+    def _build(self, name, num_classes, args):
         import segmentation_models_pytorch as smp
         arch, colon, encoder = name.partition("/")[2].partition(":")
         if not colon or not encoder:
@@ -195,7 +200,7 @@ class Smp(Foreign):
             network.segmentation_head[1] = nn.Identity()  # the Segmenter does it, so that score maps are small
         return network
 
-    def defaults(self, network, name):
+    def _defaults(self, network, name):
         stride = getattr(network.encoder, "output_stride", 32) if network.requires_divisible_input_shape else 1
         return Interface(_IMAGENET, head=("segmentation_head",), size_multiple=stride, align_corners=self._stops_early)
 
@@ -207,7 +212,7 @@ class HuggingFace(Foreign):
     brings_weights = True
     package = "transformers", "transformers"
 
-    def build(self, name, num_classes, args):
+    def _build(self, name, num_classes, args):
         from transformers import AutoConfig, AutoModelForSemanticSegmentation
         folder = _folder(name)
         if not (folder / "config.json").is_file():
@@ -235,7 +240,7 @@ class HuggingFace(Foreign):
                                   "network.")
         return network.float()
 
-    def defaults(self, network, name):
+    def _defaults(self, network, name):
         named = ("decode_head", "segmentation_head", "auxiliary_head", "classifier", "head")
         head = tuple(n for n, module in network.named_children() if n in named and list(module.parameters()))
         return Interface(_preprocessing(_folder(name) / "preprocessor_config.json"), output="logits", head=head or None)
@@ -268,10 +273,11 @@ class UserNetwork(Foreign):
     brings_weights = True
 
     @classmethod
-    def check(cls, cfg):
+    def check(cls, cfg: Config) -> None:
+        """Raises ConfigError if there is no such file or function."""
         load_object(cfg.model, "model")
 
-    def build(self, name, num_classes, args):
+    def _build(self, name, num_classes, args):
         function = load_object(name, "model")
         with running(name, "model"):
             network = function(**args)
@@ -279,5 +285,5 @@ class UserNetwork(Foreign):
             raise ConfigError(f"model: {name} returns a {type(network).__name__}, expected a torch.nn.Module.")
         return network
 
-    def defaults(self, network, name):
+    def _defaults(self, network, name):
         return Interface(_IMAGENET, run=plain_forward)

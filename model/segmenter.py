@@ -2,7 +2,8 @@
 here and in `interface.py` alone."""
 import contextlib
 import functools
-from typing import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,22 +53,24 @@ class Segmenter(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Logits float [B, C, *size], upsampled bilinearly; x: from `prepare`; size: (height, width) of the result,
         default that of x."""
-        image_size = tuple(x.shape[-2:])
-        return self.interface.resized(self.score_map(x), tuple(size or image_size), image_size)
+        height, width = x.shape[-2:]
+        return self.interface.resized(self.score_map(x), size or (height, width), (height, width))
 
     def upsample(self, scores: Tensor, size: tuple[int, int], image_size: tuple[int, int] | None = None) -> Tensor:
         """One image's score map float [C, h, w] -> logits float [C, *size], as `forward` upsamples. image_size:
         (height, width) of the image that gave the scores, default `size`; it matters where that had to be padded."""
-        return self.interface.resized(scores.unsqueeze(0), tuple(size), tuple(image_size or size))[0]
+        return self.interface.resized(scores.unsqueeze(0), size, image_size or size)[0]
 
     # ---- how it is computed ------------------------------------------------------------------------------------------
 
     @property
     def has_batch_norm(self) -> bool:
+        """Whether the network has any batch norm, whose statistics can be switched."""
         return bool(self._norms)
 
     @property
     def checkpointing(self) -> bool:
+        """Whether what is inside each block is computed again in the backward pass."""
         return self._checkpointing
 
     @checkpointing.setter
@@ -148,16 +151,20 @@ class Segmenter(nn.Module):
 
     # ---- its state is the network's ----------------------------------------------------------------------------------
 
-    def state_dict(self, *args, **kwargs):
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """The network's."""
         return self.network.state_dict(*args, **kwargs)
 
-    def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """The network's."""
         return self.network.load_state_dict(state, strict=strict, assign=assign)
 
-    def named_parameters(self, *args, **kwargs):
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The network's."""
         return self.network.named_parameters(*args, **kwargs)
 
-    def named_buffers(self, *args, **kwargs):
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        """The network's."""
         return self.network.named_buffers(*args, **kwargs)
 
     def __getstate__(self):

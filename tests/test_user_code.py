@@ -155,9 +155,8 @@ def test_a_class_must_derive_from_the_base(put):
 def test_errors_while_the_users_code_runs(put):
     put("mine.py", "def build():\n    return [][1]\n")
     build = load_object("mine.py:build", "model")
-    with pytest.raises(ConfigError, match=r"model: mine.py:build: .*mine.py, line 2: IndexError"):
-        with running("mine.py:build", "model"):
-            build()
-    with pytest.raises(DataError, match="as it is"):
-        with running("mine.py:build", "model"):
-            raise DataError("as it is")
+    line = r"model: mine.py:build: .*mine.py, line 2: IndexError"
+    with pytest.raises(ConfigError, match=line), running("mine.py:build", "model"):
+        build()
+    with pytest.raises(DataError, match="as it is"), running("mine.py:build", "model"):
+        raise DataError("as it is")

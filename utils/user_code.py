@@ -6,9 +6,9 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Iterator
 
 from utils.config_values import expanded, nearest
 from utils.errors import ConfigError, UserError, first_line
