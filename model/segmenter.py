@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from model import recompute
 from model.interface import Interface
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 
 
 class Segmenter(nn.Module):
@@ -46,7 +46,7 @@ class Segmenter(nn.Module):
     def score_map(self, x: Tensor) -> Tensor:
         """Logits float32 (float64 for float64) [B, C, h, w] at the network's own resolution; x: from `prepare`."""
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None), self._adjusted(len(x)):
-            found = self.interface.run(self.network, self.interface.padded(x))
+            found = self._run(self.interface.padded(x))
         scores = self.interface.scores(found, self.num_classes)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
@@ -126,6 +126,31 @@ class Segmenter(nn.Module):
         """Say it once."""
         if text not in self.remarks:
             self.remarks.append(text)
+
+    def _run(self, x):
+        try:
+            return self.interface.run(self.network, x)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if multiple := self._fitting_multiple(x):
+                size, reason = " x ".join(map(str, x.shape[-2:])), first_line(error).rstrip(".")
+                raise ConfigError(f"size_multiple: the network fails on an input of {size} pixels, height x width "
+                                  f"({type(error).__name__}: {reason}): set size_multiple={multiple}, with which it "
+                                  "does not.") from error
+            raise
+
+    def _fitting_multiple(self, x):
+        """The smallest power of two to whose multiples an input of the size of x must be padded for the network to
+        take it; None if none of them helps."""
+        self.eval()
+        tried = {tuple(x.shape[-2:])}
+        for multiple in (2**i for i in range(1, 10)):
+            size = tuple(-(-extent // multiple) * multiple for extent in x.shape[-2:])
+            with contextlib.suppress(RuntimeError, ValueError, AssertionError), torch.no_grad():
+                if size not in tried:
+                    self.interface.run(self.network, x.new_zeros(1, x.shape[1], *size))
+                    return multiple
+            tried.add(size)
+        return None
 
     def _adjusted(self, batch_size):
         """Context of a forward pass: fused and recomputed blocks, and batch norms that have one value to normalise."""
