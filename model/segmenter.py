@@ -140,15 +140,15 @@ class Segmenter(nn.Module):
 
     def _fitting_multiple(self, x):
         """The smallest power of two to whose multiples an input of the size of x must be padded for the network to
-        take it; None if none of them helps."""
+        take it; None if none of them helps, or if it takes one image of that size: then it is not the size."""
         self.eval()
-        tried = {tuple(x.shape[-2:])}
-        for multiple in (2**i for i in range(1, 10)):
+        tried = set()
+        for multiple in (2**i for i in range(10)):
             size = tuple(-(-extent // multiple) * multiple for extent in x.shape[-2:])
             with contextlib.suppress(RuntimeError, ValueError, AssertionError), torch.no_grad():
                 if size not in tried:
                     self.interface.run(self.network, x.new_zeros(1, x.shape[1], *size))
-                    return multiple
+                    return multiple if tried else None
             tried.add(size)
         return None
 

@@ -570,3 +570,14 @@ def test_compiled_blocks_equal_plain_ones(checkpointing):
     twin = copy.deepcopy(fused)
     assert twin._fused == {}
     torch.testing.assert_close(twin.eval()(images(1, 3, 8, 8)), plain.eval()(images(1, 3, 8, 8)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_failure_that_is_not_the_sizes_stays_what_it_is():
+    """Such as a batch that does not fit into memory."""
+    class Full(Answer):
+        def forward(self, x):
+            if len(x) > 1:
+                raise RuntimeError("out of memory")
+            return super().forward(x)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        segmenter(Full(), 3)(images(2, 3, 33, 47))
