@@ -9,12 +9,12 @@ from utils.constants import InputConvention
 from utils.errors import CheckpointError
 
 # Words that a network's entry in a file, or the front of its names, goes by.
-_WORDS = frozenset("""
+_WORDS = frozenset(re.findall(r"\S+", """
     state_dict model_state_dict net_state_dict network_state_dict state_dict_ema ema_state_dict model_state net_state
     model_dict model_weights model net network params params_ema weights checkpoint module _forward_module
     ema ema_model model_ema ema_net net_ema ema_weights averaged_model swa_model online_model shadow
     teacher student teacher_model student_model model_teacher model_student ema_teacher
-    generator net_g netg g segmentor seg_model segmenter base_model""".split())
+    generator net_g netg g segmentor seg_model segmenter base_model"""))
 _TECHNICAL = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # put between names by torch itself
 _RESIDUE = ("total_ops", "total_params")  # buffers that a FLOP counter leaves in every module
 _BLOCK = re.compile(r"(.*?)(?:Scale\.)?layer1\.\d+\.conv1\.weight")  # a name by which a ResNet is found
