@@ -129,7 +129,10 @@ def test_methods_are_told_from_each_other():
         assert text.count("\nclass ") <= 2 and len(text.split("\n")) <= 75
 
 
-def test_a_step_without_losses_leaves_no_trace_of_an_optimiser(trained):
+def test_a_method_without_losses_has_no_optimiser(trained, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim, "SGD", None)
+        train("bn_adapt", "note=plain")
     events = Path("log/tiny/bn_adapt.jsonl").read_text()
     assert '"lr"' not in events and '"loss"' not in events
     assert all(not p.requires_grad or p.grad is None for p in trained["bn_adapt"].network.parameters())

@@ -25,6 +25,7 @@ class BatchNormAdaptation(Method):
     """
 
     title = "BN"
+    trains = False
     epochs = UNUSED
 
     bn_momentum: float | None = key(None, "weight of each image in an exponential moving average that starts from the "
