@@ -21,10 +21,10 @@ from utils.background import Background, host_copy
 from utils.checkpoint import digest, remove_unfinished, write_atomically
 from utils.config import Config
 from utils.counting import count
+from utils.disk_buffer import TensorBuffer
 from utils.errors import TrainingError, naming
 from utils.metrics import confusion_matrix, right_predictions
 from utils.progress import Progress
-from utils.spool import TensorSpool
 
 _WRITERS = 2
 MANIFEST = "manifest.json"
@@ -66,14 +66,14 @@ def label_round(network: Segmenter, cfg: Config, samples: list[Sample], names: t
     (folder / MANIFEST).unlink(missing_ok=True)
     remove_unfinished(folder)
     manifest = {"weights": digest(network.state_dict()), "portion": portion, "labels": {}}
-    with TensorSpool(cfg.score_budget * 2**20, folder) as spool:
-        histogram, sizes = _score_target(network, cfg, samples, device, spool, check)
+    with TensorBuffer(cfg.score_budget * 2**20, folder) as buffer:
+        histogram, sizes = _score_target(network, cfg, samples, device, buffer, check)
         thresholds = selection.class_thresholds(histogram, portion)
         counts = _LabelCounts(class_set(cfg))
         labels = _labels(cfg, samples, device)
         with Background(_WRITERS) as writers, torch.inference_mode():
             watched = Progress(samples, "pseudo labels", cfg.print_freq, cfg.screen)
-            for sample, size, packed, true in zip(watched, sizes, spool, labels):
+            for sample, size, packed, true in zip(watched, sizes, buffer, labels):
                 check()
                 scores = selection.unpack_scores(packed.to(device, non_blocking=True))
                 label, chosen = select(network.upsample(scores, size, cfg.target_data.input_size[::-1]), thresholds)
@@ -125,8 +125,8 @@ class PseudoLabels:
         return Path(self.cfg.plabel) / self.cfg.note / self.cfg.stage / f"round{round_index}"
 
 
-def _score_target(network, cfg, samples, device, spool, check):
-    """Histogram of uncertainty over all images, and their sizes (H, W); fills `spool` with packed score maps. Raises
+def _score_target(network, cfg, samples, device, buffer, check):
+    """Histogram of uncertainty over all images, and their sizes (H, W); fills `buffer` with packed score maps. Raises
     TrainingError where a logit is not finite, before anything is made of the histogram."""
     histogram = torch.zeros(cfg.num_classes, selection.NUM_BINS, dtype=torch.int64, device=device)
     sizes, finite = [], torch.ones(len(samples), dtype=torch.bool, device=device)
@@ -142,7 +142,7 @@ def _score_target(network, cfg, samples, device, spool, check):
             finite[len(sizes)] = scores.isfinite().all()
             label, uncertainty = selection.predict(network.upsample(scores, image.shape[-2:]))
             histogram += selection.uncertainty_histogram(label, selection.uncertainty_bin(uncertainty), cfg.num_classes)
-            keeper.submit(_keep, spool, host_copy(selection.pack_scores(scores)))
+            keeper.submit(_keep, buffer, host_copy(selection.pack_scores(scores)))
             sizes.append(tuple(item["size"]))
     broken = [sample.name for sample, fine in zip(samples, finite.tolist()) if not fine]
     if broken:
@@ -164,8 +164,8 @@ def _sha256(content) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _keep(spool: TensorSpool, packed: Callable[[], Tensor]):
-    spool.append(packed())
+def _keep(buffer: TensorBuffer, packed: Callable[[], Tensor]):
+    buffer.append(packed())
 
 
 def _write_label(folder: Path, name: str, label: Callable[[], Tensor], hashes: dict[str, str]):
