@@ -15,7 +15,7 @@ from PIL import Image
 
 import eval as eval_script
 import run as run_script
-from dataset import check, files, inspection, segmentation
+from dataset import check, files, inspection, missing_labels, segmentation
 from model.deeplabv2 import DeepLabV2
 from utils.cli import run_stage
 from utils.config import DataConfig, load_config
@@ -619,7 +619,7 @@ def test_labels_that_a_list_alone_names_are_looked_for_in_their_own_folder(tmp_p
     write(tmp_path / "d", *VOC, ".gt/other.png")
     own = section(tmp_path, "JPEGImages", lines=["a.jpg .gt/a.png"])
     with pytest.raises(DataError, match="d/.gt/a.png is not there, but .*d/.gt/other.png is"):
-        segmentation.require_labels("mine", own, "train", segmentation.find_samples("mine", own, "train"))
+        missing_labels.require_labels("mine", own, "train", segmentation.find_samples("mine", own, "train"))
 
 
 def test_cityscapes_without_labels_of_the_split_is_no_surprise_but_half_of_them_is(tmp_path):
@@ -627,7 +627,7 @@ def test_cityscapes_without_labels_of_the_split_is_no_surprise_but_half_of_them_
     write(tmp_path / "d", "leftImg8bit/val/ulm/a_leftImg8bit.png")
     def why():
         samples = segmentation.find_samples("cityscapes", cfg, "val")
-        return segmentation.why_no_labels("cityscapes", cfg, "val", samples)
+        return missing_labels.why_no_labels("cityscapes", cfg, "val", samples)
     assert not why().surprising and "a_gtFine_labelIds.png is not there" in str(why())
     write(tmp_path / "d", "gtFine/train/ulm/a_gtFine_labelIds.png")
     assert why().surprising and str(why()).endswith("correct cityscapes.data_dir")

@@ -37,7 +37,7 @@ class DataConfig:
     data_list: str | None = key(None, "text file naming the training images, one a line, each with or without its "
                                 "label behind a tab or blank; None: all in the folder", path=True, may_change=True)
     data_list_val: str | None = key(None, "the same for the validation images", path=True, may_change=True)
-    input_size: tuple[int, ...] = key(None, "(width, height) at which whole images are labelled and evaluated, "
+    input_size: tuple[int, int] = key(None, "(width, height) at which whole images are labelled and evaluated, "
                                       "pixels", low=8, high=16384, length=2)
     images: str | None = key(None, "folder only: where images are, below data_dir; may hold {split}, {name} and, "
                              "before that, * for any one folder", may_change=True)

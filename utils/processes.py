@@ -13,7 +13,7 @@ import sys
 import threading
 import traceback
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, wait
 from typing import Any
 
@@ -32,7 +32,7 @@ _NO_PROCESS = ("worker: a reading process cannot be started ({}): set worker=0, 
 
 
 def map_in_order(function: Callable, keys: Iterable, processes: int, finish: Callable = lambda result: result,
-                 title: Callable[[Any], str] = str) -> Iterator:
+                 title: Callable[[Any], str] = str) -> Generator:
     """Yield finish(function(key)) of each key, in order, computed in parallel and ahead of the caller.
 
     function(key) runs in one of `processes` child processes, up to two calls ahead in each. finish runs in a background
