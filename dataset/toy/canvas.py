@@ -92,8 +92,8 @@ class Street:
         self.disc(x, 0, half_width, 0.12, self.tone(45, 8))
 
     def tone(self, base: float | Colour, spread: float = 10, tint: float = 0) -> Colour:
-        """A random colour around `base`, a grey or a colour. spread: standard deviation of a shift of all channels; tint:
-        of a shift of each."""
+        """A random colour around `base`, a grey or a colour. spread: standard deviation of a common shift; tint:
+        of another shift of each channel."""
         shift, own = self.rng.normal(0, spread), self.rng.normal(0, max(tint, 1), 3).tolist()
         centre = base if isinstance(base, tuple) else (base,) * 3
         red, green, blue = (int(min(max(c + shift + o, 5), 250)) for c, o in zip(centre, own))
