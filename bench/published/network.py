@@ -1,4 +1,5 @@
 """Network, what of it is trained, optimiser groups."""
+import itertools
 from types import SimpleNamespace
 from unittest.mock import patch
 
@@ -109,7 +110,7 @@ def _pace_rows(published):
         for _ in range(200):
             optimizer.step()
             places.append(tensor[0, 0, 0, 0].item())
-        steps = [a - b for a, b in zip(places, places[1:])]
+        steps = [a - b for a, b in itertools.pairwise(places)]
         paces.append((steps[-1], (steps[-1] - steps[6]) / (steps[-1] - steps[5])))
     (their_pace, their_share), (our_pace, our_share) = paces
     return [Row("pace of a bottleneck's tensor under a constant gradient", "200 steps", their_pace, our_pace, 1e-6),
