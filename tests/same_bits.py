@@ -2,10 +2,9 @@
 
     python tests/same_bits.py OTHER_CHECKOUT [--python PY]
 
-Both checkouts run the same stages on one toy world, each stage from the other checkout's weights, so that a difference
-shows in the stage that makes it. Compared are weights, pseudo labels, scores and the numbers of the log, times aside;
-log and scores of this checkout may hold more than the other's, but not less. One line a comparison; exit code 1 if
-anything differs. Bits differ between machines and versions of torch: compare two checkouts on one machine.
+Both run the same stages on one toy world, each stage from the other checkout's weights, so that a difference shows in
+the stage that makes it. Compared are weights, pseudo labels, scores and the numbers of the log, times aside; log and
+scores of this checkout may hold more than the other's, not less. One line a comparison; exit code 1 if any differs.
 """
 import argparse
 import json
@@ -34,7 +33,7 @@ TINY = {"layers": [1, 1, 1, 1], "width": 8, "fixbn": False, "batch_size": 2, "wo
 
 def run(*commands: tuple[Path, list]) -> None:
     """Commands side by side, each in its folder and on one thread; one that fails ends this script."""
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": "", "OMP_NUM_THREADS": "1"}
     started = [subprocess.Popen(command, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE,
                                 stderr=subprocess.STDOUT) for folder, command in commands]
     for process, said in [(process, process.communicate()[0]) for process in started]:
@@ -77,9 +76,9 @@ def main() -> int:
             folder.mkdir()
             (folder / "tiny.yml").write_text(yaml.safe_dump(TINY))
         for note, (stage, words) in RUNS.items():
-            script = ["run_so.py"] if stage == "source_only" else ["run.py", f"method={stage}"]
-            words = ["--config", "tiny.yml", *script[1:], f"note={note}", *words.format("../theirs/snapshot").split()]
-            run(*[(folder, [given.python, checkout / script[0], *words]) for folder, checkout in checkouts.items()])
+            script, *more = ["run_so.py"] if stage == "source_only" else ["run.py", f"method={stage}"]
+            more += ["--config", "tiny.yml", f"note={note}", *words.format("../theirs/snapshot").split()]
+            run(*[(folder, [given.python, checkout / script, *more]) for folder, checkout in checkouts.items()])
             ours, theirs = (results(folder, note, stage) for folder in checkouts)
             for what in theirs:
                 found = differences(ours[what], theirs[what], more=what in ("scores", "log"))
