@@ -9,8 +9,8 @@ from utils.cli import leave, run_stage
 
 
 def run(cfg):
-    from trainer.source_only_trainer import SourceOnlyTrainer  # late, so that --help and wrong keys answer at once
-    SourceOnlyTrainer(cfg).run()
+    from trainer.loop import Trainer
+    Trainer(cfg).run()
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def validation(model, pairs, num_classes: int) -> Tensor:
 
 
 def ld_losses(logits: Tensor, pseudo_label: Tensor, rank: int, entropy: str = "released") -> dict[str, Tensor]:
-    """The three terms of label denoising, entropy over all pixels; arguments as in `trainer.losses.ld_losses`."""
+    """The three terms of label denoising, entropy over all pixels; arguments as in `trainer.fused_losses.ld_losses`."""
     selected = (pseudo_label != IGNORE).sum().clamp(min=1)
     positive = F.cross_entropy(logits, pseudo_label, ignore_index=IGNORE, reduction="sum") / selected
     scores = logits if entropy == "shannon" else logits.softmax(1)

@@ -10,7 +10,7 @@ from bench.inputs import QUICK, Inputs
 from bench.labelling import StubNetwork
 from model.deeplabv2 import DeepLabV2
 from model.weights import save_weights
-from trainer import losses
+from trainer import fused_losses
 
 # Of the axis that grows while the others stay at their middle value.
 IMAGES, CLASSES, SIDES = (4, 8, 16), (10, 20, 40), (256, 512, 1024)
@@ -58,5 +58,5 @@ def _loss_seconds(inputs, classes, images, side, repeats) -> float:
 
     def work():
         z = logits.detach().requires_grad_()
-        sum(losses.ld_losses(z, label, classes // 2).values()).backward()
+        sum(fused_losses.ld_losses(z, label, classes // 2).values()).backward()
     return interleave({"ours": work}, repeats)["ours"].median

@@ -10,7 +10,7 @@ from bench.inputs import NUM_CLASSES, Inputs
 from dataset import files, segmentation, views
 from dataset.labels import CITYSCAPES_IDS
 from dataset.transforms import network_input
-from trainer import losses
+from trainer import fused_losses
 
 EPOCHS = 4  # crops of each image in one call of the sample row
 
@@ -21,7 +21,7 @@ def loss_rows(inputs: Inputs, repeats: int) -> list[Row]:
     upstream = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
 
     def ours():
-        return with_gradient(losses.ld_losses, logits, label)
+        return with_gradient(fused_losses.ld_losses, logits, label)
 
     def floor():
         logits.detach().requires_grad_().log_softmax(1).backward(upstream)

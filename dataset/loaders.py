@@ -19,18 +19,23 @@ def source_loader(cfg: Config, samples: list[Sample], first: int = 0, pin_memory
     return _crop_loader(cfg, samples, table, cfg.input_src, cfg.crop_src, 0, range(first, cfg.num_steps), pin_memory)
 
 
-def round_loader(cfg: Config, samples: list[Sample], round_index: int, first: int = 0,
+def round_loader(cfg: Config, samples: list[Sample], epochs: int, round_index: int, first: int = 0,
                  pin_memory: bool = False) -> "ReadingLoader":
     """Crops of the target with a round's pseudo labels, from batch number `first` of the round on; `samples` carry the
     pseudo-label files as their labels."""
-    table = labels.lookup_table({c: c for c in range(cfg.num_classes)})
-    steps = range(first, round_steps(cfg, len(samples)))
-    return _crop_loader(cfg, samples, table, cfg.input_tgt, cfg.crop_tgt, round_index, steps, pin_memory)
+    return _target_loader(cfg, samples, labels.lookup_table({c: c for c in range(cfg.num_classes)}), epochs,
+                          round_index, first, pin_memory)
 
 
-def round_steps(cfg: Config, num_samples: int) -> int:
+def target_loader(cfg: Config, samples: list[Sample], epochs: int, round_index: int, first: int = 0,
+                  pin_memory: bool = False) -> "ReadingLoader":
+    """The same crops of the target without labels, whatever labels the samples have."""
+    return _target_loader(cfg, samples, None, epochs, round_index, first, pin_memory)
+
+
+def round_steps(cfg: Config, num_samples: int, epochs: int) -> int:
     """Steps of one round: `epochs` passes over the target, at least one step, at most num_steps."""
-    return min(cfg.num_steps, max(1, cfg.epochs * num_samples // cfg.batch_size))
+    return min(cfg.num_steps, max(1, epochs * num_samples // cfg.batch_size))
 
 
 def whole_image_loader(cfg: Config, section_name: str, samples: list[Sample], with_labels: bool,
@@ -98,6 +103,11 @@ def _pinned(item):
     if isinstance(item, dict):
         return {key: _pinned(value) for key, value in item.items()}
     return item
+
+
+def _target_loader(cfg, samples, table, epochs, round_index, first, pin_memory):
+    steps = range(first, round_steps(cfg, len(samples), epochs))
+    return _crop_loader(cfg, samples, table, cfg.input_tgt, cfg.crop_tgt, round_index, steps, pin_memory)
 
 
 def _crop_loader(cfg, samples, table, shorter_edge, crop, round_index, steps, pin_memory):

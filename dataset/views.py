@@ -15,25 +15,30 @@ _LARGEST = 2**28  # pixels of a resized image, of which a crop may need a strip 
 
 class TrainingCrops:
     """Random crops, addressed by (round, epoch, index): a crop is a function of these and the seed alone, whatever
-    number of workers draws it. Items: image uint8 [crop, crop, 3] RGB, label uint8 [crop, crop] train ids, name."""
+    number of workers draws it. Items: image uint8 [crop, crop, 3] RGB, name, and, where a table is given, label uint8
+    [crop, crop] train ids."""
 
-    def __init__(self, samples: list[Sample], table: np.ndarray, shorter_edge: int, crop: int,
+    def __init__(self, samples: list[Sample], table: np.ndarray | None, shorter_edge: int, crop: int,
                  scales: tuple[float, ...], mirror: bool, seed: int):
         self.samples, self.table, self.seed = samples, table, seed
         self.shorter_edge, self.crop, self.scales, self.mirror = shorter_edge, crop, scales, mirror
 
     def __getitem__(self, key: tuple[int, int, int]):
         sample = self.samples[key[2]]
-        image, ids = read_image(sample.image), read_label_ids(sample.label)
-        require_same_size(sample.image, image.shape[1::-1], sample.label, ids)
+        image, ids = read_image(sample.image), None
+        if self.table is not None:
+            ids = read_label_ids(sample.label)
+            require_same_size(sample.image, image.shape[1::-1], sample.label, ids)
         rng = np.random.default_rng([self.seed, *key])
-        window = transforms.draw_window(rng, ids.shape, self.shorter_edge, self.crop, self.scales, self.mirror)
+        size = image.shape[:2]
+        window = transforms.draw_window(rng, size, self.shorter_edge, self.crop, self.scales, self.mirror)
         if math.prod(window.resized) > _LARGEST:
-            raise DataError(f"{sample.image}: {ids.shape[1]}x{ids.shape[0]} would be resized to {window.resized[1]}x"
+            raise DataError(f"{sample.image}: {size[1]}x{size[0]} would be resized to {window.resized[1]}x"
                             f"{window.resized[0]}: cut it into pieces or take it out of the list.")
-        image = transforms.cut_image(image, window, self.crop)
-        label = self.table.take(transforms.cut_label(ids, window, self.crop))
-        return {"image": torch.from_numpy(image), "label": torch.from_numpy(label), "name": sample.name}
+        item = {"image": torch.from_numpy(transforms.cut_image(image, window, self.crop)), "name": sample.name}
+        if ids is not None:
+            item["label"] = torch.from_numpy(self.table.take(transforms.cut_label(ids, window, self.crop)))
+        return item
 
 
 class WholeImages:

@@ -32,3 +32,10 @@ class Teacher:
         torch._foreach_add_(mine, theirs, alpha=1 - decay)
         torch._foreach_copy_(list(self.model.buffers()), list(student.buffers()))
         self.updates += 1
+
+    def state_dict(self) -> dict:
+        return {"model": self.model.state_dict(), "updates": self.updates}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.updates = state["updates"]

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from model.deeplabv2 import DeepLabV2
 from model.foreign import describe, some
-from utils.config_keys import KEYS
+from utils.config_keys import KEYS, known_classes
 from utils.errors import CheckpointError
 
 
@@ -76,7 +76,8 @@ def _size(tensors) -> dict:
 
 def _of_size(size):
     """The state dict, without content, of our network of a size; None if the configuration does not take that size."""
-    if any(not KEYS[key].low <= n <= KEYS[key].high for key, value in size.items()
+    keys = KEYS | known_classes("model")["deeplab"].keys
+    if any(not keys[key].low <= n <= keys[key].high for key, value in size.items()
            for n in (value if isinstance(value, tuple) else (value,))):
         return None
     with torch.device("meta"):

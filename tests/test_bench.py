@@ -13,7 +13,7 @@ from bench.harness import ROOT, Check, Row, Spread, Target, agreement, elsewhere
 from bench.inputs import NUM_CLASSES, QUICK, Inputs
 from dataset.labels import CITYSCAPES_IDS
 from model.ema import Teacher, ema_decay
-from trainer import classmix, losses
+from trainer import classmix, fused_losses, losses
 from utils.metrics import confusion_matrix
 
 
@@ -103,7 +103,7 @@ def test_losses_agree(rank, kept, entropy):
     logits, label, conf = random_step(rank)
     label = label.masked_fill(conf >= kept, baseline.IGNORE)
     results = []
-    for function in (baseline.ld_losses, losses.ld_losses):
+    for function in (baseline.ld_losses, fused_losses.ld_losses):
         z = logits.clone().requires_grad_()
         terms = function(z, label, rank, entropy=entropy)
         sum(terms.values()).backward()

@@ -15,7 +15,7 @@ from dataset import loaders, segmentation
 from dataset.toy import write_toy_world
 from dataset.transforms import network_input
 from model.deeplabv2 import DeepLabV2
-from trainer import pseudo_label as pl
+from trainer import selection
 from trainer.labelling import label_round
 from utils.background import Background, host_copy
 from utils.config import load_config
@@ -84,7 +84,7 @@ def test_a_round_equals_two_passes_and_full_sorts(world, tmp_path, words):
     cfg, model, samples, names = setting(world, *words)
     expected, threshold = obvious_round(model, cfg, samples, cfg.select_image)
     found = label_round(model, cfg, samples, names, PORTION, tmp_path)
-    for c, conf in zip(range(19), pl.threshold_confidence(found.thresholds).tolist()):
+    for c, conf in zip(range(19), selection.threshold_confidence(found.thresholds).tolist()):
         assert math.isnan(conf) if c not in threshold else 1 - conf == pytest.approx(1 - threshold[c], rel=RESOLUTION)
     labels = [torch.from_numpy(np.array(Image.open(tmp_path / f"{s.name}.png"))).long() for s in samples]
     total, wrong = sum(a.numel() for a in labels), 0
@@ -128,11 +128,12 @@ def test_logits_that_are_not_finite_are_named_before_labels_are_made_of_them(wor
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-def test_doubts_that_are_not_numbers_stay_within_the_bins():
-    doubt = torch.tensor([float("nan"), -float("nan"), float("inf"), -float("inf"), -0.0, 0.0, 1e-40, 0.5, 1.0])
-    bins = pl.doubt_bin(doubt)
-    assert bins.min() >= 0 and bins.max() <= pl.NUM_BINS - 1
-    assert pl.doubt_histogram(torch.zeros(9, dtype=torch.int64), bins, 3)[1:].sum() == 0  # under no other class
+def test_uncertainties_that_are_not_numbers_stay_within_the_bins():
+    uncertainty = torch.tensor([float("nan"), -float("nan"), float("inf"), -float("inf"), -0.0, 0.0, 1e-40, 0.5, 1.0])
+    bins = selection.uncertainty_bin(uncertainty)
+    assert bins.min() >= 0 and bins.max() <= selection.NUM_BINS - 1
+    counts = selection.uncertainty_histogram(torch.zeros(9, dtype=torch.int64), bins, 3)
+    assert counts[1:].sum() == 0  # under no other class
 
 
 def test_no_accuracy_without_labels(world, tmp_path):
@@ -141,20 +142,20 @@ def test_no_accuracy_without_labels(world, tmp_path):
 
 
 @pytest.mark.parametrize("scale", [0.5, 5, 25])
-def test_packed_scores_keep_every_doubt(scale):
+def test_packed_scores_keep_every_uncertainty(scale):
     scores = scale * torch.randn(7, 9, 11, generator=torch.Generator().manual_seed(0))
-    packed = pl.pack_scores(scores)
+    packed = selection.pack_scores(scores)
     assert packed.dtype == torch.int16
-    unpacked, below = pl.unpack_scores(packed), scores - scores.amax(0)
+    unpacked, below = selection.unpack_scores(packed), scores - scores.amax(0)
     near = below > -64
     assert (unpacked - below)[near].max() < 1e-5 and (unpacked - below)[near].min() > -2**-10 - 1e-5
     assert (scores.argmax(0) == unpacked.argmax(0)).all()
     assert unpacked.amax(0).eq(0).all() and unpacked.min() >= -64
-    _, exact = pl.predict(scores)
-    _, doubt = pl.predict(unpacked)
+    _, exact = selection.predict(scores)
+    _, uncertainty = selection.predict(unpacked)
     kept = exact > 1e-23  # below, the end of the range at e^-64 shows
     assert kept.float().mean() > 0.9
-    assert (doubt / exact - 1)[kept].abs().max() < math.exp(2**-10) - 1 + 1e-5
+    assert (uncertainty / exact - 1)[kept].abs().max() < math.exp(2**-10) - 1 + 1e-5
 
 
 @pytest.mark.parametrize("num_classes", [2, 19, 60])
@@ -166,28 +167,28 @@ def test_classes_surer_than_16_bits_can_say_are_selected(num_classes):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_who_passes_with_exact_scores_passes_with_packed_ones(seed):
-    """Uniform maps, where rounding could lose every pixel, and random ones; beside them pass only near ties."""
+def test_pixels_selected_with_exact_scores_are_selected_with_packed_ones(seed):
+    """Uniform maps, where rounding could lose every pixel, and random ones; beyond them only near ties are selected."""
     g = torch.Generator().manual_seed(seed)
     assert (selected_after_packing((3 * torch.randn(3, 1, 1, generator=g)).expand(3, 4, 5), 0.1) != 255).all()
     scores = 3 * torch.randn(5, 40, 50, generator=g)
-    label, doubt = pl.predict(scores)
-    thresholds = pl.class_thresholds(pl.doubt_histogram(*binned(scores), 5), 0.1)
-    chosen, exact = selected_after_packing(scores, 0.1), pl.select(label, doubt, thresholds, None)
+    label, uncertainty = selection.predict(scores)
+    thresholds = selection.class_thresholds(selection.uncertainty_histogram(*binned(scores), 5), 0.1)
+    chosen, exact = selected_after_packing(scores, 0.1), selection.select(label, uncertainty, thresholds, None)
     assert (chosen == exact)[exact != 255].all() and (chosen == label)[chosen != 255].all()
-    largest = torch.stack([doubt[exact == c].max() for c in range(5)])
-    assert (doubt <= largest[label] * (1 + 2**-9) * (1 + 1e-5))[chosen != 255].all()
+    largest = torch.stack([uncertainty[exact == c].max() for c in range(5)])
+    assert (uncertainty <= largest[label] * (1 + 2**-9) * (1 + 1e-5))[chosen != 255].all()
 
 
 def selected_after_packing(scores, portion):
-    thresholds = pl.class_thresholds(pl.doubt_histogram(*binned(scores), len(scores)), portion)
-    label, doubt = pl.predict(pl.unpack_scores(pl.pack_scores(scores)))
-    return pl.select(label, doubt, thresholds, None)
+    thresholds = selection.class_thresholds(selection.uncertainty_histogram(*binned(scores), len(scores)), portion)
+    label, uncertainty = selection.predict(selection.unpack_scores(selection.pack_scores(scores)))
+    return selection.select(label, uncertainty, thresholds, None)
 
 
 def binned(scores):
-    label, doubt = pl.predict(scores)
-    return label, pl.doubt_bin(doubt)
+    label, uncertainty = selection.predict(scores)
+    return label, selection.uncertainty_bin(uncertainty)
 
 
 @pytest.mark.parametrize("budget", [0, 5000, 10**8])

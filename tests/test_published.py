@@ -117,7 +117,7 @@ def test_what_is_no_checkout_is_one_line(change, named, tmp_path, capsys):
 def test_a_checkout_is_imported_beside_our_packages(tmp_path, monkeypatch):
     """No name of it stays behind, none of ours is lost, and nothing is written into it."""
     import dataset.segmentation
-    import trainer.losses
+    import trainer.fused_losses
     monkeypatch.setattr(sys, "dont_write_bytecode", False)
     before, files = dict(sys.modules), sorted(write_checkout(tmp_path).rglob("*"))
     published = released.load(tmp_path)
@@ -128,7 +128,7 @@ def test_a_checkout_is_imported_beside_our_packages(tmp_path, monkeypatch):
     assert {k: v for k, v in sys.modules.items() if k in before} == before
     assert not [k for k in sys.modules.keys() - before.keys() if k.partition(".")[0] in
                 (*released.PACKAGES, *released.STAND_INS, "published_eval")]
-    assert dataset.segmentation is sys.modules["dataset.segmentation"] and trainer.losses.ld_losses
+    assert dataset.segmentation is sys.modules["dataset.segmentation"] and trainer.fused_losses.ld_losses
     assert sorted(tmp_path.rglob("*")) == files and not sys.dont_write_bytecode
 
 
@@ -153,7 +153,7 @@ def test_the_published_code_agrees_but_where_documented(monkeypatch):
                           text=True)
     assert done.returncode == 0 and DISAGREES not in done.stdout.rpartition("\n\n")[0], done.stdout + done.stderr
     from bench.published import steps
-    monkeypatch.setattr(steps.losses, "MIN_OTHERS", 0.999)  # a wrong loss of ours is found
+    monkeypatch.setattr(steps.fused_losses, "MIN_OTHERS", 0.999)  # a wrong loss of ours is found
     with released.on_cpu():
         wrong = {row.what for row in steps.rows(released.load(Path(CODE))) if row.verdict == DISAGREES}
     assert wrong == {"negative loss", "gradient of their sum"}

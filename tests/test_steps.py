@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from dataset.transforms import network_input
-from trainer import losses
+from trainer import fused_losses, losses
 from trainer.ldbe_trainer import LDBETrainer
 from utils.config import load_config
 
@@ -74,7 +74,7 @@ def test_ld_step_sums_three_losses_of_weight_1(trainer):
     for seed in range(40):
         found = step.step(given, np.random.default_rng(seed))
         rank = losses.negative_rank(classes, 3, np.random.default_rng(seed))
-        expected = losses.ld_losses(student(network_input(given["image"])), given["label"], rank)
+        expected = fused_losses.ld_losses(student(network_input(given["image"])), given["label"], rank)
         assert {k: v.item() for k, v in found.items()} == {k: v.item() for k, v in expected.items()}
         ranks.add(rank)
     assert list(found) == ["positive", "entropy", "negative"] and ranks == set(range(6, 13))

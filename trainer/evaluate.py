@@ -5,7 +5,6 @@ import torch
 from torch import Tensor
 
 from dataset.labels import ClassSet
-from dataset.transforms import network_input
 from utils.metrics import class_iou, confusion_matrix
 
 
@@ -14,7 +13,7 @@ def predictions(model: torch.nn.Module, loader, device: torch.device) -> Iterato
     model.eval()
     for item in loader:
         with torch.inference_mode():
-            image = network_input(item["image"].to(device, non_blocking=True))
+            image = model.prepare(item["image"].to(device, non_blocking=True))
             yield item, model(image, size=tuple(item["size"]))[0].max(0).indices
 
 

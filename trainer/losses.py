@@ -1,146 +1,57 @@
-"""The losses of the method. Pure functions of logits and labels; C classes, B images of H x W pixels."""
-import functools
+"""The losses of all methods, as their papers write them.
+
+Pure functions; each returns a scalar, or a few by name, that is to be minimised. Everywhere: logits float [B, C, H, W],
+C classes; labels int64 [B, H, W], train ids or `ignore_index`; p = softmax(logits) over the classes. Half-precision
+logits are widened: losses are computed in float32, in float64 for float64 logits. Finite logits of any size give finite
+values and gradients. The mean over no pixels is 0, and so is its gradient.
+"""
+import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.tiles import tiles
+from utils.counting import count
 
 MIN_OTHERS = 1e-5  # lower clamp of 1 - p_k in the negative term
 
 
-def ld_losses(logits: Tensor, pseudo_label: Tensor, negative_rank: int, entropy_on: str = "all",
-              entropy: str = "released", ignore_index: int = 255, compile: bool = False) -> dict[str, Tensor]:
-    """The three terms of label denoising, each a scalar; the stage minimises their plain sum.
+def cross_entropy(logits: Tensor, label: Tensor, ignore_index: int = 255) -> Tensor:
+    """-log p_y, mean over the labelled pixels; 0 without any, where the built-in mean is NaN."""
+    loss = F.cross_entropy(widened(logits), label, ignore_index=ignore_index, reduction="sum")
+    return loss / (label != ignore_index).sum().clamp(min=1)
 
-    logits: float [B, C, H, W]. pseudo_label: int64 [B, H, W], train ids or ignore_index where nothing was selected.
-    negative_rank: k of this step, 1-based: 1 = the most probable class of a pixel, C = the least. entropy_on: `all`
-    pixels (released code) or the `unselected` ones (paper). entropy: which function, see below. compile: fuse with
-    torch.compile.
-    - positive: cross entropy, mean over the selected pixels; 0 if there are none.
-    - entropy, mean over the pixels named by entropy_on; 0 if there are none. `shannon` (paper): -sum_c p_c log p_c.
-      `released` (the released code takes the softmax twice): -sum_c p_c log softmax(p)_c = logsumexp(p) - sum_c p_c^2,
-      up to its first term the maximum-squares loss (Chen et al., ICCV 2019), which pushes unsure pixels less.
-    - negative: -log(1 - p_k), mean over all pixels, with 1 - p_k clamped to [1e-5, 1]; classes that tie for the rank
-      share its gradient.
-    Computed in float32 (float64 for float64 logits); differentiable once.
+
+def positive(logits: Tensor, pseudo_label: Tensor, ignore_index: int = 255) -> Tensor:
+    """Positive term of label denoising (You et al., ACM MM 2021): cross entropy on the selected pixels, that is those
+    whose pseudo label is a class."""
+    return cross_entropy(logits, pseudo_label, ignore_index)
+
+
+def entropy(logits: Tensor, mask: Tensor | None = None, kind: str = "shannon") -> Tensor:
+    """Entropy of the prediction, mean over the pixels of `mask` (bool [B, H, W]; None: all).
+
+    kind `shannon`: -sum_c p_c log p_c, in 0..log C (Vu et al., CVPR 2019; the paper of label denoising).
+    kind `released`: -sum_c p_c log softmax(p)_c = logsumexp(p) - sum_c p_c^2. The released code of label denoising
+    takes the softmax twice; up to its first term this is twice the maximum-squares loss, which pushes unsure pixels
+    less.
     """
-    selected = pseudo_label != ignore_index
-    in_entropy = torch.ones_like(selected) if entropy_on == "all" else ~selected
-    label = pseudo_label.masked_fill(~selected, 0)
-    positive, entropic, negative = _LDSums.apply(logits, label, selected, in_entropy, negative_rank, entropy, compile)
-    return {"positive": positive / selected.sum().clamp(min=1), "entropy": entropic / in_entropy.sum().clamp(min=1),
-            "negative": negative / selected.numel()}
-
-
-class _LDSums(torch.autograd.Function):
-    """Sums over the pixels of the three terms. One log-softmax serves them all, and the closed-form gradient needs of
-    it only four numbers a pixel, so nothing of the size of the logits is kept between the passes."""
-
-    @staticmethod
-    def forward(ctx, logits, label, selected, in_entropy, rank, entropy, compile):
-        work = _compiled(_forward_tile) if compile else _forward_tile
-        flat, planes = logits.flatten(2), (label.flatten(1), selected.flatten(1), in_entropy.flatten(1))
-        sums = torch.zeros(3, dtype=torch.float64, device=logits.device)
-        saved = torch.empty(4, *planes[0].shape, dtype=_wide(logits), device=logits.device)
-        for part in tiles(flat.shape[2], flat.shape[0] * flat.shape[1], logits.device):
-            terms, saved[..., part] = work(flat[..., part], *(plane[:, part] for plane in planes), rank, entropy)
-            sums += terms
-        ctx.save_for_backward(logits, label, selected, in_entropy, saved)
-        ctx.entropy, ctx.compile = entropy, compile
-        return tuple(sums.to(saved.dtype))
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, *weights):
-        work = _compiled(_backward_tile) if ctx.compile else _backward_tile
-        logits, label, selected, in_entropy, saved = ctx.saved_tensors
-        flat, planes = logits.flatten(2), (label.flatten(1), selected.flatten(1), in_entropy.flatten(1))
-        grad = torch.empty_like(flat, memory_format=torch.contiguous_format)
-        weights = torch.stack(weights)
-        for part in tiles(flat.shape[2], flat.shape[0] * flat.shape[1], logits.device):
-            grad[..., part] = work(flat[..., part], *(plane[:, part] for plane in planes), saved[..., part], weights,
-                                   ctx.entropy)
-        return grad.view(logits.shape), None, None, None, None, None, None
-
-
-def _forward_tile(z, label, selected, in_entropy, rank, kind):
-    """z: [B, C, n], masks and label [B, n]. Returns the three sums, float64 [3], and what the gradient needs of each
-    pixel, [4, B, n]: max z, log sum exp(z - max z), the entropy (shannon) or logsumexp(p) (released), the logit of the
-    given rank."""
-    z = z.to(_wide(z))
-    top = z.amax(1)
-    shifted = z - top.unsqueeze(1)
-    exp = shifted.exp()
-    total = exp.sum(1)
-    log_total = total.log()
-    if kind == "shannon":
-        entropy = kept = log_total - (exp * shifted).sum(1) / total  # every summand is >= 0: nothing cancels
-    else:
-        p = exp / total.unsqueeze(1)
-        kept = p.exp().sum(1).log()
-        entropy = kept - (p * p).sum(1)
-    kth = kth_largest(z, rank)
-    p_k = (kth - top).exp() / total
-    cross_entropy = log_total - shifted.gather(1, label.unsqueeze(1)).squeeze(1)
-    terms = (cross_entropy * selected, entropy * in_entropy, -(1 - p_k).clamp(min=MIN_OTHERS).log())
-    return (torch.stack([term.sum(dtype=torch.float64) for term in terms]),
-            torch.stack([top, log_total, kept, kth]))
-
-
-def _backward_tile(z, label, selected, in_entropy, saved, weights, kind):
-    """Gradient [B, C, n] of the weighted sums, with e_y the one-hot label and e_k the class of the rank:
-    w0 (p - e_y) on selected pixels + w1 p (g - sum p g) + w2 p_k / (1 - p_k) (e_k - p), 0 where clamped; g is the
-    entropy's derivative by p, -log p (- 1, which cancels) or softmax(p) - 2 p."""
-    wide = z.to(saved.dtype)
-    top, log_total, kept, kth = saved
-    log_p = wide - top.unsqueeze(1) - log_total.unsqueeze(1)
-    p_k = (kth - top - log_total).exp()
-    positive, entropic = weights[0] * selected, weights[1] * in_entropy
-    negative = weights[2] * torch.where(1 - p_k > MIN_OTHERS, p_k / (1 - p_k), 0)
+    if kind not in ("shannon", "released"):
+        raise ValueError(f"entropy: kind is `shannon` or `released`, not {kind!r}")
+    log_p = widened(logits).log_softmax(1)
     p = log_p.exp()
-    if kind == "shannon":
-        by_p, mean = -log_p, kept
-    else:
-        by_p = (p - kept.unsqueeze(1)).exp() - 2 * p
-        mean = (p * by_p).sum(1)
-    grad = p * ((positive - negative - entropic * mean).unsqueeze(1) + entropic.unsqueeze(1) * by_p)
-    of_rank = (wide == kth.unsqueeze(1)).to(grad.dtype)
-    grad = grad + of_rank * (negative / of_rank.sum(1)).unsqueeze(1)
-    return grad.scatter_add(1, label.unsqueeze(1), -positive.unsqueeze(1)).to(z.dtype)
+    values = -(p * (log_p if kind == "shannon" else p.log_softmax(1))).sum(1)
+    return values.mean() if mask is None else (values * mask).sum() / mask.sum().clamp(min=1)
 
 
-def kth_largest(z: Tensor, rank: int) -> Tensor:
-    """float [B, n]: the value of the given rank (1 = largest) among the C values of each pixel of z, float [B, C, n].
+def negative(logits: Tensor, rank: int) -> Tensor:
+    """Negative term of label denoising: -log(1 - p_k), mean over all pixels, with 1 - p_k clamped to [1e-5, 1].
 
-    A selection network of whole-plane minima and maxima: no sorting, no branches, an eighth of topk's time on the CPU
-    (`python -m bench losses`).
+    k is the class of the given rank in the order of the pixel's probabilities: 1 the most probable, C the least.
     """
-    planes = list(z.unbind(1))
-    for high, low in _selection_network(len(planes), rank):
-        planes[high], planes[low] = torch.maximum(planes[high], planes[low]), torch.minimum(planes[high], planes[low])
-    return planes[rank - 1]
-
-
-@functools.cache
-def _selection_network(n: int, rank: int) -> tuple[tuple[int, int], ...]:
-    """Compare-exchange pairs of Batcher's merge exchange (Knuth, TAOCP vol. 3, algorithm 5.2.2M), less those that
-    cannot reach the output of the given rank."""
-    pairs = []
-    p = largest = 1 << (n - 1).bit_length() >> 1
-    while p > 0:
-        q, r, d = largest, 0, p
-        while d > 0:
-            pairs += [(i, i + d) for i in range(n - d) if i & p == r]
-            d, q, r = q - p, q >> 1, p
-        p >>= 1
-    needed, kept = {rank - 1}, []
-    for pair in reversed(pairs):
-        if needed & set(pair):
-            kept.append(pair)
-            needed |= set(pair)
-    return tuple(reversed(kept))
+    z = widened(logits)
+    k = z.detach().topk(rank, dim=1).indices[:, -1:]
+    return -(1 - z.softmax(1).gather(1, k)).clamp(MIN_OTHERS, 1).log().mean()
 
 
 def negative_rank(num_classes: int, width: int, rng) -> int:
@@ -153,23 +64,80 @@ def negative_rank(num_classes: int, width: int, rng) -> int:
 
 
 def mixed_cross_entropy(logits: Tensor, label: Tensor, conf: Tensor, conf_thresh: float) -> Tensor:
-    """Cross entropy of boundary enhancement, a scalar.
+    """Cross entropy of boundary enhancement (You et al., ACM MM 2021).
 
-    logits: float [B, C, H, W]; label: int64 [B, H, W]; conf: float [B, H, W], confidence of each label in 0..1.
-    Each image's pixels are weighted by the share of its pixels with conf >= conf_thresh; the mean runs over the pixels
-    whose cross entropy is positive (as in the released code), 0 if there are none.
+    label: without ignored pixels. conf: float [B, H, W], confidence of each label in 0..1. Each image's pixels are
+    weighted by the share of its pixels with conf >= conf_thresh; the mean runs over the pixels whose cross entropy is
+    positive (as in the released code).
     """
-    loss = F.cross_entropy(logits.to(_wide(logits)), label, reduction="none")
-    weight = (conf >= conf_thresh).to(loss.dtype).mean(dim=(1, 2), keepdim=True)
-    return (weight * loss).sum() / (loss > 0).sum().clamp(min=1)
+    loss = F.cross_entropy(widened(logits), label, reduction="none")
+    return (_confident_share(conf, conf_thresh, loss.dtype) * loss).sum() / (loss > 0).sum().clamp(min=1)
 
 
-def _wide(x: Tensor) -> torch.dtype:
-    """Half-precision logits are widened: losses are computed in float32, or float64 where that is given."""
-    return torch.promote_types(x.dtype, torch.float32)
+def confidence_weighted_cross_entropy(logits: Tensor, label: Tensor, confidence: Tensor, threshold: float = 0.968,
+                                      ignore_index: int = 255) -> Tensor:
+    """Cross entropy of a student with its teacher's labels, weighted by how sure the teacher is.
+
+    q_i/(BHW) sum over image i's labelled pixels of -log p_y, summed over the images; q_i is the share of the pixels of
+    image i with confidence >= threshold. label: the teacher's argmax. confidence: float [B, H, W], its probability.
+    DACS (Tranheden et al., WACV 2021) and DAFormer (Hoyer et al., CVPR 2022), which writes q per image. The released
+    code of both takes one q over the whole batch; with one image a batch that is the same. As in both, ignored pixels
+    add nothing but count in the mean.
+    """
+    loss = F.cross_entropy(widened(logits), label, ignore_index=ignore_index, reduction="none")
+    return (_confident_share(confidence, threshold, loss.dtype) * loss).mean()
 
 
-@functools.cache
-def _compiled(function):
-    torch._dynamo.config.suppress_errors = True  # where there is no compiler, it runs as it is
-    return torch.compile(function)
+def maximum_squares(logits: Tensor, balance: float = 0.0) -> Tensor:
+    """-1/(2N) sum_n sum_c p_nc^2 over the N pixels of an image, mean over the images; in -1/2..-1/(2C) for balance 0.
+
+    Maximum-squares loss (Chen, Xue and Cai, ICCV 2019): its derivative by a probability grows linearly, where that of
+    the entropy is largest for confident pixels, which then dominate. balance: exponent q of the image-wise class
+    balance, 0.2 in the paper: a pixel has weight 1 / (N_c^q N^(1-q)) in place of 1/N, N_c the number of the image's
+    pixels that are predicted as the pixel's own predicted class c. The weights are constants to the gradient.
+    The released code's loss is this one divided by C for balance 0, and times 2/C for the balanced one, whose 1/2 it
+    leaves out.
+    """
+    z = widened(logits)
+    values = z.softmax(1).square().sum(1)
+    if balance:
+        predicted = z.argmax(1)
+        own_count = torch.stack([count(image, z.shape[1])[image] for image in predicted])
+        values = values * (predicted[0].numel() / own_count.to(z.dtype)) ** balance
+    return -values.mean() / 2
+
+
+def information_maximisation(logits: Tensor) -> dict[str, Tensor]:
+    """SHOT's two terms (Liang, Hu and Feng, ICML 2020); their sum is minimised: sure pixels, but not all of one class.
+
+    `entropy`: -sum_c p_c log p_c, mean over the pixels. `diversity`: sum_c m_c log m_c, the negative entropy of the
+    mean prediction m over all pixels of the batch, in -log C..0. In SHOT the mean runs over a batch of whole images'
+    predictions. Its released code adds 1e-5 within the logarithms; here log m is computed from log p, which needs none.
+    """
+    log_p = widened(logits).log_softmax(1)
+    log_mean = log_p.logsumexp((0, 2, 3)) - math.log(log_p[:, 0].numel())
+    return {"entropy": -(log_p.exp() * log_p).sum(1).mean(), "diversity": (log_mean.exp() * log_mean).sum()}
+
+
+def crst_mrkld(logits: Tensor, pseudo_label: Tensor, weight: float = 0.1, ignore_index: int = 255) -> Tensor:
+    """-log p_y - weight/C sum_c log p_c, mean over the selected pixels.
+
+    Self-training with model regularisation (CRST's MRKLD; Zou et al., ICCV 2019): the second term is the
+    Kullback-Leibler divergence of p from the uniform distribution, less its constant -log C; its gradient by the logits
+    is weight (p - 1/C). As in the released code it acts on the selected pixels alone. That code multiplies by its
+    option `mr_weight_kld` twice, once per image and once per batch: its 0.1 is a weight of 0.01 here.
+    """
+    log_p = widened(logits).log_softmax(1)
+    selected = pseudo_label != ignore_index
+    to_uniform = -(log_p.mean(1) * selected).sum() / selected.sum().clamp(min=1)
+    return cross_entropy(logits, pseudo_label, ignore_index) + weight * to_uniform
+
+
+def widened(logits: Tensor) -> Tensor:
+    """The logits in float32, or as they are if they are float32 or float64."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _confident_share(confidence: Tensor, threshold: float, dtype: torch.dtype) -> Tensor:
+    """[B, 1, 1]: share of each image's pixels with confidence >= threshold."""
+    return (confidence >= threshold).to(dtype).mean(dim=(1, 2), keepdim=True)

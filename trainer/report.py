@@ -9,7 +9,7 @@ from PIL import Image
 from dataset import inspection, loaders, segmentation
 from dataset.labels import ClassSet
 from trainer import evaluate
-from trainer.build import build_model, pick_device
+from model.build import build_model, pick_device
 from utils.config import Config
 from utils.errors import CheckpointError, ConfigError, one_line
 from utils.progress import Progress

@@ -16,7 +16,7 @@ except ImportError:  # no POSIX system: runs are not guarded against each other
 
 from utils.errors import CheckpointError, ConfigError, first_line
 
-STATE_VERSION = 2  # of what a state holds and how a run goes on from it; 1 had no number, and Shannon's entropy alone
+STATE_VERSION = 3  # of what a state holds and how a run goes on from it; 1 had no number, 2 no named parts
 FINISHED = "finished"  # file beside a stage's states once the stage is done
 # Answers of file systems that cannot sync files (some FUSE, CIFS), or cannot sync folders. ENOSPC, EDQUOT and, for a
 # file, EIO are none of them: what was written is not on the disk.
@@ -94,7 +94,7 @@ class RunLock:
 class StateFolder:
     """The saved states of one stage, `<folder>/<global step>-round<r>-<start|step>.pth`, in the order of training.
 
-    A state at a round's start, before its pseudo labels are written, stays until the next round's is there: it is what
+    A state at a round's start, before the round is prepared (its pseudo labels written, say), stays until the next round's is there: it is what
     the round can be done again from. Of the others the last `keep` stay.
     """
 
@@ -109,10 +109,11 @@ class StateFolder:
         return (self.folder / FINISHED).exists()
 
     def save(self, state: dict) -> Path:
-        """Write a state (`global_step`, `round`, `step`, `labelled` and whatever else), then remove those not kept.
+        """Write a state (with `position`: `global_step`, `round`, `step`, `prepared`), then remove those not kept.
         Raises CheckpointError if the disk refuses."""
-        kind = "step" if state["step"] or state["labelled"] else "start"
-        path = self.folder / f"{state['global_step']:08d}-round{state['round']:02d}-{kind}.pth"
+        position = state["position"]
+        kind = "step" if position["step"] or position["prepared"] else "start"
+        path = self.folder / f"{position['global_step']:08d}-round{position['round']:02d}-{kind}.pth"
         write_atomically(path, lambda file: torch.save(state, file))
         others = self.paths()
         starts = [p for p in others if p.stem.endswith("start")]
@@ -142,13 +143,11 @@ def read_state(path: Path) -> dict:
     except Exception as error:  # torch raises many kinds for damaged files
         raise CheckpointError(f"{path}: cannot be read ({first_line(error)}): remove it; an older state is "
                               "used then.") from None
-    if isinstance(state, dict) and "global_step" in state and state.get("version") != STATE_VERSION:
+    if isinstance(state, dict) and {"global_step", "version"} & state.keys() and state.get("version") != STATE_VERSION:
         raise ConfigError(f"resume: {path} is a state of version {state.get('version', 1)}, this program goes on from "
                           f"version {STATE_VERSION}: finish the run with the program that began it, or start "
                           "over under another note, or with overwrite=true and without resume.")
-    needed = {"round", "step", "labelled", "global_step", "seed", "config", "data", "model", "optimizer", "scaler",
-              "scores", "validated_at", "log"}
-    if not isinstance(state, dict) or not needed <= state.keys():
+    if not isinstance(state, dict) or not {"version", "config", "seed", "data", "position", "parts"} <= state.keys():
         raise CheckpointError(f"{path}: not a saved state of a run: remove it.")
     return state
 

@@ -10,15 +10,12 @@ from typing import Mapping
 import yaml
 
 from utils import config_values as values
-from utils.config_keys import KEYS, NO_EFFECT, ROUNDS_ONLY, SECTION_DEFAULTS, SECTION_KEYS, Config, DataConfig
-from utils.config_values import nearest
+from utils.config_keys import (
+    KEYS, NO_EFFECT, SECTION_DEFAULTS, SECTION_KEYS, Config, DataConfig, find_class, known_classes)
+from utils.config_values import Key, nearest
 from utils.errors import ConfigError
 
-# Keys that may differ when a run is resumed: they change no result, or only where it is computed and written.
-MAY_CHANGE = ("train", "device", "multigpu", "resume", "overwrite", "restore_from", "init_weight", "init_input",
-              "fix_seed", "checkpointing", "score_budget", "worker", "on_bad_sample", "print_freq", "save_freq", "keep",
-              "val", "val_freq", "tensorboard", "screen", "snapshot", "result", "log", "plabel", "plabel_accuracy")
-SECTION_MAY_CHANGE = ("data_dir", "data_list", "data_list_val", "images", "labels", "palette")
+_OWNERS = {"method": "method", "model": "network"}  # key that chooses a class -> what the class is
 
 
 def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = (), **fixed) -> Config:
@@ -31,18 +28,23 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = (), *
 
 def parse_config(text: str, where: str, overrides: list[str] | tuple[str, ...] = (), **fixed) -> Config:
     """`load_config` of a YAML text; `where` names it in messages."""
-    tree = {"top": {}, "sections": {name: dict(d) for name, d in SECTION_DEFAULTS.items()}, "ignored": []}
-    for name, value in values.parse_yaml(text, where).items():
-        _enter(tree, where, name, value)
+    content = values.parse_yaml(text, where)
+    tree = _Tree(where, {**_chosen(content, where, overrides), **fixed})
+    for name, value in content.items():
+        tree.enter(name, value)
     for word in overrides:
-        _override(tree, word)
-    sections = MappingProxyType({name: _section(name, content) for name, content in tree["sections"].items()})
-    given = {**tree["top"], **fixed}
-    cfg = Config(**given, sections=sections, ignored_keys=tuple(dict.fromkeys(tree["ignored"])),
-                 given_keys=frozenset(given))
+        tree.override(word)
+    sections = MappingProxyType({name: _section(name, content) for name, content in tree.sections.items()})
+    given = {**tree.given, **fixed}
+    own = {name: given.pop(name, k.default) for name, k in tree.own.items()}
+    cfg = Config(**given, sections=sections, options=MappingProxyType(own),
+                 ignored_keys=tuple(dict.fromkeys(tree.ignored)), other_keys=MappingProxyType(tree.other),
+                 given_keys=frozenset({**tree.given, **fixed}))
     if not cfg.fix_seed and not cfg.resume:
         cfg = with_drawn_seed(cfg)
     _check(cfg)
+    for chosen in (cfg.method_class, cfg.network_class):
+        chosen.check(cfg)
     return cfg
 
 
@@ -53,36 +55,43 @@ def with_drawn_seed(cfg: Config) -> Config:
 
 def differences(saved: Config, now: Config) -> list[str]:
     """`key: was x, is y` of every key whose change would make a resumed run another one than the saved one."""
-    def compare(names, old, new, prefix=""):
-        return [f"{prefix}{name}: was {values.plain(getattr(old, name))}, is {values.plain(getattr(new, name))}"
-                for name in names if getattr(old, name) != getattr(new, name)]
-    found = compare([name for name in KEYS if name not in MAY_CHANGE], saved, now)
-    for side in ("source", "target") if now.method == "source_only" else ("target",):
+    def compare(keys, old, new, prefix=""):
+        return [f"{prefix}{name}: was {values.plain(old(name))}, is {values.plain(new(name))}"
+                for name, k in keys.items() if not k.may_change and old(name) != new(name)]
+    found = compare(KEYS, saved.value, now.value)
+    if (saved.method, saved.model) == (now.method, now.model):  # others have other keys
+        found += compare(own_keys(now), saved.value, now.value)
+    for side in ("source", "target") if now.method_class.needs_source else ("target",):
         name = getattr(now, side)
         if name == getattr(saved, side):
-            found += compare([k for k in SECTION_KEYS if k not in SECTION_MAY_CHANGE], saved.section(name),
-                             now.section(name), f"{name}.")
+            old, new = saved.section(name), now.section(name)
+            found += compare(SECTION_KEYS, old.__getattribute__, new.__getattribute__, f"{name}.")
     return found
+
+
+def own_keys(cfg: Config) -> dict[str, Key]:
+    """The keys that the method and the network of a configuration declare."""
+    return {**cfg.method_class.keys, **cfg.network_class.keys}
 
 
 def to_yaml(cfg: Config) -> str:
     """The resolved configuration as YAML that `load_config` reads back to an equal one."""
-    tree = {name: values.plain(getattr(cfg, name)) for name in KEYS}
+    tree = {name: values.plain(cfg.value(name)) for name in (*KEYS, *cfg.options)}
     tree |= {name: {k: values.plain(getattr(section, k)) for k in SECTION_KEYS if getattr(section, k) is not None}
              for name, section in cfg.sections.items()}
     return yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=120)
 
 
 def config_remarks(cfg: Config) -> list[str]:
-    """What a reader of the configuration may not expect: keys without effect, a stage that nobody named."""
+    """What a reader of the configuration may not expect: keys without effect, a method that was not given."""
     lines = []
     if cfg.ignored_keys:
         lines.append(f"no effect on LDBE, ignored: {', '.join(cfg.ignored_keys)}")
-    idle = [name for name in ROUNDS_ONLY if name in cfg.given_keys] if cfg.method == "source_only" else []
-    if idle:
-        lines.append(f"no effect on stage 0, which has num_steps steps and no rounds: {', '.join(idle)}")
+    if cfg.other_keys:
+        idle = ", ".join(f"{name} ({owners})" for name, owners in cfg.other_keys.items())
+        lines.append(f"no effect on method {cfg.method} with model {cfg.model}: {idle}")
     if "method" not in cfg.given_keys:
-        lines.append(f"method is not given, {cfg.method} is run: set method to ld or be")
+        lines.append(f"method is not given, {cfg.method} is run: set method to one of {', '.join(_target_methods())}")
     return lines
 
 
@@ -93,6 +102,9 @@ def config_help() -> str:
         if declared.group:
             lines.append(f"\n{declared.group}:")
         lines.append(declared.help_line(name))
+    for choosing, what in _OWNERS.items():
+        lines.append(f"\nKeys of one {what} or several; those of another {what} than the one that runs have no effect:")
+        lines += [f"{k.help_line(name)}\n      of: {', '.join(owners)}" for name, k, owners in keys_by_owner(choosing)]
     lines.append("\nA data-set section (gta5, synthia, cityscapes, or a name of your own with `type: folder`), set as "
                  "section.key=value:")
     lines += [declared.help_line(name) for name, declared in SECTION_KEYS.items()]
@@ -100,38 +112,101 @@ def config_help() -> str:
     return "\n".join(lines).strip("\n")
 
 
-def _enter(tree, where, name, value):
-    """Take one top-level entry of a file: a key, a section, or one without effect."""
-    if name in KEYS:
-        tree["top"][name] = KEYS[name].read(value, f"{where}: {name}")
-    elif name in NO_EFFECT:
-        tree["ignored"].append(name)
-    elif isinstance(value, Mapping) and (name in tree["sections"] or "type" in value):
-        section = tree["sections"].setdefault(name, {})
-        for inner, content in value.items():
-            section[inner] = _section_key(inner, name, where).read(content, f"{where}: {name}.{inner}")
-    elif name in tree["sections"]:
-        raise ConfigError(f"{where}: {name}: expected a section with keys such as data_dir, found {value!r}.")
-    else:
-        also = "; a data set of your own needs its `type`" if isinstance(value, Mapping) else ""
-        known = (*KEYS, *tree["sections"], *NO_EFFECT)
-        raise ConfigError(f"{where}: unknown key {str(name)!r}{nearest(name, known)}{also}.")
+def keys_by_owner(choosing: str) -> list[tuple[str, Key, list[str]]]:
+    """(name, key, who declares it so) of the keys of all methods (`method`) or networks (`model`); a name whose default
+    differs among them comes once for each."""
+    found: list[tuple[str, Key, list[str]]] = []
+    for owner, cls in known_classes(choosing).items():
+        for name, k in cls.keys.items():
+            same = next((entry for entry in found if entry[:2] == (name, k)), None)
+            if same:
+                same[2].append(owner)
+            else:
+                found.append((name, k, [owner]))
+    names = [name for name, *_ in found]
+    return sorted(found, key=lambda entry: names.index(entry[0]))
 
 
-def _override(tree, word):
-    name, equals, text = word.partition("=")
-    if not equals:
-        raise ConfigError(f"{word!r}: expected key=value, such as batch_size=2.")
-    section, dot, inner = name.partition(".")
-    if name in NO_EFFECT:
-        tree["ignored"].append(name)
-    elif dot and section in tree["sections"]:
-        tree["sections"][section][inner] = _section_key(inner, section, word).read_text(text, name)
-    elif name in KEYS:
-        tree["top"][name] = KEYS[name].read_text(text, name)
-    else:
-        known = (*KEYS, *tree["sections"], *(f"{s}.{k}" for s in tree["sections"] for k in SECTION_KEYS))
-        raise ConfigError(f"{word!r}: unknown key {name!r}{nearest(name, known)}.")
+def _target_methods():
+    return [name for name, cls in known_classes("method").items() if not cls.needs_source]
+
+
+def _chosen(content, where, overrides) -> dict[str, str]:
+    """The values of `method` and `model` in a file's content and the words behind it."""
+    chosen = {}
+    for name in _OWNERS:
+        if name in content:
+            chosen[name] = KEYS[name].read(content[name], f"{where}: {name}")
+        for word in overrides:
+            if word.startswith(f"{name}="):
+                chosen[name] = KEYS[name].read_text(word.partition("=")[2], name)
+    return chosen
+
+
+class _Tree:
+    """What a file and words give, read by the keys' declarations. chosen: the values of `method` and `model`."""
+
+    def __init__(self, where: str, chosen: dict[str, str]):
+        self.where, self.given, self.ignored = where, {}, []
+        self.sections = {name: dict(d) for name, d in SECTION_DEFAULTS.items()}
+        self.own: dict[str, Key] = {}
+        self.others: dict[str, Key] = {}
+        self.owners: dict[str, list[str]] = {}
+        self.other: dict[str, str] = {}
+        for choosing, what in _OWNERS.items():
+            name = chosen.get(choosing, KEYS[choosing].default)
+            cls = find_class(choosing, name)
+            if clash := next((k for k in cls.keys if k in KEYS or k in self.own or k in NO_EFFECT), None):
+                raise ConfigError(f"{choosing}: {name} declares the key {clash!r}, which exists already: rename it.")
+            self.own |= cls.keys
+        for choosing, what in _OWNERS.items():
+            for name, k, owners in keys_by_owner(choosing):
+                self.others.setdefault(name, k)
+                self.owners.setdefault(name, []).extend(owners)
+
+    def enter(self, name, value):
+        """Take one top-level entry of the file: a key, a section, or one without effect."""
+        where = self.where
+        if found := self._key(name):
+            self._set(name, found.read(value, f"{where}: {name}"))
+        elif name in NO_EFFECT:
+            self.ignored.append(name)
+        elif isinstance(value, Mapping) and (name in self.sections or "type" in value):
+            section = self.sections.setdefault(name, {})
+            for inner, content in value.items():
+                section[inner] = _section_key(inner, name, where).read(content, f"{where}: {name}.{inner}")
+        elif name in self.sections:
+            raise ConfigError(f"{where}: {name}: expected a section with keys such as data_dir, found {value!r}.")
+        else:
+            also = "; a data set of your own needs its `type`" if isinstance(value, Mapping) else ""
+            raise ConfigError(f"{where}: unknown key {str(name)!r}{nearest(name, self._names())}{also}.")
+
+    def override(self, word):
+        name, equals, text = word.partition("=")
+        if not equals:
+            raise ConfigError(f"{word!r}: expected key=value, such as batch_size=2.")
+        section, dot, inner = name.partition(".")
+        if name in NO_EFFECT:
+            self.ignored.append(name)
+        elif dot and section in self.sections:
+            self.sections[section][inner] = _section_key(inner, section, word).read_text(text, name)
+        elif found := self._key(name):
+            self._set(name, found.read_text(text, name))
+        else:
+            known = (*self._names(), *(f"{s}.{k}" for s in self.sections for k in SECTION_KEYS))
+            raise ConfigError(f"{word!r}: unknown key {name!r}{nearest(name, known)}.")
+
+    def _key(self, name) -> Key | None:
+        return next((keys[name] for keys in (KEYS, self.own, self.others) if name in keys), None)
+
+    def _set(self, name, value):
+        if name in KEYS or name in self.own:
+            self.given[name] = value
+        else:
+            self.other[name] = f"of {', '.join(self.owners[name])}"
+
+    def _names(self):
+        return (*KEYS, *self.own, *self.others, *self.sections, *NO_EFFECT)
 
 
 def _section_key(inner, section, where):
@@ -158,10 +233,6 @@ def _check(cfg):
             f"note: {cfg.note!r} is no plain folder name.")
     require(not cfg.multigpu, "multigpu: True is not available in this version; set it to False.")
     require(cfg.restore_from is None, f"restore_from: {cfg.restore_from!r} is not used; give the file as init_weight.")
-    require(cfg.method != "be" or cfg.batch_size >= 2,
-            "batch_size: 1 is too small for method be, which mixes each image of a batch with the next; use 2 or more.")
-    require(cfg.method == "source_only" or cfg.round_start < cfg.round,
-            f"round_start: {cfg.round_start} leaves nothing to run of the {cfg.round} rounds from 0 on; use less.")
     for side in ("source", "target"):
         name = getattr(cfg, side)
         require(name in cfg.sections, f"{side}: no data-set section {name!r}{nearest(name, cfg.sections)}; "

@@ -1,14 +1,17 @@
-"""How one configuration value is declared, read and checked."""
+"""How a configuration key is declared, its values read and checked."""
+import dataclasses
 import difflib
 import math
 import os
 import re
 import reprlib
+import types
+import typing
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Mapping
+from typing import Any, ClassVar, Mapping
 
 import yaml
 
@@ -35,6 +38,7 @@ class Key:
     length: int | None = None
     pattern: str | None = None  # of the whole text, said in words in `meaning`
     path: bool = False  # of a file or folder: `~` is a home folder
+    may_change: bool = False  # when a run is resumed: it changes no result, or only where it is computed and written
     group: str | None = None  # heading in --help that starts with this key
 
     def read(self, value, where: str):
@@ -73,6 +77,8 @@ class Key:
             (key_kind, value_kind), = kind.items()
             return MappingProxyType({self._convert(key_kind, k, where): self._convert(value_kind, v, where)
                                      for k, v in value.items()})
+        if kind is Any:
+            return value
         result = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}[kind](value)
         if result is None or not self._allowed(result):
             self._refuse(value, where)
@@ -98,14 +104,84 @@ class Key:
         limits = [f"{'above' if self.above else 'at least'} {self.low}"] if self.low is not None else []
         limits += [f"{'below' if self.below else 'at most'} {self.high}"] if self.high is not None else []
         shape = f"of {self.length} values " if self.length else ""
-        shape += "such as {7: 0, 8: 1} (a blank behind each colon)" if isinstance(self.kind, dict) else ""
+        if isinstance(self.kind, dict):
+            example = "{7: 0, 8: 1}" if int in self.kind else "{depth: 2}"
+            shape += f"such as {example} (a blank behind each colon)"
         none = " or None" if self.optional else ""
         return f"{kind_name(self.kind)} {shape}{' and '.join(limits)}".strip() + none
 
 
-def key(default, kind, meaning: str, **rules):
-    """Dataclass field of a configuration key; `default` None without `optional` marks a required one."""
-    return field(default=default, metadata={"key": Key(kind, default, meaning, **rules)})
+def key(default, meaning: str, **rules) -> Any:
+    """A class attribute that declares a configuration key: `rate: float = key(1e-4, "learning rate", low=0)`.
+
+    The annotation is the key's kind: bool, int, float, str, `tuple[kind, ...]`, `Mapping[kind, kind]` or `Mapping` (of
+    anything); `| None` makes it optional. A default of None that is not optional marks a required key. rules: see `Key`.
+    """
+    return field(default=default, metadata={"key": (meaning, rules)})
+
+
+def declared(cls: type) -> dict[str, Key]:
+    """The keys that a class itself declares, not those of its bases, in order."""
+    attributes = vars(cls).get("__dataclass_fields__", vars(cls))
+    fields = {name: value for name, value in attributes.items()
+              if isinstance(value, dataclasses.Field) and "key" in value.metadata}
+    if not fields:
+        return {}
+    hints = typing.get_type_hints(cls)
+    if bare := [name for name in fields if name not in hints]:
+        raise TypeError(f"{cls.__name__}.{bare[0]}: a key needs an annotation, such as `{bare[0]}: float = key(...)`")
+    return {name: _key_of(hints[name], f.default, *f.metadata["key"]) for name, f in fields.items()}
+
+
+def _key_of(hint, default, meaning, rules):
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union \
+        else (hint,)
+    kind, = (k for k in kinds if k is not type(None))
+    return Key(_kind_of(kind), default, meaning, optional=len(kinds) > 1, **rules)
+
+
+def _kind_of(hint):
+    """tuple[int, ...] -> [int], Mapping[int, str] -> {int: str}, a plain type -> itself."""
+    inner = [_kind_of(part) for part in typing.get_args(hint) if part is not Ellipsis]
+    origin = typing.get_origin(hint) or hint
+    if origin is tuple:
+        return inner[:1]
+    if isinstance(origin, type) and issubclass(origin, Mapping):
+        return {inner[0]: inner[1]} if inner else {str: Any}
+    if hint not in (bool, int, float, str, Any):
+        raise TypeError(f"{hint}: no kind of configuration key; use bool, int, float, str, tuple or Mapping")
+    return hint
+
+
+UNUSED = object()  # assigned to an inherited key, takes it out of a subclass
+
+
+class Declares:
+    """Base of classes that bring configuration keys of their own (methods, networks).
+
+    Attributes made by `key` are collected in `keys`, those of the bases too. A subclass gives an inherited key another
+    default by assigning one, and does without it by assigning UNUSED. An object has each key's value as an attribute.
+    """
+
+    keys: ClassVar[dict[str, Key]] = {}
+
+    def __init_subclass__(cls, **more):
+        super().__init_subclass__(**more)
+        own = declared(cls)
+        inherited = {name: k for base in reversed(cls.__mro__[1:]) for name, k in vars(base).get("keys", {}).items()}
+        given = {name: vars(cls)[name] for name in inherited if name in vars(cls) and name not in own}
+        cls.keys = {name: dataclasses.replace(k, default=given.get(name, k.default))
+                    for name, k in {**inherited, **own}.items() if given.get(name) is not UNUSED}
+        for name, k in own.items():
+            setattr(cls, name, k.default)
+
+    @classmethod
+    def check(cls, cfg) -> None:
+        """Conditions between this class's keys and others of a whole configuration. Raises ConfigError."""
+
+    def __init__(self, options: Mapping[str, Any]):
+        for name in self.keys:
+            setattr(self, name, options[name])
 
 
 def expanded(path: str, where: str) -> str:
@@ -123,7 +199,7 @@ def kind_name(kind) -> str:
         return f"list of {kind_name(kind[0])}"
     if isinstance(kind, dict):
         return "mapping of " + " to ".join(kind_name(k) for pair in kind.items() for k in pair)
-    return {bool: "True/False", int: "whole number", float: "number", str: "text"}[kind]
+    return {bool: "True/False", int: "whole number", float: "number", str: "text", Any: "any value"}[kind]
 
 
 def nearest(name, known) -> str:

@@ -12,15 +12,16 @@ from utils.errors import UserError
 
 class RunLog:
     """Writes `<folder>/<stage>.jsonl` (one event a line, strictly valid JSON: NaN becomes null) and, if asked,
-    TensorBoard scalars below `<folder>/<stage>/`. A stage run again starts its record anew; a resumed one goes on where
-    the saved state had it (`position`, `step`), and what came after is dropped."""
+    TensorBoard scalars below `<folder>/<stage>/`. A stage that is run again starts a new record; a resumed one goes on
+    where the saved state had it (saved: `state_dict`; step), and what came after is dropped."""
 
-    def __init__(self, folder: str | Path, stage: str, tensorboard: bool, position: int = 0, step: int | None = None):
+    def __init__(self, folder: str | Path, stage: str, tensorboard: bool, saved: dict | None = None,
+                 step: int | None = None):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         path, self._board = folder / f"{stage}.jsonl", folder / stage
         self._events = open(path, "r+" if step is not None and path.exists() else "w", encoding="utf-8")
-        self._events.truncate(min(position, self._events.seek(0, 2)))
+        self._events.truncate(min(saved["bytes"] if saved else 0, self._events.seek(0, 2)))
         self._events.seek(0, 2)
         self._start, self._said = time.time(), set()
         self._writer, self._tensorboard, self._step = None, tensorboard, step
@@ -28,9 +29,9 @@ class RunLog:
             for old in self._board.glob("events.out.tfevents.*"):
                 old.unlink()
 
-    def position(self) -> int:
-        """Bytes of the JSON lines so far."""
-        return self._events.tell()
+    def state_dict(self) -> dict:
+        """bytes: length of the JSON lines so far."""
+        return {"bytes": self._events.tell()}
 
     def say(self, text: str) -> None:
         """A line on the console, above any progress bar."""

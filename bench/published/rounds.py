@@ -10,12 +10,12 @@ from torch import nn
 
 from bench.published.comparison import Row, outcome
 from dataset.loaders import crop_keys
-from trainer import pseudo_label as pl
+from trainer import selection
 from utils.config_keys import KEYS
 from utils.schedule import poly_lr, round_lr, round_portion
 
 CLASSES, PORTION = 19, 0.1
-BIN = 2.0**-10  # of a threshold's doubt, relative
+BIN = 2.0**-10  # of a threshold's uncertainty, relative
 T = 5000
 
 
@@ -35,9 +35,10 @@ def _their_thresholds(published, images, portion):
 
 def _our_thresholds(images, portion):
     """Bins [C]."""
-    found = [pl.predict(logits) for logits in images]
-    return pl.class_thresholds(sum(pl.doubt_histogram(label, pl.doubt_bin(doubt), CLASSES) for label, doubt in found),
-                               portion)
+    found = [selection.predict(logits) for logits in images]
+    counts = sum(selection.uncertainty_histogram(label, selection.uncertainty_bin(uncertainty), CLASSES)
+                 for label, uncertainty in found)
+    return selection.class_thresholds(counts, portion)
 
 
 def _told(images, portion):
@@ -58,7 +59,7 @@ def _prescribed(label, generator):
     return logits.scatter_(0, label.unsqueeze(0), top.unsqueeze(0))
 
 
-def _doubts(thresholds):
+def _uncertainties(thresholds):
     return [1 - thresholds[c] for c in sorted(thresholds)]
 
 
@@ -74,13 +75,13 @@ def _threshold_rows(published):
             ("class thresholds (1 - conf) where every fifth pixel stands for all", "19 x 100 pixels", alike, False),
             ("class thresholds (theirs: of every fifth pixel)", "2 x 96 x 128 pixels", random_images, True),
             ("class thresholds of few pixels (theirs: the lowest confidence)", "20 pixels of each class", few, True)):
-        theirs = _doubts(_their_thresholds(published, images, PORTION))
-        ours = 1 - pl.threshold_confidence(_our_thresholds(images, PORTION))
+        theirs = _uncertainties(_their_thresholds(published, images, PORTION))
+        ours = 1 - selection.threshold_confidence(_our_thresholds(images, PORTION))
         result.append(Row(title, given, theirs, ours, 2 * BIN if not documented else 1e-6,
-                          _doubts(_told(images, PORTION)) if documented else None))
+                          _uncertainties(_told(images, PORTION)) if documented else None))
     def selected():
         thresholds = _our_thresholds(absent, PORTION)
-        pl.select(*pl.predict(absent[0]), thresholds, None)
+        selection.select(*selection.predict(absent[0]), thresholds, None)
     theirs = _their_thresholds(published, absent, PORTION)
     return [*result, Row("selecting where a class is never predicted (theirs: KeyError)", "18 classes of 19",
                          outcome(lambda: published.selection.thres_cb_plabel(absent[0].unsqueeze(0), theirs)),
@@ -90,17 +91,17 @@ def _threshold_rows(published):
 def _selection_rows(published):
     g = torch.Generator().manual_seed(9)
     logits = 2 * torch.randn(CLASSES, 96, 128, generator=g)
-    label, doubt = pl.predict(logits)
-    conf, p = 1 - doubt, logits.softmax(0)
+    label, uncertainty = selection.predict(logits)
+    conf, p = 1 - uncertainty, logits.softmax(0)
     def theirs(thresholds):
         return published.selection.thres_cb_plabel(logits.unsqueeze(0), dict(enumerate(thresholds.tolist())))[1]
     def ours(bins):
-        return pl.select(label, doubt, bins, None)
+        return selection.select(label, uncertainty, bins, None)
     result = []
     # Above 1/2 only the predicted class can pass; below, another may.
     for low, high, documented in ((0.5, 0.9, False), (0.02, 0.4, True)):
-        bins = pl.doubt_bin(1 - torch.linspace(low, high, CLASSES))
-        thresholds = pl.threshold_confidence(bins)
+        bins = selection.uncertainty_bin(1 - torch.linspace(low, high, CLASSES))
+        thresholds = selection.threshold_confidence(bins)
         told = torch.where((p > thresholds.float().view(-1, 1, 1)).any(0), label, 255)
         found, mine = theirs(thresholds), ours(bins)
         more = f"; theirs has {(found != mine).sum()} pixels more" if documented else ""
@@ -108,27 +109,27 @@ def _selection_rows(published):
                           + (" (theirs: by any class's)" if documented else ""), f"96 x 128 pixels{more}", found, mine,
                           documented=told if documented else None))
     places = conf.flatten().sort(descending=True).values
-    nothing = torch.full((CLASSES,), pl.NOTHING)
+    nothing = torch.full((CLASSES,), selection.NOTHING)
     their_mask, their_own = published.selection.gene_plabel_prop(logits.unsqueeze(0), PORTION)
-    our_own = pl.select(label, doubt, nothing, PORTION)
+    our_own = selection.select(label, uncertainty, nothing, PORTION)
     # All but the last of theirs: the threshold is the confidence of the last one, and must be exceeded.
     told = torch.where(conf > places[int(PORTION * conf.numel()) - 1], label, 255)
     result.append(Row("selection of the image's own top share (theirs: less the last pixel and its ties)",
                       f"96 x 128 pixels; {(their_own != 255).sum()} / {(our_own != 255).sum()} selected", their_own,
                       our_own, documented=told))
-    bins = pl.doubt_bin(1 - torch.linspace(0.5, 0.9, CLASSES))
+    bins = selection.uncertainty_bin(1 - torch.linspace(0.5, 0.9, CLASSES))
     class_mask = published.selection.thres_cb_plabel(logits.unsqueeze(0), dict(enumerate(
-        pl.threshold_confidence(bins).tolist())))[0]
+        selection.threshold_confidence(bins).tolist())))[0]
     _, fused = published.selection.mask_fusion(logits.unsqueeze(0), class_mask, their_mask)
-    exceeded = pl.image_threshold(doubt, (int(PORTION * conf.numel()) - 1) / conf.numel())
-    mine = torch.where((ours(bins) != 255) | (doubt <= exceeded), label, 255)
+    exceeded = selection.image_threshold(uncertainty, (int(PORTION * conf.numel()) - 1) / conf.numel())
+    mine = torch.where((ours(bins) != 255) | (uncertainty <= exceeded), label, 255)
     return [*result, Row("both together, with as many pixels of the image's own", "96 x 128 pixels", fused, mine)]
 
 
 def _saturated_rows(published):
     sure = torch.zeros(CLASSES, 4, 5)
     sure[3] = 50
-    kept = pl.select(*pl.predict(sure), _our_thresholds([sure], PORTION), PORTION)
+    kept = selection.select(*selection.predict(sure), _our_thresholds([sure], PORTION), PORTION)
     _, theirs = published.selection.thres_cb_plabel(sure.unsqueeze(0), dict.fromkeys(range(CLASSES), 0.999999999))
     _, own = published.selection.gene_plabel_prop(sure.unsqueeze(0), PORTION)
     nothing = np.full((4, 5), 255)
@@ -184,7 +185,7 @@ def _loop_rows(published):
     portions = [round_portion(default["cb_prop"], default["portion_step"], r) for r in range(rounds)]
     orders = {tuple(crop_keys(1234, r, 1000, 9)) for r in range(rounds)}
     sure = torch.eye(CLASSES)[0].view(-1, 1, 1).expand(-1, 4, 5) * 80
-    saturated = pl.threshold_confidence(_our_thresholds([sure], PORTION))[0].item()
+    saturated = selection.threshold_confidence(_our_thresholds([sure], PORTION))[0].item()
     listed, head = zip(*theirs.rates)
     given = f"{rounds} rounds of {epochs} x {length} steps"
     return [Row("portion of each round", given, theirs.portions, portions, 1e-12),

@@ -11,7 +11,7 @@ from torch import nn
 from bench.published.comparison import Row, outcome
 from dataset.transforms import network_input
 from model.ema import Teacher
-from trainer import losses
+from trainer import fused_losses, losses
 from trainer.classmix import class_mix
 from trainer.ldbe_trainer import LDBETrainer
 from trainer.source_only_trainer import SourceOnlyTrainer
@@ -43,7 +43,7 @@ def _their_ld(published, logits, label, shift):
 def _our_ld(logits, label, shift, **keys):
     z = logits.clone().requires_grad_()
     rank = losses.negative_rank(logits.shape[1], 3, SimpleNamespace(integers=lambda low, high: shift))
-    terms = losses.ld_losses(z, label, rank, **keys)
+    terms = fused_losses.ld_losses(z, label, rank, **keys)
     sum(terms.values()).backward()
     return [terms[name].item() for name in ("positive", "entropy", "negative")], z.grad
 

@@ -3,7 +3,7 @@ the end a manifest with their hashes."""
 import hashlib
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Callable
 
@@ -14,9 +14,8 @@ from torch import Tensor
 from dataset import inspection, loaders
 from dataset.labels import IGNORE_INDEX
 from dataset.segmentation import Sample
-from dataset.transforms import network_input
-from model.deeplabv2 import DeepLabV2, upsample
-from trainer import pseudo_label as pl
+from model.segmenter import Segmenter
+from trainer import selection
 from utils.background import Background, host_copy
 from utils.checkpoint import digest, remove_unfinished, write_atomically
 from utils.config import Config
@@ -32,7 +31,7 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class RoundLabels:
-    """What a round's labelling found. thresholds: int64 [C] bins (`pseudo_label.class_thresholds`), on the CPU.
+    """What a round's labelling found. thresholds: int64 [C] bins (`selection.class_thresholds`), on the CPU.
     coverage: selected / predicted pixels of each class and of `all`; accuracy: right / selected pixels, None where the
     target's training split has no labels to compare with. unseen: the classes of which those labels hold no pixel.
     manifest: SHA-256 of the manifest file."""
@@ -44,71 +43,104 @@ class RoundLabels:
     manifest: str
 
 
-def label_round(model: DeepLabV2, cfg: Config, samples: list[Sample], names: tuple[str, ...], portion: float,
-                folder: Path, check: Callable[[], None] = lambda: None) -> RoundLabels:
+Selector = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # see `label_round`
+
+
+def label_round(network: Segmenter, cfg: Config, samples: list[Sample], names: tuple[str, ...], portion: float,
+                select: Selector, folder: Path, check: Callable[[], None] = lambda: None) -> RoundLabels:
     """Write `<folder>/<sample.name>.png` for every sample: uint8 train ids at the image's own size, 255 where nothing
     is selected; then `<folder>/manifest.json` with the portion and the hashes of the weights and of every file. names:
-    of the classes, for the report. check: called between images; what it raises ends the round, without a manifest.
+    of the classes, for the report. select(logits float [C, H, W], thresholds int64 [C]) -> (predicted class int64
+    [H, W], pseudo label uint8 [H, W]), at the image's own size. check: called between images; what it raises ends the
+    round, without a manifest.
 
     The network sees every image once, alone in its pass. With `bn_stats: batch` it is normalised by its own statistics,
     and the running ones move to the target with every image seen. What it gives at output stride 8 is
     upsampled twice: at once to the network's input size for the thresholds, and, kept in 16 bits (`score_budget`), to
     the file's for the labels. Raises TrainingError, after that pass, where a logit is not finite.
     """
-    device = next(model.parameters()).device
+    device = next(network.parameters()).device
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
     remove_unfinished(folder)
-    manifest = {"weights": digest(model.state_dict()), "portion": portion, "labels": {}}
+    manifest = {"weights": digest(network.state_dict()), "portion": portion, "labels": {}}
     with TensorSpool(cfg.score_budget * 2**20, folder) as spool:
-        histogram, sizes = _score_target(model, cfg, samples, device, spool, check)
-        thresholds = pl.class_thresholds(histogram, portion)
+        histogram, sizes = _score_target(network, cfg, samples, device, spool, check)
+        thresholds = selection.class_thresholds(histogram, portion)
         counts = _LabelCounts(cfg.num_classes)
-        truths = _truths(cfg, samples, device)
+        labels = _labels(cfg, samples, device)
         with Background(_WRITERS) as writers, torch.inference_mode():
             watched = Progress(samples, "pseudo labels", cfg.print_freq, cfg.screen)
-            for sample, size, packed, truth in zip(watched, sizes, spool, truths):
+            for sample, size, packed, true in zip(watched, sizes, spool, labels):
                 check()
-                scores = pl.unpack_scores(packed.to(device, non_blocking=True))
-                label, doubt = pl.predict(upsample(scores, size))
-                chosen = pl.select(label, doubt, thresholds, portion if cfg.select_image else None)
-                counts.add(label, chosen, truth)
+                scores = selection.unpack_scores(packed.to(device, non_blocking=True))
+                label, chosen = select(network.upsample(scores, size), thresholds)
+                counts.add(label, chosen, true)
                 writers.submit(_write_label, folder, sample.name, host_copy(chosen), manifest["labels"])
     content = json.dumps(manifest, indent=1, sort_keys=True).encode()
     write_atomically(folder / MANIFEST, lambda file: file.write(content))
     return RoundLabels(thresholds.cpu(), *counts.shares(names), _sha256(content))
 
 
-def labels_intact(folder: Path, samples: list[Sample], manifest: str) -> bool:
-    """Whether the folder still holds, whole and unchanged, the labels of `samples` whose hashes the manifest of this
-    SHA-256 lists."""
-    try:
-        content = (folder / MANIFEST).read_bytes()
-        hashes = json.loads(content)["labels"]
-        found = {s.name: _sha256((folder / f"{s.name}.png").read_bytes()) for s in samples}
-        return _sha256(content) == manifest and hashes == found
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+class PseudoLabels:
+    """The pseudo labels that the current round trains on, below `<plabel>/<note>/<stage>/round<r>`; a part of a run's
+    saved state."""
+
+    def __init__(self, cfg: Config, samples: list[Sample]):
+        self.cfg, self._samples = cfg, samples
+        self.manifest: str | None = None  # SHA-256 of the round's manifest
+
+    def write(self, round_index: int, network: Segmenter, names: tuple[str, ...], portion: float, select: Selector,
+              check: Callable[[], None]) -> RoundLabels:
+        """`label_round` into the round's folder."""
+        found = label_round(network, self.cfg, self._samples, names, portion, select, self._folder(round_index), check)
+        self.manifest = found.manifest
+        return found
+
+    def samples(self, round_index: int) -> list[Sample]:
+        """The samples with the round's pseudo labels as their labels."""
+        return [replace(s, label=self._folder(round_index) / f"{s.name}.png") for s in self._samples]
+
+    def intact(self, round_index: int, state: dict) -> bool:
+        """Whether the round's folder still holds, whole and unchanged, the files whose hashes the manifest of a saved
+        state lists."""
+        folder = self._folder(round_index)
+        try:
+            content = (folder / MANIFEST).read_bytes()
+            hashes = json.loads(content)["labels"]
+            found = {s.name: _sha256((folder / f"{s.name}.png").read_bytes()) for s in self._samples}
+            return _sha256(content) == state["manifest"] and hashes == found
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def state_dict(self) -> dict:
+        return {"manifest": self.manifest}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.manifest = state["manifest"]
+
+    def _folder(self, round_index):
+        return Path(self.cfg.plabel) / self.cfg.note / self.cfg.stage / f"round{round_index}"
 
 
-def _score_target(model, cfg, samples, device, spool, check):
-    """Histogram of doubt over all images, and their sizes (H, W); fills `spool` with the packed score maps. Raises
+def _score_target(network, cfg, samples, device, spool, check):
+    """Histogram of uncertainty over all images, and their sizes (H, W); fills `spool` with packed score maps. Raises
     TrainingError where a logit is not finite, before anything is made of the histogram."""
-    histogram = torch.zeros(cfg.num_classes, pl.NUM_BINS, dtype=torch.int64, device=device)
+    histogram = torch.zeros(cfg.num_classes, selection.NUM_BINS, dtype=torch.int64, device=device)
     sizes, finite = [], torch.ones(len(samples), dtype=torch.bool, device=device)
-    model.train(cfg.bn_stats == "batch")
+    network.use_statistics(cfg.bn_stats)
     loader = loaders.whole_image_loader(cfg, cfg.target, samples, False, device.type == "cuda")
     with Background() as keeper, torch.inference_mode():
         for item in Progress(loader, "thresholds", cfg.print_freq, cfg.screen):
             check()
-            image = network_input(item["image"].to(device, non_blocking=True))
-            scores = model.score_map(image)[0]
+            image = network.prepare(item["image"].to(device, non_blocking=True))
+            scores = network.score_map(image)[0]
             # Read once, at the end: a GPU need not wait for each image. One tensor for all: a small one per image would
             # stand between the large blocks that the allocator keeps, 1 MiB lost an image.
             finite[len(sizes)] = scores.isfinite().all()
-            label, doubt = pl.predict(upsample(scores, image.shape[-2:]))
-            histogram += pl.doubt_histogram(label, pl.doubt_bin(doubt), cfg.num_classes)
-            keeper.submit(_keep, spool, host_copy(pl.pack_scores(scores)))
+            label, uncertainty = selection.predict(network.upsample(scores, image.shape[-2:]))
+            histogram += selection.uncertainty_histogram(label, selection.uncertainty_bin(uncertainty), cfg.num_classes)
+            keeper.submit(_keep, spool, host_copy(selection.pack_scores(scores)))
             sizes.append(tuple(item["size"]))
     broken = [sample.name for sample, fine in zip(samples, finite.tolist()) if not fine]
     if broken:
@@ -118,7 +150,7 @@ def _score_target(model, cfg, samples, device, spool, check):
     return histogram, sizes
 
 
-def _truths(cfg, samples, device):
+def _labels(cfg, samples, device):
     """Train ids uint8 [H, W] of each sample on the device, or None where there is nothing to compare with."""
     if not inspection.labels_compared(cfg, samples):
         return [None] * len(samples)

@@ -1,12 +1,40 @@
-"""Which saved state a run goes on from, if any."""
+"""A run's saved state: the position, and named parts, each with its own `state_dict`; which state a run goes on from."""
 import dataclasses
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable, Mapping
 
 from dataset.segmentation import Sample, fingerprint
-from utils.checkpoint import StateFolder, read_state
-from utils.config import Config, differences, parse_config
+from utils.checkpoint import STATE_VERSION, StateFolder, read_state
+from utils.config import Config, differences, parse_config, to_yaml
 from utils.errors import CheckpointError, ConfigError, NothingToDo
+
+
+@dataclass
+class Position:
+    """Where training stands. step: within the round; prepared: what the round needs before its first step is done;
+    global_step: of all rounds."""
+
+    round: int
+    step: int = 0
+    prepared: bool = False
+    global_step: int = 0
+
+    def next_round(self) -> None:
+        """Move to the start of the next round."""
+        self.round, self.step, self.prepared = self.round + 1, 0, False
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Move to where a saved state has it."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+
+def saved_state(cfg: Config, data: str, position: Position, parts: Mapping[str, Any]) -> dict[str, Any]:
+    """Plain tensors and values only, so that reading a state runs no code. data: fingerprint of the training images."""
+    return {"version": STATE_VERSION, "config": to_yaml(cfg), "seed": cfg.seed, "data": data,
+            "position": dataclasses.asdict(position),
+            "parts": {name: part.state_dict() for name, part in parts.items()}}
 
 
 def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable: Callable[[dict], bool],

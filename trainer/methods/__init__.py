@@ -1,0 +1,34 @@
+"""The methods, one class in one file each. A module's name is the method's name; nothing else lists them."""
+import functools
+import importlib
+import pkgutil
+
+from trainer.methods.base import Method
+from utils.config_values import nearest
+from utils.errors import ConfigError
+from utils.user_code import load_object
+
+
+@functools.cache
+def known() -> dict[str, type[Method]]:
+    """Name -> class of every method in this folder, in order of name."""
+    modules = [m.name for m in pkgutil.iter_modules(__path__) if m.name != "base"]
+    return {name: _method_of(importlib.import_module(f"{__name__}.{name}")) for name in sorted(modules)}
+
+
+@functools.cache
+def find(name: str) -> type[Method]:
+    """The class of a method: a name of `known`, or a user's own as `my_file.py:MyMethod`. Raises ConfigError."""
+    if name in known():
+        return known()[name]
+    if ":" not in name:
+        raise ConfigError(f"method: no method {name!r}{nearest(name, known())}; there are {', '.join(known())}, or your "
+                          "own as my_file.py:MyMethod.")
+    return load_object(name, "method", Method)
+
+
+def _method_of(module) -> type[Method]:
+    """The one method that a module defines."""
+    cls, = (c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Method)
+            and c.__module__ == module.__name__)
+    return cls

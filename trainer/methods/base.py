@@ -1,0 +1,193 @@
+"""What a method is: which images it trains on, what it starts from, its losses, its own keys and its own state."""
+import math
+from dataclasses import dataclass
+from typing import Any, Callable, ClassVar, Iterable, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dataset import inspection, loaders
+from dataset.segmentation import Sample
+from model.segmenter import Segmenter
+from trainer import selection
+from trainer.rounds import PseudoLabels
+from trainer.run_state import Position
+from utils.config import Config
+from utils.config_values import Declares, key
+from utils.errors import ConfigError
+from utils.logger import RunLog
+from utils.schedule import round_lr, round_portion
+
+TRAINED, ANY = "trained", "any"  # what a method may start from: a trained network only, or a random start as well
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a step trains on. images: float32 [B, K, H, W], ready for the network; labels: int64 [B, H, W] train ids with
+    255 where there is none, or None; both on the device. names: of the images. pixels: uint8 [B, H, W, K] as read (RGB
+    for three bands), on the device."""
+
+    images: Tensor
+    labels: Tensor | None
+    names: list[str]
+    pixels: Tensor
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a method works on. network: on `device`. samples: the training images. class_names: of the network's
+    classes. position: where training stands, to be read only. check: to be called between images of long work; what it
+    raises ends the run."""
+
+    cfg: Config
+    network: Segmenter
+    device: torch.device
+    samples: list[Sample]
+    class_names: tuple[str, ...]
+    position: Position
+    log: RunLog
+    check: Callable[[], None]
+
+
+class Method(Declares):
+    """Base of all methods. A subclass fills `losses`; every other hook has a default, which trains on random crops of
+    the unlabelled target for one round.
+
+    Its configuration keys are annotated class attributes made by `utils.config_values.key`; an object has their values.
+    No hook is called before the object is complete, but for the class method `check`.
+    """
+
+    title: ClassVar[str] = ""  # in tables and figures; empty: the name
+    needs_source: ClassVar[bool] = False  # trains on the labelled source in place of the target
+    starts_from: ClassVar[str] = TRAINED
+    after: ClassVar[str] = "source_only"  # the stage whose checkpoint it usually starts from
+
+    epochs: int = key(1, "passes over the target images in a round", low=1)
+
+    def __init__(self, setting: Setting):
+        super().__init__(setting.cfg.options)
+        self.cfg, self.network, self.device = setting.cfg, setting.network, setting.device
+        self.samples, self.class_names, self.position = setting.samples, setting.class_names, setting.position
+        self.log, self.check_interrupt = setting.log, setting.check
+        self.setup()
+
+    def setup(self) -> None:
+        """Make what the method needs beside the network, a teacher say."""
+
+    @property
+    def first_round(self) -> int:
+        return 0
+
+    @property
+    def rounds(self) -> int:
+        """The rounds end before this one. Each has its own optimiser and its own schedule of the learning rate."""
+        return 1
+
+    def base_lr(self, round_index: int) -> float:
+        """The learning rate with which the schedule of a round begins."""
+        return self.cfg.learning_rate
+
+    def prepare_round(self, round_index: int) -> None:
+        """What a round needs before its first step; not called again when a run is resumed behind it."""
+
+    def batches(self, round_index: int, first: int) -> Iterable[dict]:
+        """The batches of a round from number `first` on, each with `image` uint8 [B, H, W, K], `name` and, where there
+        are any, `label` uint8 [B, H, W]; its length is their number."""
+        return loaders.target_loader(self.cfg, self.samples, self.epochs, round_index, first,
+                                     self.device.type == "cuda")
+
+    def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Losses of one batch by name; their sum is minimised. The network is in training mode. rng: this step's own,
+        from seed, round and step; torch's global generator is seeded from them too. A step without losses, {}, leaves
+        the optimiser alone."""
+        raise NotImplementedError(f"{type(self).__name__} has no losses")
+
+    def after_step(self, batch: Batch) -> None:
+        """Called after each step."""
+
+    def end_round(self, round_index: int) -> None:
+        """Called after the last step of a round, before its state is saved."""
+
+    def parts(self) -> Mapping[str, Any]:
+        """What belongs to the run's saved state beside the network: name -> an object with `state_dict` and
+        `load_state_dict`, of plain tensors and values."""
+        return {}
+
+    @classmethod
+    def usable(cls, cfg: Config, samples: list[Sample], state: dict[str, Any]) -> bool:
+        """Whether what a saved state needs beside itself is still there. state: with `position` and `parts`."""
+        return True
+
+
+class SelfTraining(Method):
+    """Base of methods that train in rounds on the target's pseudo labels: each round labels the target with the network
+    as it stands, keeps a class-balanced portion of the pixels, and trains on crops with those labels (255 elsewhere).
+
+    A subclass fills `losses`, and `select` where its selection is another one.
+    """
+
+    round: int = key(2, "R, rounds of pseudo-labelling and training", low=1)
+    round_start: int = key(0, "first round to run, from 0; portion and rate are that round's", low=0)
+    round_lr_decay: float = key(math.sqrt(2), "the rate is divided by this after each round", low=0, above=True)
+    cb_prop: float = key(0.1, "alpha of round 0: share of each class's pixels that is selected", low=0, high=1,
+                         above=True)
+    portion_step: float = key(0.05, "added to alpha after each round", low=0, high=1)
+    select_image: bool = key(True, "select each image's own top alpha pixels too (released code; not in the paper)")
+
+    @classmethod
+    def check(cls, cfg):
+        start, rounds = cfg.options["round_start"], cfg.options["round"]
+        if start >= rounds:
+            raise ConfigError(f"round_start: {start} leaves nothing to run of the {rounds} rounds from 0 on; use less.")
+
+    def __init__(self, setting):
+        self.pseudo_labels = PseudoLabels(setting.cfg, setting.samples)
+        super().__init__(setting)
+
+    @property
+    def first_round(self):
+        return self.round_start
+
+    @property
+    def rounds(self):
+        return self.round
+
+    def base_lr(self, round_index):
+        return round_lr(self.cfg.learning_rate, round_index, self.round_lr_decay)
+
+    def select(self, logits: Tensor, thresholds: Tensor, portion: float) -> tuple[Tensor, Tensor]:
+        """The prediction int64 [H, W] and pseudo label uint8 [H, W] (255 where a pixel is not selected) of one image's
+        logits float [C, H, W]. thresholds: int64 [C] (`selection.class_thresholds`); portion: of the round."""
+        label, uncertainty = selection.predict(logits)
+        return label, selection.select(label, uncertainty, thresholds, portion if self.select_image else None)
+
+    def prepare_round(self, round_index):
+        """Write the round's pseudo labels and report what they cover."""
+        cfg, names = self.cfg, self.class_names
+        portion = round_portion(self.cb_prop, self.portion_step, round_index)
+        found = self.pseudo_labels.write(round_index, self.network, names, portion,
+                                         lambda logits, thresholds: self.select(logits, thresholds, portion),
+                                         self.check_interrupt)
+        self.log.event("pseudo_label", self.position.global_step, round=round_index, portion=portion, coverage=found.coverage,
+                       threshold=dict(zip(names, selection.threshold_confidence(found.thresholds).tolist())),
+                       **({"accuracy": found.accuracy} if found.accuracy else {}))
+        if found.unseen:
+            seen = inspection.never_seen(cfg, cfg.target, found.unseen, "the training labels")
+            self.log.say_once(f"warning: {seen}")
+        right = f", accuracy {found.accuracy['all']:.1%}" if found.accuracy else ""
+        self.log.say(f"round {round_index}: portion {portion:.2f}, pseudo labels cover {found.coverage['all']:.1%} of "
+                     f"the target's pixels{right}")
+
+    def batches(self, round_index, first):
+        return loaders.round_loader(self.cfg, self.pseudo_labels.samples(round_index), self.epochs, round_index, first,
+                                    self.device.type == "cuda")
+
+    def parts(self):
+        return {"pseudo_labels": self.pseudo_labels}
+
+    @classmethod
+    def usable(cls, cfg, samples, state):
+        position = state["position"]
+        return not position["prepared"] or PseudoLabels(cfg, samples).intact(position["round"],
+                                                                             state["parts"]["pseudo_labels"])

@@ -1,0 +1,73 @@
+"""Stage 0: cross entropy on the labelled source."""
+import torch
+
+from dataset import inspection, loaders
+from dataset.labels import IGNORE_INDEX
+from trainer import losses
+from trainer.methods.base import ANY, Method
+from utils.config_values import UNUSED
+
+ENOUGH_CROPS = 1000  # after which a class without a single pixel is worth a warning before the stage ends
+
+
+class SourceOnly(Method):
+    """Minimises cross entropy for num_steps steps, and says which classes the labels never showed."""
+
+    title = "source-only"
+    needs_source = True
+    starts_from = ANY
+    epochs = UNUSED
+
+    def setup(self):
+        self.seen = SeenClasses(len(self.class_names), self.device)
+
+    def batches(self, round_index, first):
+        return loaders.source_loader(self.cfg, self.samples, first, self.device.type == "cuda")
+
+    def losses(self, batch, rng):
+        return {"cross_entropy": losses.cross_entropy(self.network(batch.images), batch.labels)}
+
+    def after_step(self, batch):
+        before = self.seen.crops
+        self.seen.add(batch.labels)
+        if self.seen.crops >= ENOUGH_CROPS > before:
+            self.warn_of_unseen()
+
+    def end_round(self, round_index):
+        self.warn_of_unseen()
+
+    def warn_of_unseen(self) -> None:
+        """Warn of the classes that no crop has shown, unless the last warning named the same."""
+        unseen = [self.class_names[c] for c in self.seen.unseen]
+        if unseen and unseen != self.seen.named:
+            where = f"the labels of {self.seen.crops} crops"
+            self.log.say_once(f"warning: {inspection.never_seen(self.cfg, self.cfg.source, unseen, where)}")
+        self.seen.named = unseen
+
+    def parts(self):
+        return {"seen": self.seen}
+
+
+class SeenClasses:
+    """The classes that the labels have shown so far. named: those that the last warning named."""
+
+    def __init__(self, num_classes: int, device: torch.device):
+        self.crops, self.num_classes, self.named = 0, num_classes, []
+        self._ids = torch.zeros(IGNORE_INDEX + 1, dtype=torch.bool, device=device)
+
+    def add(self, labels: torch.Tensor) -> None:
+        """Take in a batch's labels int64 [B, H, W]; a GPU need not wait for it."""
+        self.crops += len(labels)
+        self._ids.index_fill_(0, labels.flatten(), True)
+
+    @property
+    def unseen(self) -> list[int]:
+        """The classes without a pixel so far."""
+        return (~self._ids[: self.num_classes]).nonzero().flatten().tolist()
+
+    def state_dict(self) -> dict:
+        return {"crops": self.crops, "ids": self._ids, "named": self.named}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.crops, self.named = state["crops"], state["named"]
+        self._ids.copy_(state["ids"])

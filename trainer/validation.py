@@ -1,0 +1,62 @@
+"""Scoring the network on the target's validation split while it is trained."""
+import json
+from pathlib import Path
+from typing import Callable
+
+from dataset import inspection, loaders, segmentation
+from dataset.segmentation import Sample
+from model.segmenter import Segmenter
+from trainer import evaluate
+from utils.checkpoint import write_atomically
+from utils.config import Config
+from utils.logger import RunLog
+from utils.progress import Progress
+
+
+class Validation:
+    """The scores of the network as it last stood; a part of a run's saved state. scores: `evaluate.protocol_scores`,
+    None before the first, or where the split cannot be scored, which `remarks` then explain.
+
+    Building it raises DataError for labels of which only some are there.
+    """
+
+    def __init__(self, cfg: Config, training_samples: list[Sample], pin_memory: bool):
+        self.cfg, self.scores, self._at = cfg, None, -1
+        self.class_set = segmentation.class_set(cfg.target_data, cfg.num_classes)
+        self._loader, self.remarks = None, [f"{inspection.NO_VALIDATION}: val is False"]
+        if not cfg.val:
+            return
+        samples, self.remarks = inspection.validation_samples(cfg)
+        if not samples:
+            return
+        trained = {sample.image for sample in training_samples}
+        if shared := sum(sample.image in trained for sample in samples):
+            self.remarks.append(f"note: {shared} of the {len(samples)} validation images are trained on as well")
+        self._loader = loaders.whole_image_loader(cfg, cfg.target, samples, True, pin_memory)
+
+    def run(self, network: Segmenter, step: int, log: RunLog, check: Callable[[], None]) -> None:
+        """Score the network, once per step count, and log the scores. check: `evaluate.evaluate`."""
+        if self._loader is None or self._at == step:
+            return
+        pace = Progress(self._loader, "validation", self.cfg.print_freq, self.cfg.screen)
+        device = next(network.parameters()).device
+        confusion = evaluate.evaluate(network, pace, self.cfg.num_classes, device, check)
+        self.scores, self._at = evaluate.protocol_scores(confusion, self.class_set), step
+        log.event("val", step, **self.scores)
+        log.say(f"step {step}: mIoU {evaluate.means(self.scores)}")
+        if unseen := next(iter(self.scores.values()))["unseen"]:
+            seen = inspection.never_seen(self.cfg, self.cfg.target, unseen, "the validation labels")
+            log.say_once(f"warning: {seen}")
+
+    def write(self) -> None:
+        """Write the scores to `<result>/<note>/<stage>.json`, if there are any."""
+        if self.scores is not None:
+            content = json.dumps(self.scores, indent=1).encode()
+            path = Path(self.cfg.result) / self.cfg.note / f"{self.cfg.stage}.json"
+            write_atomically(path, lambda file: file.write(content))
+
+    def state_dict(self) -> dict:
+        return {"scores": self.scores, "at": self._at}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.scores, self._at = state["scores"], state["at"]
