@@ -12,7 +12,8 @@ from utils.errors import ConfigError, naming
 
 
 def main(given):
-    from dataset.inspection import never_seen  # late, so that --help answers at once
+    from dataset.class_sets import class_set  # late, so that --help answers at once
+    from dataset.inspection import never_seen
     from trainer import evaluate, report
     from utils.config import load_config
     from utils.config_values import expanded
@@ -29,8 +30,9 @@ def main(given):
         if file:  # refused now rather than after the evaluation
             Path(file).parent.mkdir(parents=True, exist_ok=True)
     scored = report.score_checkpoints(cfg, checkpoints)
-    print(evaluate.score_table(scored, report.target_classes(cfg)))
-    if unseen := next(iter(next(iter(scored.values())).values()))["unseen"]:
+    classes = class_set(cfg)
+    print(evaluate.score_table(scored, classes))
+    if unseen := evaluate.unseen_classes(next(iter(scored.values())), classes):
         print(f"warning: {never_seen(cfg, cfg.target, unseen, 'the validation labels')}", file=sys.stderr)
     if given.json:
         with naming(given.json):

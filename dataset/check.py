@@ -12,12 +12,13 @@ from collections import Counter
 from dataclasses import dataclass, field, replace
 
 from dataset import loaders, segmentation
+from dataset.class_sets import class_set, label_classes, require_network_classes
 from dataset.inspection import (NO_ACCURACY, NO_VALIDATION, findings, labels_compared, never_seen, no_images,
                                 progress_of, some_labels)
 from dataset.labels import IGNORE_INDEX
 from utils.cli import guarded, leave, parser
 from utils.config import Config, load_config
-from utils.errors import DataError, one_line
+from utils.errors import ConfigError, DataError, one_line
 
 PARTS = {"source_train": ("source", "train"), "target_train": ("target", "train"), "target_val": ("target", "val")}
 EXIT_WOULD_STOP = 1
@@ -44,9 +45,11 @@ def check_part(cfg: Config, part: str) -> Report:
     name = getattr(cfg, side)
     report = Report(f"{part} ({name})")
     try:
+        if side == "source":
+            require_network_classes(cfg, name)
         samples, report.notes = segmentation.find_split(name, cfg.section(name), split, required=split == "train",
                                                         complete=False)
-    except DataError as error:
+    except (ConfigError, DataError) as error:
         report.errors.append(str(error))
         return report
     if not samples:
@@ -66,7 +69,7 @@ def check_part(cfg: Config, part: str) -> Report:
         if broken == len(samples):
             report.errors.append(f"{name}: none of its {broken} training samples can be read.")
     _judge_ids(report, segmentation.label_table(cfg.section(name), cfg.num_classes),
-               segmentation.known_ids(cfg.section(name), cfg.num_classes))
+               segmentation.known_ids(cfg.section(name)))
     return report
 
 
@@ -111,7 +114,9 @@ def _judge_ids(report, table, known):
 
 
 def check(cfg: Config, parts: list[str]) -> dict[str, Report]:
-    """`check_part` of each, and what only shows between them: images that target training and validation share."""
+    """`check_part` of each, and what only shows between them: images that target training and validation share. Raises
+    ConfigError if the target's protocols do not fit its classes and the network's (`class_set`)."""
+    class_set(cfg)
     reports = {part: check_part(cfg, part) for part in parts}
     if {"target_train", "target_val"} <= reports.keys():
         train, val = reports["target_train"].digests, reports["target_val"]
@@ -122,7 +127,7 @@ def check(cfg: Config, parts: list[str]) -> dict[str, Report]:
             report.notes.append(f"images with the content of another: {len(report.twice)} ({shown}"
                                 + ("; ...)" if len(report.twice) > _SHOWN else ")"))
         section = getattr(cfg, PARTS[part][0])
-        names = segmentation.class_set(cfg.section(section), cfg.num_classes).names
+        names = label_classes(cfg.section(section), cfg.num_classes).names
         unseen = [n for c, n in enumerate(names) if not report.pixels[c]]
         if report.pixels and unseen:
             ids = [f"{label_id} ({entry[0]} pixels)" for label_id, entry in sorted(report.ids.items())]
@@ -142,20 +147,33 @@ def summary(cfg: Config, reports: dict[str, Report]) -> str:
         lines += [f"  {one_line(text)}" for text in said]
     columns = {part: report.pixels for part, report in reports.items() if report.pixels}
     if columns:
-        names = segmentation.class_set(cfg.target_data, cfg.num_classes).names
-        width = max(len(n) for n in (*names, "pixels, %"))
+        names = {part: _label_names(cfg, part) for part in columns}
+        rows = list(dict.fromkeys(name for of_part in names.values() for name in of_part))
+        width = max(len(n) for n in (*rows, "pixels, %"))
         lines += ["", "pixels, %".ljust(width) + "".join(part.rjust(14) for part in columns)]
-        for train_id, name in (*enumerate(names), (IGNORE_INDEX, "ignored")):
-            shares = [100 * pixels[train_id] / max(1, _whole(pixels, train_id)) for pixels in columns.values()]
-            lines.append(name.ljust(width) + "".join(f"{share:.3f}".rjust(14) for share in shares))
+        for row in (*rows, None):
+            shares = [_share(pixels, names[part], row) for part, pixels in columns.items()]
+            lines.append((row or "ignored").ljust(width) + "".join(share.rjust(14) for share in shares))
         lines.append("")
     count = sum(len(report.errors) for report in reports.values())
     return "\n".join([*lines, f"errors: {count}; a run would stop" if count else "nothing would stop a run"])
 
 
-def _whole(pixels, train_id):
-    """Classes are shares of the labelled pixels, ignored ones a share of all."""
-    return pixels.total() - (pixels[IGNORE_INDEX] if train_id != IGNORE_INDEX else 0)
+def _label_names(cfg, part):
+    """The names of a part's classes in the table: the target's for both, but where the source's labels are others."""
+    classes = class_set(cfg)
+    return (classes.labels if getattr(cfg, PARTS[part][0]) == cfg.target else classes).names
+
+
+def _share(pixels, names, name):
+    """Percent of one class of a part, as text: of the labelled pixels; None: of the ignored ones, of all pixels; "-"
+    where the part has no such class."""
+    if name not in (*names, None):
+        return "-"
+    of_class, whole = pixels[IGNORE_INDEX], pixels.total()
+    if name is not None:
+        of_class, whole = pixels[names.index(name)], whole - of_class
+    return f"{100 * of_class / max(1, whole):.3f}"
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,10 +1,12 @@
 """Reading image and label files. What is missing, damaged, of another kind or too large raises a DataError that names
 the file and what it is; sizes are checked in the header, before anything is decoded or allocated."""
+import functools
 import os
 import warnings
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator
+from typing import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -13,12 +15,52 @@ from dataset import formats
 from utils.errors import DataError
 
 
-def read_image(path: Path) -> np.ndarray:
-    """The image's pixels as a viewer shows them, RGB, uint8 [H, W, 3], turned as its EXIF orientation says; alpha is
-    left out. Raises DataError."""
+@dataclass(frozen=True)
+class Bands:
+    """What the images of a data set are read as. count: channels, 1..16. value_range: (low, high) for all of them, or
+    low, high of each one after the other: the values of files of more than 8 bits that become 0 and 255; None: such
+    files are refused. section: the data set's name, for messages."""
+
+    count: int = 3
+    value_range: tuple[float, ...] | None = None
+    section: str = ""
+
+    def key(self, name: str) -> str:
+        """The configuration's name of `bands` or `value_range`."""
+        return f"{self.section}.{name}" if self.section else name
+
+
+RGB = Bands()
+
+
+def read_image(path: Path, bands: Bands = RGB) -> np.ndarray:
+    """The image's pixels uint8 [H, W, bands.count], turned as its orientation tag says.
+
+    A grey or colour file of 8 bits or fewer is read as a viewer shows it: as RGB where there are 3 bands, grey ones
+    too, as grey where there is 1; one alpha channel is left out, unless there are as many bands as channels. Files of
+    other numbers of channels are read as they are stored. Values of more than 8 bits, signed and floating-point ones
+    are mapped to 0..255 by `to_8_bits`; without a range, RGB of 16 bits keeps its high bytes, and others are refused.
+    Raises DataError, also where the file has another number of bands.
+    """
     with _opened(path, "an image") as picture:
-        _require_colours(path, picture)
-        return _turned(picture.rgb(), picture.orientation)
+        return _turned(_pixels_of(path, picture, bands)(), picture.orientation)
+
+
+def to_8_bits(samples: np.ndarray, value_range: tuple[float, ...]) -> np.ndarray:
+    """Integers or floats [H, W, K] -> uint8 [H, W, K]: round((v - low) * 255 / (high - low)) of v clipped to low..high,
+    with one low, high for all bands or one for each, in float64, ties to even. Raises ValueError for NaN and infinity.
+    """
+    limits = np.resize(np.asarray(value_range, float), (samples.shape[2], 2))
+    result = np.empty(samples.shape, np.uint8)
+    for band, (low, high) in enumerate(limits.tolist()):
+        values = samples[:, :, band]
+        if values.dtype in (np.uint16, np.int16):
+            result[:, :, band] = _table(values.dtype.char, low, high).take(values.view(np.uint16))
+        else:
+            if not np.isfinite(values).all():
+                raise ValueError(f"band {band + 1} holds NaN or infinity: write a value of value_range there")
+            result[:, :, band] = _mapped(values, low, high)
+    return result
 
 
 def read_label_ids(path: Path) -> np.ndarray:
@@ -44,10 +86,10 @@ def read_label(path: Path, table: np.ndarray) -> np.ndarray:
     return table.take(read_label_ids(path))
 
 
-def read_size(path: Path) -> tuple[int, int]:
+def read_size(path: Path, bands: Bands = RGB) -> tuple[int, int]:
     """(width, height) of an image as `read_image` gives it, without decoding the pixels. Raises DataError."""
     with _opened(path, "an image") as picture:
-        _require_colours(path, picture)
+        _pixels_of(path, picture, bands)
         return picture.size[::-1] if picture.orientation > 4 else picture.size
 
 
@@ -59,10 +101,45 @@ def require_same_size(image_path: Path, size: tuple[int, int], label_path: Path,
                         "pair out of the list.")
 
 
-def _require_colours(path, picture):
-    if picture.rgb is None:
-        raise DataError(f"{path}: cannot be read as an image ({picture.what}): save it as a PNG or JPEG of one "
-                        "picture, grey or RGB, 8 bits per channel.")
+def _pixels_of(path, picture: formats.Picture, bands: Bands) -> Callable[[], np.ndarray]:
+    """A function that decodes the pixels uint8 [H, W, bands.count]. Raises DataError where the header rules it out."""
+    unread, count = f"{path}: cannot be read as an image ({picture.what}):", bands.count
+    if picture.rgb is None and picture.samples is None:
+        raise DataError(f"{unread} save it as a " + (
+            "PNG or JPEG of one picture, grey or RGB, 8 bits per channel." if count in (1, 3) else
+            f"TIFF of one page of {count} channels, grey or RGB and extra ones, compressed without loss."))
+    whole = count == picture.channels
+    shown = picture.channels <= picture.colours + 1 and count in (picture.colours, 3)  # but for one alpha channel
+    if not (whole or shown):
+        raise DataError(f"{path}: has {picture.channels} bands ({picture.what}), expected {count}: take it out, or set "
+                        f"{bands.key('bands')} to what all files have.")
+    as_stored = whole and picture.channels != picture.colours
+    if picture.deep and bands.value_range and picture.samples:
+        return lambda: to_8_bits(_stacked(picture.samples(), count, whole), bands.value_range)
+    if picture.deep and picture.samples and (picture.rgb is None or as_stored):
+        raise DataError(f"{unread} set {bands.key('value_range')} to the low and high value that become 0 and 255, or "
+                        "save it with 8 bits per channel.")
+    if picture.samples is None and (as_stored or picture.deep and bands.value_range):
+        raise DataError(f"{unread} save it as a TIFF of {count} channels, 8 or more bits per channel.")
+    if as_stored:
+        return lambda: np.ascontiguousarray(picture.samples())
+    return picture.rgb if count == 3 else lambda: np.ascontiguousarray(picture.rgb()[:, :, :1])
+
+
+def _stacked(samples, count, whole):
+    """Samples [H, W] or [H, W, channels] -> [H, W, count]: all, or the colours alone, of grey three times."""
+    samples = samples if samples.ndim == 3 else samples[:, :, None]
+    return samples if whole else samples[:, :, np.arange(count) if samples.shape[2] > 2 else [0] * count]
+
+
+@functools.lru_cache(64)
+def _table(kind, low, high):
+    """uint8 [65536]: what becomes of every 16-bit pattern; `kind`: numpy's letter of the type."""
+    return _mapped(np.arange(65536, dtype=np.uint16).view(kind), low, high)
+
+
+def _mapped(values, low, high):
+    return np.rint((np.clip(values.astype(np.float64), low, high) - low) * 255 / (high - low)).astype(np.uint8)
 
 
 def _as_displayed(path):

@@ -7,6 +7,7 @@ from typing import Callable, Iterator
 import numpy as np
 
 from dataset import files, labels, loaders, segmentation
+from dataset.class_sets import require_network_classes
 from dataset.segmentation import Sample
 from utils.config import Config, DataConfig
 from utils.errors import DataError
@@ -32,7 +33,7 @@ def inspect(sample: Sample) -> Finding:
     """Read a sample as training would. Without a label path there is no label to judge."""
     image = image_error = ids = label_error = None
     try:
-        image = files.read_image(sample.image)
+        image = files.read_image(sample.image, sample.bands)
     except DataError as error:
         image_error = str(error)
     try:
@@ -82,9 +83,12 @@ def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tup
 
     error: all that is there; files must exist, their content is not looked at. skip: what `readable` leaves, before
     anything is drawn at random, so that order and augmentation stay functions of seed, round, epoch and index.
-    Raises DataError, with skip if nothing is left.
+    Raises DataError, with skip if nothing is left; ConfigError if labels that are needed have other classes than the
+    network (`require_network_classes`).
     """
     section, skip = cfg.section(section_name), cfg.on_bad_sample == "skip"
+    if labels_needed:
+        require_network_classes(cfg, section_name)
     samples, lines = segmentation.find_split(section_name, section, "train", complete=not skip)
     if not labels_needed and cfg.plabel_accuracy:
         lines += _accuracy_remarks(section_name, section, samples)
@@ -158,7 +162,7 @@ def unknown_ids(cfg: Config, section_name: str, samples: list[Sample]) -> list[s
     """A warning, if any, of ids that a section's table does not know, in a few labels spread over the samples: label
     files of another numbering (Cityscapes' labelIds for train ids, say) would be read wrong without a word."""
     section = cfg.section(section_name)
-    known = segmentation.known_ids(section, cfg.num_classes)
+    known = segmentation.known_ids(section)
     key = "label_ids" if section.type == "folder" else "data_dir"
     for sample in samples[:: -(-len(samples) // _LOOKED_AT)] if samples else ():
         try:

@@ -42,15 +42,49 @@ STREET_PROTOCOLS = {
 
 
 @dataclass(frozen=True)
-class ClassSet:
-    """The classes a network tells apart: channel c of its logits is `names[c]`, drawn in `palette[c]`."""
+class Classes:
+    """Names and colours (red, green, blue) of classes: number c is `names[c]`, drawn in `palette[c]`."""
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
-    protocols: dict[str, tuple[int, ...]]  # protocol name -> channels that it scores
 
     def __len__(self):
         return len(self.names)
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """What is scored as one class: pixels labelled with a train id of `labelled[k]` are of class `names[k]`, and those
+    that the network gives a class of `predicted[k]` are called so. No train id, and no class of the network, stands in
+    two of them. A train id that stands in none is not scored; a predicted class that stands in none is wrong."""
+
+    names: tuple[str, ...]
+    labelled: tuple[tuple[int, ...], ...]
+    predicted: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class ClassSet(Classes):
+    """The classes that a network tells apart (channel c of its logits is `names[c]`), those of the labels that it is
+    compared with (train id c is `labels.names[c]`), and the protocols that score the one by the other, by name. Where
+    labels have the network's own classes, the first protocol has all of them."""
+
+    labels: Classes
+    protocols: dict[str, Protocol]
+
+    @property
+    def main(self) -> Protocol:
+        """The first protocol, by which the accuracy of pseudo labels is counted."""
+        return next(iter(self.protocols.values()))
+
+
+def own_class_set(names: tuple[str, ...], palette: tuple[tuple[int, int, int], ...],
+                  protocols: dict[str, tuple[int, ...]]) -> ClassSet:
+    """The class set of labels that have the network's own classes; protocols: name -> the classes that it scores."""
+    def scored(members):
+        each = tuple((c,) for c in members)
+        return Protocol(tuple(names[c] for c in members), each, each)
+    return ClassSet(names, palette, Classes(names, palette), {name: scored(m) for name, m in protocols.items()})
 
 
 def street_class_set(num_classes: int) -> ClassSet:
@@ -61,7 +95,13 @@ def street_class_set(num_classes: int) -> ClassSet:
     kept = STREET_PROTOCOLS[num_classes]
     protocols = {f"{n} classes": tuple(kept.index(c) for c in members)
                  for n, members in STREET_PROTOCOLS.items() if set(members) <= set(kept)}
-    return ClassSet(tuple(CITYSCAPES_CLASSES[c] for c in kept), tuple(CITYSCAPES_PALETTE[c] for c in kept), protocols)
+    return own_class_set(tuple(CITYSCAPES_CLASSES[c] for c in kept), tuple(CITYSCAPES_PALETTE[c] for c in kept),
+                         protocols)
+
+
+def street_count(num_classes: int) -> int:
+    """The street classes that labels are read with for a network of `num_classes`: all 19 where it has others."""
+    return num_classes if num_classes in STREET_PROTOCOLS else 19
 
 
 def street_table(label_ids: dict[int, int], num_classes: int) -> np.ndarray:

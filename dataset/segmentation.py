@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dataset import labels
-from dataset.files import read_image, read_label, require_same_size
+from dataset.files import RGB, Bands, read_image, read_label, require_same_size
 from dataset.lists import Places, read_list
 from dataset.patterns import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, OTHER_PICTURES, Pattern, Tree, composed, folders, scan
 from utils.config import DataConfig
@@ -45,28 +45,21 @@ class Sample:
     name: str
     image: Path
     label: Path | None
-
-
-def class_set(section: DataConfig, num_classes: int) -> labels.ClassSet:
-    """The classes of a data-set section: street classes, or the user's own under one protocol."""
-    if section.type != "folder":
-        return labels.street_class_set(num_classes)
-    palette = section.palette or labels.default_palette(num_classes)
-    return labels.ClassSet(tuple(section.classes), tuple(map(tuple, palette)),
-                           {f"{num_classes} classes": tuple(range(num_classes))})
+    bands: Bands = RGB
 
 
 def label_table(section: DataConfig, num_classes: int) -> np.ndarray:
-    """uint8 [65536]: label id in the section's files -> train id (`labels.lookup_table`)."""
+    """uint8 [65536]: label id in the section's files -> train id (`labels.lookup_table`), the number of a class
+    of `class_sets.label_classes`. num_classes: of the network."""
     if section.type != "folder":
-        return labels.street_table(LAYOUTS[section.type].label_ids, num_classes)
-    return labels.lookup_table(section.label_ids or {c: c for c in range(num_classes)})
+        return labels.street_table(LAYOUTS[section.type].label_ids, labels.street_count(num_classes))
+    return labels.lookup_table(section.label_ids or {c: c for c in range(len(section.classes))})
 
 
-def known_ids(section: DataConfig, num_classes: int) -> set[int]:
+def known_ids(section: DataConfig) -> set[int]:
     """The label ids that may occur in the section's files: those of its classes, the known void ones, IGNORE_INDEX."""
     layout = LAYOUTS.get(section.type)
-    ids = layout.label_ids if layout else section.label_ids or range(num_classes)
+    ids = layout.label_ids if layout else section.label_ids or range(len(section.classes))
     return {*ids, *(layout.void_ids if layout else ()), labels.IGNORE_INDEX}
 
 
@@ -103,7 +96,8 @@ def find_split(section_name: str, section: DataConfig, split: str, required: boo
         empty = f"list {list_file!r} is empty" if list_file else f"no image matches {str(root / str(images))!r}"
         raise DataError("; ".join([f"{section_name}: {empty}: check data_dir, the split {split!r} and the file names",
                                    *remarks]) + ".")
-    return _samples(section_name, root, images, found), remarks
+    bands = Bands(section.bands, section.value_range, section_name)
+    return _samples(section_name, root, images, found, bands), remarks
 
 
 def image_pattern(section: DataConfig, split: str) -> str:
@@ -172,8 +166,8 @@ def fingerprint(samples: list[Sample]) -> str:
 
 
 def read_pair(sample: Sample, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Image uint8 [H, W, 3] and train ids uint8 [H, W] of one sample. Raises DataError if their sizes differ."""
-    image, label = read_image(sample.image), read_label(sample.label, table)
+    """Image uint8 [H, W, K] and train ids uint8 [H, W] of one sample. Raises DataError if their sizes differ."""
+    image, label = read_image(sample.image, sample.bands), read_label(sample.label, table)
     require_same_size(sample.image, image.shape[1::-1], sample.label, label)
     return image, label
 
@@ -198,7 +192,7 @@ def _label(tree: Tree, labels_: Pattern | None, name: str) -> str | None:
     return found[0] if found else labels_.path(name)
 
 
-def _samples(section_name, root, images, found):
+def _samples(section_name, root, images, found, bands):
     """The samples of [(image, label or None)]: every name once, no image its own label. Accents do not tell names
     apart by the way they are written: a label is found for both, and some disks take both for one."""
     samples = {}
@@ -212,7 +206,7 @@ def _samples(section_name, root, images, found):
             other = samples[key].image.relative_to(root).as_posix()
             raise DataError(f"{image} and {other} share the name {name!r}{_how_alike(image, other)}: pseudo labels "
                             "could not be told apart; keep one of them.")
-        samples[key] = Sample(name, root / image, root / label if label else None)
+        samples[key] = Sample(name, root / image, root / label if label else None, bands)
     return list(samples.values())
 
 

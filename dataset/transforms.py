@@ -40,7 +40,7 @@ def draw_window(rng: np.random.Generator, size: tuple[int, int], shorter_edge: i
 
 
 def cut_image(pixels: np.ndarray, window: Window, crop: int) -> np.ndarray:
-    """The window of an image uint8 [H, W, 3], bicubic, as uint8 [crop, crop, 3]."""
+    """The window of an image uint8 [H, W, K], bicubic, as uint8 [crop, crop, K]."""
     (rows, height, top), (columns, width, left) = map(_needed_part, pixels.shape, window.resized,
                                                       (window.top, window.left), (window.side, window.side))
     part = resize_image(pixels[rows, columns], (height, width))[top: top + window.side, left: left + window.side]
@@ -56,14 +56,21 @@ def cut_label(ids: np.ndarray, window: Window, crop: int) -> np.ndarray:
 
 
 def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 [H, W, 3] -> uint8 [*size, 3], size = (height, width): bicubic with antialiasing, to about one grey level
+    """uint8 [H, W, K] -> uint8 [*size, K], size = (height, width): bicubic with antialiasing, to about one grey level
     what Pillow gives where it takes the axes in the same order (width first, rounded in between), and much faster."""
     if pixels.shape[:2] == tuple(size):
         return pixels
+    if pixels.shape[2] > 4:  # for which torch has no fast kernel: in groups of 4 it takes less than half the time
+        return np.concatenate([resize_image(pixels[:, :, i: i + 4], size) for i in range(0, pixels.shape[2], 4)], 2)
     images = torch.from_numpy(np.ascontiguousarray(pixels)).unsqueeze(0)
     # In this order the strides are those of channels_last, for which there is a kernel of its own.
     resized = F.interpolate(images.permute(0, 3, 1, 2), size, mode="bicubic", antialias=True)
     return resized.permute(0, 2, 3, 1)[0].numpy()
+
+
+def for_display(pixels: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, K] -> uint8 [H, W, 3] for figures: the first three bands as RGB, or, of fewer, the first as grey."""
+    return pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1].repeat(3, 2)
 
 
 def network_input(images: torch.Tensor, convention: InputConvention = HOUSE_INPUT) -> torch.Tensor:

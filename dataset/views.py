@@ -15,8 +15,8 @@ _LARGEST = 2**28  # pixels of a resized image, of which a crop may need a strip 
 
 class TrainingCrops:
     """Random crops, addressed by (round, epoch, index): a crop is a function of these and the seed alone, whatever
-    number of workers draws it. Items: image uint8 [crop, crop, 3] RGB, name, and, where a table is given, label uint8
-    [crop, crop] train ids."""
+    number of workers draws it. Items: image uint8 [crop, crop, K] (RGB), name, and, where a table is given, label
+    uint8 [crop, crop] train ids."""
 
     def __init__(self, samples: list[Sample], table: np.ndarray | None, shorter_edge: int, crop: int,
                  scales: tuple[float, ...], mirror: bool, seed: int):
@@ -25,7 +25,7 @@ class TrainingCrops:
 
     def __getitem__(self, key: tuple[int, int, int]):
         sample = self.samples[key[2]]
-        image, ids = read_image(sample.image), None
+        image, ids = read_image(sample.image, sample.bands), None
         if self.table is not None:
             ids = read_label_ids(sample.label)
             require_same_size(sample.image, image.shape[1::-1], sample.label, ids)
@@ -42,7 +42,7 @@ class TrainingCrops:
 
 
 class WholeImages:
-    """Whole images at the evaluation size. Items: image uint8 [1, h, w, 3] RGB, size (H, W) of the file, name, and,
+    """Whole images at the evaluation size. Items: image uint8 [1, h, w, K] (RGB), size (H, W) of the file, name, and,
     where a table is given, label uint8 [H, W] train ids."""
 
     def __init__(self, samples: list[Sample], input_size: tuple[int, int], table: np.ndarray | None = None):
@@ -55,7 +55,7 @@ class WholeImages:
         sample = self.samples[index]
         item = {"name": sample.name}
         if self.table is None:
-            image = read_image(sample.image)
+            image = read_image(sample.image, sample.bands)
         else:
             image, label = read_pair(sample, self.table)
             item["label"] = torch.from_numpy(label)
@@ -76,5 +76,5 @@ class WholeLabels:
     def __getitem__(self, index: int):
         sample = self.samples[index]
         label = read_label(sample.label, self.table)
-        require_same_size(sample.image, read_size(sample.image), sample.label, label)
+        require_same_size(sample.image, read_size(sample.image, sample.bands), sample.label, label)
         return torch.from_numpy(label)

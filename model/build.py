@@ -1,11 +1,10 @@
 """Configuration -> device and network."""
 import torch
 
-from model.deeplabv2 import DeepLabV2, compile_blocks, freeze_bn_affine
+from model.segmenter import Segmenter
 from model.weights import LoadReport, load_weights
 from utils.allocator import keep_freed_memory
 from utils.config import Config
-from model.segmenter import Segmenter
 from utils.errors import ConfigError
 
 AUTOCAST = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of the key `amp`
@@ -13,23 +12,29 @@ AUTOCAST = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of th
 
 def build_model(cfg: Config, device: torch.device, weights: str | None = None,
                 load: bool = True) -> tuple[Segmenter, LoadReport]:
-    """The network of a configuration with `weights` (default: init_weight) loaded: (model on device, what was loaded).
-    load: False leaves the random start, for weights that come from elsewhere. On the CPU the process keeps the memory
-    that it frees from now on, unless `checkpointing` asks for little of it.
+    """The network of a configuration with `weights` (default: init_weight) loaded: (network on device, what was
+    loaded). load: False leaves it as it was built, for weights that come from elsewhere. On the CPU the process keeps
+    the memory that it frees from now on, unless `checkpointing` asks for little of it.
 
-    Raises CheckpointError if they do not fit.
+    Raises CheckpointError if the weights do not fit, ConfigError if the network cannot be built or does not do.
     """
     if device.type == "cpu" and not cfg.checkpointing:
         keep_freed_memory()
-    model = DeepLabV2(cfg.num_classes, *(cfg.options[k] for k in ("layers", "width", "head_branches")))
-    report = load_weights(model, (weights or cfg.init_weight) if load else None, cfg.options["init_input"])
+    family = cfg.network_class(cfg.options)
+    network = family.segmenter(cfg.model, cfg.num_classes)
+    source = (weights or cfg.init_weight) if load else None
+    if source is None and family.brings_weights:
+        total = len(network.state_dict())
+        report = LoadReport(f"as {cfg.model} gives it", total - len(family.untrained), total, family.untrained)
+    else:
+        report = load_weights(network, source, cfg.options.get("init_input", "auto"))
     if cfg.fixbn:
-        freeze_bn_affine(model)
-    model.autocast, model.checkpointing = AUTOCAST[cfg.amp], cfg.checkpointing
-    model.to(device, memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)
+        network.freeze_bn_affine()
+    network.autocast, network.checkpointing = AUTOCAST[cfg.amp], cfg.checkpointing
+    network.to(device, memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)
     if cfg.compile:
-        compile_blocks(model)
-    return Segmenter(model), report
+        network.compile_blocks()
+    return network, report
 
 
 def pick_device(name: str) -> torch.device:

@@ -1,13 +1,13 @@
 """DeepLabV2 (Chen et al., TPAMI 2018) on a ResNet with output stride 8, under the parameter names that the field's
 checkpoints use: conv1 bn1 layer1..layer4 layer5.conv2d_list.0..3."""
-import contextlib
+import functools
 import math
-from typing import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+
+from model.recompute import recomputed
 
 EXPANSION = 4
 DILATIONS = (6, 12, 18, 24)  # of the four parallel convolutions of the head
@@ -70,16 +70,14 @@ class DeepLabV2(nn.Module):
     the stages have width, 2, 4 and 8 times width, times 4 behind each block. head_branches: how many of the head's four
     convolutions are summed, 1 to 4. Convolution weights start at N(0, 0.01).
 
-    Two attributes change how it is computed, not what. autocast: torch.bfloat16 or torch.float16 for its convolutions
-    (parameters and logits stay float32), None for none. checkpointing: in training keep only the input of stem
-    and bottlenecks (every second one in a deep stage) and compute the rest again in the backward pass: less memory, one
+    An attribute changes how it is computed, not what. checkpointing: in training keep only the input of stem and
+    bottlenecks (every second one in a deep stage) and compute the rest again in the backward pass: less memory, one
     more forward pass.
     """
 
     def __init__(self, num_classes: int, layers: tuple[int, ...] = (3, 4, 23, 3), width: int = 64,
                  head_branches: int = len(DILATIONS)):
         super().__init__()
-        self.autocast: torch.dtype | None = None
         self.checkpointing = False
         self.conv1 = nn.Conv2d(3, width, 7, stride=2, padding=3, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
@@ -96,13 +94,21 @@ class DeepLabV2(nn.Module):
 
     def score_map(self, x: Tensor) -> Tensor:
         """Logits float [B, C, h, w] at output stride 8; x as in `forward`."""
-        run = _recomputed if self.checkpointing and self.training and torch.is_grad_enabled() else _run
-        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None):
-            x = run(self._stem, self.bn1, x)
-            for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-                for part in _parts(stage):
-                    x = run(part, part, x)
-            return self.layer5(x)
+        again = self.checkpointing and self.training and torch.is_grad_enabled()
+        # Nothing in it draws random numbers.
+        run = functools.partial(recomputed, preserve_rng_state=False) if again else _run
+        x = run(self._stem, self.bn1, x)
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            for part in _parts(stage):
+                x = run(part, part, x)
+        return self.layer5(x)
+
+    def compile_blocks(self) -> list[nn.Module]:
+        """Fuse each bottleneck with torch.compile, in place; returns them."""
+        bottlenecks = [module for module in self.modules() if isinstance(module, Bottleneck)]
+        for module in bottlenecks:
+            module.compile()
+        return bottlenecks
 
     def _stem(self, x):
         return self.maxpool(self.relu(self.bn1(self.conv1(x))))
@@ -115,37 +121,6 @@ class DeepLabV2(nn.Module):
         return F.interpolate(self.score_map(x), size or x.shape[-2:], mode="bilinear", align_corners=True)
 
 
-def upsample(scores: Tensor, size: tuple[int, int]) -> Tensor:
-    """One image's score map float [C, h, w] -> logits float [C, *size], as `DeepLabV2.forward` upsamples."""
-    return F.interpolate(scores.unsqueeze(0), size, mode="bilinear", align_corners=True)[0]
-
-
-def freeze_bn_affine(model: nn.Module) -> None:
-    """Exclude weight and bias of every batch norm from training; running statistics go on moving in train mode."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.requires_grad_(False)
-
-
-def compile_blocks(model: nn.Module) -> None:
-    """Fuse each bottleneck with torch.compile, in place and under the same parameter names: blocks of one shape share
-    their code, so that a deep network compiles as fast as a shallow one. Where a block cannot be compiled (no compiler,
-    say), it runs as it is."""
-    torch._dynamo.config.suppress_errors = True
-    for module in model.modules():
-        if isinstance(module, Bottleneck):
-            module.compile()
-
-
-def parameter_groups(model: DeepLabV2, backbone_lr_mult: float, head_lr_mult: float) -> list[dict]:
-    """Two disjoint groups for the optimiser, `backbone` and `head`, which hold every trainable tensor once; the
-    learning rate of a group is to be the schedule's times its `lr_mult`."""
-    head = {id(p) for p in model.layer5.parameters()}
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    return [{"name": "backbone", "lr_mult": backbone_lr_mult, "params": [p for p in trainable if id(p) not in head]},
-            {"name": "head", "lr_mult": head_lr_mult, "params": [p for p in trainable if id(p) in head]}]
-
-
 def _parts(stage: nn.Sequential) -> list[nn.Sequential]:
     """The stage in parts of s blocks. Checkpointing keeps n / s inputs of one size and, for one part at a time, about
     four times that size a block: least at s = sqrt(n / 4) (Chen et al., 2016, choose sqrt(n) for equal sizes)."""
@@ -153,28 +128,8 @@ def _parts(stage: nn.Sequential) -> list[nn.Sequential]:
     return [stage[i: i + size] for i in range(0, len(stage), size)]
 
 
-def _run(call: Callable[[Tensor], Tensor], _owner: nn.Module, x: Tensor) -> Tensor:
+def _run(call, _owner, x):
     return call(x)
-
-
-def _recomputed(call: Callable[[Tensor], Tensor], owner: nn.Module, x: Tensor) -> Tensor:
-    """call(x), whose inner tensors are computed again when the backward pass needs them; owner: of its buffers."""
-    contexts = (contextlib.nullcontext(), _copied_buffers(owner))
-    return checkpoint(call, x, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: contexts)
-
-
-@contextlib.contextmanager
-def _copied_buffers(module: nn.Module):
-    """Within, the module works on copies of its buffers: a second look at the same batch must not move the running
-    statistics twice."""
-    kept = [(owner, name, buffer) for owner in module.modules() for name, buffer in owner.named_buffers(recurse=False)]
-    for owner, name, buffer in kept:
-        setattr(owner, name, buffer.clone())
-    try:
-        yield
-    finally:
-        for owner, name, buffer in kept:
-            setattr(owner, name, buffer)
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:

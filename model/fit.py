@@ -15,6 +15,30 @@ def require_fit(source: str | Path, expected: dict[str, Tensor], given: dict[str
     kind, and no other. `num_batches_tracked` may be missing, and, if `headless`, the head."""
     if any(_differences(expected, given, headless)):
         raise CheckpointError(f"{source}: {_misfit(expected, given, headless)}.")
+    _require_kinds(source, expected, given)
+
+
+def require_same(source: str | Path, expected: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """`require_fit` for any other network: the same names and shapes, but for `num_batches_tracked`, which may be
+    missing."""
+    missing, unexpected, other_shape = _differences(expected, given, False)
+    if not (missing or unexpected or other_shape):
+        return _require_kinds(source, expected, given)
+    shapes = [f"{k} {tuple(given[k].shape)} for {tuple(expected[k].shape)}" for k in other_shape]
+    found = [f"{len(names)} {what} ({some(names)})" for what, names in
+             (("missing", missing), ("unexpected", unexpected), ("of another shape", shapes)) if names]
+    advice = "give a checkpoint of the network that model and model_args name"
+    if unexpected and all(k.startswith("aux_classifier.") for k in unexpected):
+        advice = "set model_args={aux_loss: True}, since the file has an auxiliary classifier"
+    elif not missing and not unexpected and all(
+            given[k].shape[1:] == expected[k].shape[1:] for k in other_shape):
+        counts = sorted({given[k].shape[0] for k in other_shape})
+        advice = f"it has {', '.join(map(str, counts))} outputs there: build the network with as many, by " \
+                 "model_args, and name those that are the classes in output_channels, or set num_classes"
+    raise CheckpointError(f"{source}: does not fit the network, {', '.join(found)}: {advice}.")
+
+
+def _require_kinds(source, expected, given):
     for k, tensor in given.items():
         if tensor.is_floating_point() != expected[k].is_floating_point():
             raise CheckpointError(f"{source}: {k!r} holds {tensor.dtype}, expected {expected[k].dtype}: give a "

@@ -1,9 +1,11 @@
 """Checkpoints of other hands: the network in what a file holds, behind any stack of the usual wrappers and prefixes."""
 import re
+from collections import Counter
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from utils.constants import InputConvention
 from utils.errors import CheckpointError
 
 # Words that a network's entry in a file, or the front of its names, goes by.
@@ -39,7 +41,7 @@ class Network:
     words: tuple[str, ...]
     tensors: dict[str, Tensor]
     others: tuple[str, ...] = ()
-    input: str = ""
+    input: str | InputConvention = ""
 
     @property
     def label(self) -> str:
@@ -72,17 +74,36 @@ def find_network(content: object, path: str, entry: str | None = None) -> Networ
                               f"wrappers{_entries(content)}: expected a state dict.")
     found = _networks(tables)
     found = [n for n in found if n.whole] or [n for n in found if not n.unusual]
+    return _one_of(found, tables, content, path, entry, "a DeepLabV2 on a ResNet", "DeepLabV2")
+
+
+def find_named(content: object, path: str, expected: set[str], entry: str | None = None) -> Network:
+    """`find_network` for a network with the parameter names `expected`: what has most of these names, behind any front;
+    where nothing has most of them, what has some, so that what is missing can be told."""
+    tables = _tables(content)
+    if not tables:
+        raise CheckpointError(f"{path}: holds no tensors under parameter names, not even behind {_MOST_WRAPPERS} "
+                              f"wrappers{_entries(content)}: expected a state dict.")
+    found = [(share, network) for words, table in tables for share, network in _named(words, table, expected, tables)]
+    most = [network for share, network in found if share >= 0.5]
+    best = [network for share, network in found if share == max(s for s, _ in found)]
+    return _one_of(most or best[:1], tables, content, path, entry, "the configuration's", "such network")
+
+
+def _one_of(found, tables, content, path, entry, what, short) -> Network:
+    """The network that `entry` names among those found; without it, the only one."""
     if entry is not None:
         words = [word for word in entry.split(".") if word and word not in _TECHNICAL]
         chosen = [n for n in found if list(n.words) == words] or [n for n in found if n.answers_to(words)]
         if len(chosen) != 1:
-            what = f"{len(chosen)} networks go" if chosen else "no DeepLabV2 goes"
-            raise CheckpointError(f"{path}: {what} by the name {entry!r}; it holds {_listing(found, tables)}: give "
+            many = f"{len(chosen)} networks go" if chosen else f"no {short} goes"
+            raise CheckpointError(f"{path}: {many} by the name {entry!r}; it holds {_listing(found, tables)}: give "
                                   f"{'the name of one of these' if any(n.label for n in found) else path}.")
         return chosen[0]
     if not found:
-        raise CheckpointError(f"{path}: it fits nothing of the network, which is a DeepLabV2 on a ResNet: "
-                              f"{describe(_names(tables))}; give a DeepLabV2 checkpoint.")
+        another = f"a {short} checkpoint" if short == "DeepLabV2" else "a checkpoint of that"
+        raise CheckpointError(f"{path}: it fits nothing of the network, which is {what}: {describe(_names(tables))}; "
+                              f"give {another}.")
     if len(found) > 1:
         name = next((n.label for n in found if n.label), "")
         raise CheckpointError(f"{path}: holds several networks, {_listing(found, tables)}: name the one to take, such "
@@ -126,6 +147,27 @@ def _networks(tables) -> list[Network]:
             others += [".".join((*w, name)) for w, t in tables if w != words for name in t]
             path = ".".join((*words, front)).split(".")
             found.append(Network(tuple(w for w in path if w and w not in _TECHNICAL), kept, tuple(others)))
+    return found
+
+
+def _named(words, table, expected, tables) -> list[tuple[float, Network]]:
+    """(share of `expected` that it has, network) for every front of a table's names behind which some of them are."""
+    table = _without_technical(table)
+    counts = Counter(".".join(parts[:i]) for name in table for parts in [name.split(".")] for i in range(len(parts))
+                     if ".".join(parts[i:]) in expected)
+    needed = max(1, sum(not name.endswith("num_batches_tracked") for name in expected))
+    fronts, found = [f for f in counts if counts[f] >= needed / 2] or sorted(counts, key=counts.get)[-1:], []
+    for front in fronts:
+        start = f"{front}." if front else ""
+        inner = tuple(f"{f}." for f in fronts if f != front and f.startswith(start))
+        own = {name.removeprefix(start): name for name in table
+               if name.startswith(start) and not name.startswith(inner)}
+        kept = {name: table[n] for name, n in own.items() if name in expected or not _is_counter(name, table[n])}
+        used = {own[name] for name in kept}
+        others = [n for n in table if n not in used]
+        others += [".".join((*w, name)) for w, t in tables if w != words for name in t]
+        path = tuple(w for w in (*words, *front.split(".")) if w and w not in _TECHNICAL)
+        found.append((len(expected & kept.keys()) / needed, Network(path, kept, tuple(others))))
     return found
 
 

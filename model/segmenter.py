@@ -1,46 +1,194 @@
-"""A network and what it expects and gives (for DeepLabV2 alone)."""
+"""Any network behind one face: pixels in, one score per class out. What the network itself expects and gives is known
+here and in `interface.py` alone."""
+import contextlib
+import functools
+from typing import Callable, Mapping
+
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from model import deeplabv2
-from utils.constants import HOUSE_INPUT
+from model import recompute
+from model.interface import Interface
+from utils.errors import ConfigError
 
 
 class Segmenter(nn.Module):
-    """Stand-in."""
+    """A network behind its interface. Its state dict, parameters and buffers go by the network's own names.
 
-    has_batch_norm = True
-    remarks = ()
+    Two attributes change how it is computed, not what. autocast: torch.bfloat16 or torch.float16 for its convolutions
+    (parameters and scores stay float32), None for none. checkpointing: in training keep only the input of each block
+    and compute the rest again in the backward pass: less memory, one more forward pass.
 
-    def __init__(self, network):
+    remarks: what is to be said, once, about how the network is used.
+    """
+
+    def __init__(self, network: nn.Module, num_classes: int, interface: Interface):
         super().__init__()
-        self.network = network
+        self.network, self.num_classes, self.interface = network, num_classes, interface
+        self.autocast: torch.dtype | None = None
+        self.remarks: list[str] = []
+        self._checkpointing = False
+        self._norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
+        self._watched = list(self._norms)  # batch norms that may see one value per channel
+        # A network with these does it by itself.
+        self._blocks = [] if hasattr(network, "checkpointing") else list(recompute.blocks(network))
+        self._fused: dict[nn.Module, Callable] = {}  # block -> its compiled forward pass
 
-    def prepare(self, pixels):
-        offset = torch.tensor(HOUSE_INPUT.mean, device=pixels.device).view(3, 1, 1)
-        return pixels.permute(0, 3, 1, 2).contiguous().flip(1).float() - offset
+    # ---- input and output --------------------------------------------------------------------------------------------
 
-    def state_dict(self, *a, **k):
-        return self.network.state_dict(*a, **k)
+    def prepare(self, pixels: Tensor) -> Tensor:
+        """Pixels uint8 or float [B, H, W, K] in 0..255, RGB for three bands, as read -> float32 [B, K, H, W] as the
+        network takes them; on the device where the pixels are. Raises ConfigError for another number of bands."""
+        return self.interface.prepared(pixels)
 
-    def load_state_dict(self, state, strict=True):
-        return self.network.load_state_dict(state, strict)
+    def score_map(self, x: Tensor) -> Tensor:
+        """Logits float32 (float64 for float64) [B, C, h, w] at the network's own resolution; x: from `prepare`."""
+        with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None), self._adjusted(len(x)):
+            found = self.interface.run(self.network, self.interface.padded(x))
+        scores = self.interface.scores(found, self.num_classes)
+        return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
-    def score_map(self, x):
-        return self.network.score_map(x)
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Logits float [B, C, *size], upsampled bilinearly; x: from `prepare`; size: (height, width) of the result,
+        default that of x."""
+        image_size = tuple(x.shape[-2:])
+        return self.interface.resized(self.score_map(x), tuple(size or image_size), image_size)
 
-    def forward(self, x, size=None):
-        return self.network(x, size)
+    def upsample(self, scores: Tensor, size: tuple[int, int], image_size: tuple[int, int] | None = None) -> Tensor:
+        """One image's score map float [C, h, w] -> logits float [C, *size], as `forward` upsamples. image_size:
+        (height, width) of the image that gave the scores, default `size`; it matters where that had to be padded."""
+        return self.interface.resized(scores.unsqueeze(0), tuple(size), tuple(image_size or size))[0]
 
-    def upsample(self, scores, size):
-        return deeplabv2.upsample(scores, size)
+    # ---- how it is computed ------------------------------------------------------------------------------------------
 
-    def use_statistics(self, which):
-        self.train(which == "batch")
+    @property
+    def has_batch_norm(self) -> bool:
+        return bool(self._norms)
 
-    def parameter_groups(self, b, h):
-        return deeplabv2.parameter_groups(self.network, b, h)
+    @property
+    def checkpointing(self) -> bool:
+        return self._checkpointing
 
-    def compile_blocks(self):
-        deeplabv2.compile_blocks(self.network)
+    @checkpointing.setter
+    def checkpointing(self, wanted: bool) -> None:
+        self._checkpointing = wanted
+        if hasattr(self.network, "checkpointing"):
+            self.network.checkpointing = wanted
+        elif wanted and not self._blocks:
+            self.remark("checkpointing has no effect: the network has no blocks in a Sequential or ModuleList")
+
+    def use_statistics(self, which: str) -> None:
+        """Evaluation mode, in which batch norms normalise by the statistics of the `batch`, moving the running ones, or
+        by the `running` ones. Dropout is off in both."""
+        self.eval()
+        if which == "batch":
+            for norm in self._norms:
+                norm.train()
+
+    def freeze_bn_affine(self) -> None:
+        """Exclude weight and bias of every batch norm from training; running statistics go on moving."""
+        for norm in self._norms:
+            norm.requires_grad_(False)
+
+    def parameter_groups(self, backbone_lr_mult: float, head_lr_mult: float) -> list[dict]:
+        """Two disjoint groups for the optimiser, `backbone` and `head`, which hold every trainable tensor once; the
+        learning rate of a group is to be the schedule's times its `lr_mult`. Raises ConfigError if no parameter has a
+        name of the head."""
+        fronts = self.interface.head or (_last_with_parameters(self.network),)
+        named = list(self.network.named_parameters())
+        head = {id(p) for name, p in named if any(f"{name}.".startswith(f"{front.rstrip('.')}.") for front in fronts)}
+        if not head:
+            tops = ", ".join(dict.fromkeys(name.split(".")[0] for name, _ in named))
+            raise ConfigError(f"head: no parameter's name begins with {' or '.join(fronts)}; they begin with {tops}.")
+        both = [[p for _, p in named if p.requires_grad and (id(p) in head) == wanted] for wanted in (False, True)]
+        return [{"name": name, "lr_mult": lr_mult, "params": params} for name, lr_mult, params in zip(
+            ("backbone", "head"), (backbone_lr_mult, head_lr_mult), both)]
+
+    def compile_blocks(self) -> None:
+        """Fuse the network's blocks with torch.compile, under the same parameter names: blocks of one shape share their
+        code, so that a deep network compiles as fast as a shallow one. Where a block cannot be compiled (no compiler,
+        say), it runs as it is."""
+        torch._dynamo.config.suppress_errors = True
+        if hasattr(self.network, "compile_blocks"):
+            compiled = self.network.compile_blocks()
+        else:
+            pooled = {id(norm) for norm in self._norms if getattr(norm, "_single", False)}
+            compiled = [b for b in self._blocks if not any(id(m) in pooled for m in b.modules())]
+            self._fused = {block: torch.compile(block.forward) for block in compiled}
+        inside = {id(m) for block in compiled for m in block.modules()}
+        self._watched = [norm for norm in self._norms if id(norm) not in inside]
+
+    def remark(self, text: str) -> None:
+        """Say it once."""
+        if text not in self.remarks:
+            self.remarks.append(text)
+
+    def _adjusted(self, batch_size):
+        """Context of a forward pass: fused and recomputed blocks, and batch norms that have one value to normalise."""
+        forwards, single = {}, functools.partial(_replaced, {})
+        if batch_size == 1:
+            single = functools.partial(_replaced, {norm: functools.partial(self._normalised, norm, norm.forward)
+                                                   for norm in self._watched if norm.training})
+        again = self._checkpointing and self.training and torch.is_grad_enabled()
+        if again or self._fused:
+            for block in self._blocks:
+                call = self._fused.get(block, block.forward)
+                forwards[block] = functools.partial(recompute.recomputed, call, block, again=single) if again else call
+        return _both(single(), _replaced(forwards))
+
+    def _normalised(self, norm, plain, x):
+        """A batch norm's forward pass, where one value per channel, which has no variance, is normalised by the
+        running statistics."""
+        if x.numel() != x.shape[1] or norm.running_mean is None:
+            return plain(x)
+        self.remark("a batch norm sees one value per channel (pooled features of one image), which has no variance: it "
+                    "uses its running statistics there")
+        return F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
+
+    # ---- its state is the network's ----------------------------------------------------------------------------------
+
+    def state_dict(self, *args, **kwargs):
+        return self.network.state_dict(*args, **kwargs)
+
+    def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
+        return self.network.load_state_dict(state, strict=strict, assign=assign)
+
+    def named_parameters(self, *args, **kwargs):
+        return self.network.named_parameters(*args, **kwargs)
+
+    def named_buffers(self, *args, **kwargs):
+        return self.network.named_buffers(*args, **kwargs)
+
+    def __getstate__(self):
+        """A copy is not compiled: what was compiled belongs to the original's blocks."""
+        return {**super().__getstate__(), "_fused": {}}
+
+
+def _last_with_parameters(network):
+    return [name for name, module in network.named_modules() if any(True for _ in module.parameters(recurse=False))][-1]
+
+
+@contextlib.contextmanager
+def _replaced(forwards):
+    """Within, modules have other forward passes: {module: function}. No hook or copy of a module outlives it."""
+    before = {module: module.__dict__.get("forward") for module in forwards}
+    try:
+        for module, forward in forwards.items():
+            module.__dict__["forward"] = forward
+        yield
+    finally:
+        for module, own in before.items():
+            if own is None:
+                module.__dict__.pop("forward", None)
+            else:
+                module.__dict__["forward"] = own
+
+
+@contextlib.contextmanager
+def _both(first, second):
+    with first, second:
+        yield
+
+

@@ -2,6 +2,7 @@
 
 Strict: whatever does not load is either one of the exceptions named here or an error, never a silent random tensor.
 """
+import dataclasses
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,14 +13,16 @@ from torch import Tensor, nn
 from model.checkpoint_file import read_content
 from model.conversion import convert, convert_input, recognise_input, sum_of_heads, untrained_branches
 from model.deeplabv2 import DeepLabV2
-from model.fit import require_fit
-from model.foreign import Network, find_network, some
+from model.fit import require_fit, require_same
+from model.foreign import Network, find_named, find_network, some
+from model.segmenter import Segmenter
 from utils.checkpoint import write_atomically
-from utils.constants import INPUTS
+from utils.constants import HOUSE_INPUT, INPUTS, InputConvention
 from utils.errors import CheckpointError
 
 IMAGENET = "imagenet"  # the word for torchvision's ResNet-101 weights
 BOTH_HEADS = "layer5+layer6"  # behind the # of a checkpoint: the sum of two heads on the same features
+PLAIN = "same names"  # of a LoadReport's format: nothing had to be done to the file's network
 _HOUSE = "bgr255"  # name of the input that loaded networks take
 _INPUT = "input"  # in the metadata of our files, the name of the input that the network takes
 _KNOWN_INPUT = {"Caffe initialisation": "bgr255", "torchvision ImageNet": "rgb01"}  # of initialisations without a head
@@ -58,14 +61,15 @@ class LoadReport:
     @property
     def remarkable(self) -> bool:
         """Whether anything was done to the file's network, or is suspicious about it."""
-        return bool(self.format != "one head" or self.dropped or self.converted or self.warnings)
+        return bool(self.format not in ("one head", PLAIN) or self.dropped or self.converted or self.warnings)
 
     def __str__(self):
         return "\n".join([self.facts, *(f"warning: {text}" for text in self.warnings)])
 
 
-def read_network(source: str | Path) -> Network:
-    """The network in a file, `path` or `path#entry`, whose tensors are on the CPU.
+def read_network(source: str | Path, expected: set[str] | None = None) -> Network:
+    """The network in a file, `path` or `path#entry`, whose tensors are on the CPU: a DeepLabV2, or one with the names
+    `expected`.
 
     Nothing in a file is run. Raises CheckpointError if the file is missing, is no checkpoint, needs more than plain
     tensors and containers, does not say which of several networks is meant, or holds a tensor that is not plain
@@ -73,7 +77,7 @@ def read_network(source: str | Path) -> Network:
     """
     path, entry, both = _split(source)
     content = read_content(path)
-    network = find_network(content, str(path), entry)
+    network = find_named(content, str(path), expected, entry) if expected else find_network(content, str(path), entry)
     for name, tensor in network.tensors.items():
         if fault := _fault(tensor):
             raise CheckpointError(f"{path}: {name!r} {fault}: this is no usable network, give another checkpoint.")
@@ -85,30 +89,37 @@ def read_network(source: str | Path) -> Network:
         raise CheckpointError(f"{source}: has {error} to add up: give {path} alone.") from None
 
 
-def load_weights(model: DeepLabV2, source: str | Path | None, init_input: str = "auto") -> LoadReport:
-    """Load a checkpoint into the network. source: a file, `file#entry`, the word `imagenet`, or None: a random start.
-    init_input: the input that the checkpoint was trained with, a name of INPUTS, or `auto`; a file of `save_weights`
-    states its own, which counts.
+def load_weights(model: Segmenter | nn.Module, source: str | Path | None, init_input: str = "auto") -> LoadReport:
+    """Load a checkpoint into a network. source: a file, `file#entry`, for DeepLabV2 the word `imagenet`, or None: a
+    random start. init_input: the input that a DeepLabV2's checkpoint was trained with, a name of INPUTS, or `auto`; a
+    file of `save_weights` states its own, which counts.
 
-    The backbone must fit tensor by tensor. Exceptions: old files have no `num_batches_tracked`, others hold the whole
-    number as a float or as [1]; initialisations (Caffe, ImageNet) have no head, which then keeps its random start.
-    Raises CheckpointError, with the model unchanged, for anything else.
+    Every tensor must fit by name and shape. Exceptions: old files have no `num_batches_tracked`, others hold the whole
+    number as a float or as [1]; DeepLabV2's initialisations (Caffe, ImageNet) have no head, which then keeps its random
+    start. Raises CheckpointError, with the model unchanged, for anything else.
     """
-    expected = model.state_dict()
+    network = model.network if isinstance(model, Segmenter) else model
+    expected = network.state_dict()
     if source is None:
         return LoadReport("none (random start)", 0, len(expected), tuple(expected))
+    if isinstance(network, DeepLabV2):
+        return _load_deeplab(network, expected, source, init_input)
+    if str(source) == IMAGENET:
+        raise CheckpointError(f"init_weight: {IMAGENET!r} is a start of deeplab only: give a checkpoint.")
+    return _load_plain(network, expected, source, model.interface.input if isinstance(model, Segmenter) else None)
+
+
+def _load_deeplab(model, expected, source, init_input):
     network = Network((), _imagenet()) if str(source) == IMAGENET else read_network(source)
     name, given, dropped = convert(network.tensors)
     given = {k: _counter(v) if k.endswith("num_batches_tracked") else v for k, v in given.items()}
     require_fit(source, expected, given, name in _KNOWN_INPUT)
     given = {k: v.to(expected[k].dtype) for k, v in given.items()}
-    converted, warnings = _input_of(name, given, network.input, "auto" if str(source) == IMAGENET else init_input)
+    stated = network.input if isinstance(network.input, str) else ""
+    converted, warnings = _input_of(name, given, stated, "auto" if str(source) == IMAGENET else init_input)
     if converted:
         given = convert_input(given, INPUTS[converted])
-    if broken := [k for k, v in given.items() if _fault(v) or k.endswith("running_var") and (v < 0).any()]:
-        raise CheckpointError(f"{source}: {some(broken)} hold values out of range (beyond "
-                              f"{expected[broken[0]].dtype}, or a negative variance): this is no usable network, give "
-                              "another checkpoint.")
+    _require_in_range(source, expected, given)
     model.load_state_dict(given, strict=False)
     random_start = tuple(k for k in expected if k not in given and not k.endswith("num_batches_tracked"))
     warnings += _head_warnings(source, name, given, network.tensors, model.layer5.branches)
@@ -116,7 +127,30 @@ def load_weights(model: DeepLabV2, source: str | Path | None, init_input: str = 
                       converted, tuple(warnings))
 
 
-def save_weights(model: nn.Module, path: str | Path) -> None:
+def _load_plain(network, expected, source, takes):
+    """takes: the input that the network is given, or None."""
+    found = read_network(source, set(expected))
+    given = {k: _counter(v) if k.endswith("num_batches_tracked") else v for k, v in found.tensors.items()}
+    require_same(source, expected, given)
+    given = {k: v.to(expected[k].dtype) for k, v in given.items()}
+    _require_in_range(source, expected, given)
+    nn.Module.load_state_dict(network, given, strict=False)  # complete, as has been checked
+    stated = INPUTS.get(found.input, found.input) if isinstance(found.input, str) else found.input
+    warnings = []
+    if takes and isinstance(stated, InputConvention) and stated != takes:
+        warnings = [f"it was trained with {stated.words} input, and is given {takes.words}: set input_order, "
+                    "input_max, input_mean and input_std as they were"]
+    return LoadReport(PLAIN, len(given), len(expected), (), found.others, found.label, "", tuple(warnings))
+
+
+def _require_in_range(source, expected, given):
+    if broken := [k for k, v in given.items() if _fault(v) or k.endswith("running_var") and (v < 0).any()]:
+        raise CheckpointError(f"{source}: {some(broken)} hold values out of range (beyond "
+                              f"{expected[broken[0]].dtype}, or a negative variance): this is no usable network, give "
+                              "another checkpoint.")
+
+
+def save_weights(model: Segmenter | nn.Module, path: str | Path) -> None:
     """Write the plain state dict, atomically: a reader finds the old file or the whole new one. Its input is stated in
     the `_metadata` that torch keeps with a state dict, so that `load_weights` need not judge by the weights' scale.
 
@@ -124,7 +158,9 @@ def save_weights(model: nn.Module, path: str | Path) -> None:
     """
     path = Path(path)
     state = model.state_dict()
-    state._metadata[""][_INPUT] = _HOUSE
+    takes = model.interface.input if isinstance(model, Segmenter) else HOUSE_INPUT
+    named = next((name for name, convention in INPUTS.items() if convention == takes), None)
+    state._metadata.setdefault("", {})[_INPUT] = named or dataclasses.asdict(takes)
     state.update({k: v.detach().cpu().contiguous() for k, v in state.items()})
     broken = [k for k, v in state.items() if not _finite(v)]
     if broken:
@@ -142,12 +178,18 @@ def _split(source) -> tuple[Path, str | None, bool]:
     return Path(name), entry.removesuffix(BOTH_HEADS).rstrip(".") or None if both else entry, both
 
 
-def _stated_input(content) -> str:
-    """The name of INPUTS that a file of `save_weights` states; empty for others, whose metadata may be anything."""
+def _stated_input(content) -> str | InputConvention:
+    """What a file of `save_weights` states, a name of INPUTS or a convention; empty for others, whose metadata may be
+    anything."""
     metadata = getattr(content, "_metadata", None)
     stated = metadata.get("") if isinstance(metadata, dict) else None
-    name = stated.get(_INPUT) if isinstance(stated, dict) else None
-    return name if isinstance(name, str) and name in INPUTS else ""
+    found = stated.get(_INPUT) if isinstance(stated, dict) else None
+    if isinstance(found, str):
+        return found if found in INPUTS else ""
+    try:
+        return InputConvention(found["order"], found["maximum"], tuple(found["mean"]), tuple(found["std"]))
+    except (TypeError, KeyError):
+        return ""
 
 
 def _imagenet() -> dict[str, Tensor]:

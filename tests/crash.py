@@ -23,12 +23,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import run as run_script  # noqa: E402
 import run_so as run_so_script  # noqa: E402
-from trainer import evaluate, labelling, ldbe_trainer, source_only_trainer  # noqa: E402
+from trainer import evaluate, rounds  # noqa: E402
+from trainer.loop import Trainer  # noqa: E402
 from utils import checkpoint  # noqa: E402
 from utils.config import load_config  # noqa: E402
 from utils.errors import NothingToDo  # noqa: E402
 
-START = {"source_only": "None", "ld": "snapshot/tiny/source_only.pth", "be": "snapshot/tiny/ld.pth"}
+START = {"source_only": "None", "be": "snapshot/tiny/ld.pth"}  # else the source-only network
 
 
 class Events:
@@ -54,11 +55,10 @@ class Events:
         setattr(owner, name, watched)
 
     def install(self):
-        for trainer in (source_only_trainer.SourceOnlyTrainer, ldbe_trainer.LDBETrainer):
-            self.around(trainer, "step")
+        self.around(Trainer, "step")
         self.around(torch.optim.SGD, "step")
         self.around(checkpoint.os, "replace")
-        self.around(labelling.pl, "pack_scores")
+        self.around(rounds.selection, "pack_scores")
         self.around(evaluate, "confusion_matrix")
         save, write_bytes = torch.save, Path.write_bytes
 
@@ -89,10 +89,10 @@ def run_stage(stage: str, words: list[str], fatal: int | None = None) -> int | N
                     contextlib.redirect_stderr(log):
                 events = Events(fatal)
                 events.install()
-                script, fixed = ((run_so_script, {"method": "source_only"}) if stage == "source_only" else
-                                 (run_script, {"method": stage}))
+                start = START.get(stage, "snapshot/tiny/source_only.pth")
+                cfg = load_config("tiny.yml", [f"init_weight={start}", *words], method=stage)
                 with contextlib.suppress(NothingToDo):
-                    script.run(load_config("tiny.yml", [f"init_weight={START[stage]}", *words], **fixed))
+                    (run_so_script if cfg.method_class.needs_source else run_script).run(cfg)
                 os.write(writer, str(events.count).encode())
                 code = 0
         finally:

@@ -15,7 +15,7 @@ def packed(array, bits, order=">"):
     """Rows of samples, each row padded to whole bytes, the first sample in the high bits."""
     rows = np.asarray(array).reshape(len(array), -1)
     assert array.size == 0 or array.max() < 2**bits
-    if bits in (8, 16, 32):
+    if bits in (8, 16, 32, 64):
         return [row.astype(f"{order}{'i' if array.min() < 0 else 'u'}{bits // 8}").tobytes() for row in rows]
     out = []
     for row in rows.tolist():

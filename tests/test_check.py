@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import check, loaders, segmentation
+from dataset import check, class_sets, loaders, segmentation
 from dataset.inspection import inspect, readable, training_samples
 from dataset.toy import write_toy_world
 from utils.config import load_config
@@ -74,7 +74,7 @@ def test_a_sound_set_and_its_class_shares(cfg, capsys):
     table = segmentation.label_table(cfg().target_data, 19)
     train_ids = np.concatenate([table[np.array(Image.open(VAL_LABEL.format(i)))].ravel() for i in range(3)])
     counts = np.bincount(train_ids, minlength=256)
-    for train_id, name in enumerate(segmentation.class_set(cfg().target_data, 19).names):
+    for train_id, name in enumerate(class_sets.label_classes(cfg().target_data, 19).names):
         row = [line for line in lines if line.startswith(name + " ")][-1]
         assert float(row.split()[-1]) == pytest.approx(100 * counts[train_id] / counts[:19].sum(), abs=6e-4)
     ignored = [line for line in lines if line.startswith("ignored")][-1]

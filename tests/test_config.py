@@ -1,12 +1,14 @@
 """The configuration: every file in the repository loads, values are typed, mistakes are named, nothing is writable."""
 import dataclasses
 import random
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 
 from utils.config import KEYS, NO_EFFECT, SECTION_KEYS, Config, config_help, config_remarks, load_config, to_yaml
+from utils.config_keys import known_classes
 from utils.errors import ConfigError
 
 ROOT = Path(__file__).parent.parent
@@ -143,8 +145,11 @@ def test_the_real_configurations_hold_the_released_values():
                     head_lr_mult=10.0, portion_step=0.05, ema_alpha=0.99, conf_thresh=0.97, neg_rank_width=3,
                     entropy_on="all", entropy="released", select_image=True, layers=(3, 4, 23, 3), width=64,
                     num_classes=19)
-    assert {k: getattr(ldbe, k) for k in expected} == expected
-    assert ldbe.round_lr_decay == pytest.approx(2**0.5, rel=1e-9)
+    of_be = {"ema_alpha": expected.pop("ema_alpha"), "conf_thresh": expected.pop("conf_thresh")}
+    assert {k: ldbe.value(k) for k in expected} == expected and ldbe.other_keys.keys() == of_be.keys()
+    assert ldbe.options["round_lr_decay"] == pytest.approx(2**0.5, rel=1e-9)
+    be = load_config(ROOT / "config/ldbe_config.yml", method="be")
+    assert {k: be.value(k) for k in of_be} == of_be
     source_only = load_config(ROOT / "config/so_config.yml", method="source_only")
     assert (source_only.learning_rate, source_only.num_steps, source_only.batch_size) == (5e-5, 5000, 1)
     assert source_only.backbone_lr_mult == 3.0
@@ -153,7 +158,8 @@ def test_the_real_configurations_hold_the_released_values():
 @pytest.mark.parametrize("text, fixed", [(RELEASED_LDBE, {}), (RELEASED_SOURCE_ONLY, {"method": "source_only"})])
 def test_released_files_load_and_say_what_is_ignored(load, text, fixed):
     cfg = load(text, **fixed)
-    assert cfg.restore_from is None and cfg.source_data.data_dir == "/data/gta5/" and cfg.round == 5
+    assert cfg.restore_from is None and cfg.source_data.data_dir == "/data/gta5/"
+    assert "round" in cfg.other_keys if fixed else cfg.options["round"] == 5
     assert cfg.section("synthia").input_size == (1280, 760) and cfg.num_classes == 19
     assert set(cfg.ignored_keys) == {line.split(":")[0] for line in text.splitlines()} & set(NO_EFFECT)
     assert {"neptune", "rec", "scale_min", "scale_max"} <= set(cfg.ignored_keys)
@@ -192,7 +198,7 @@ def test_values_of_files(load, written, key, value):
     ("init_weight=None", "init_weight", None), ("init_weight=a=b.pth", "init_weight", "a=b.pth"),
     ("source=synthia", "source", "synthia")])
 def test_values_of_the_command_line(load, word, key, value):
-    found = getattr(load("", word), key)
+    found = load("", word).value(key)
     assert found == value and type(found) is type(value)
 
 
@@ -214,13 +220,13 @@ def test_a_fresh_seed_is_drawn_and_recorded(load):
 def test_read_only(load):
     cfg = load(OWN_DATA)
     with pytest.raises(dataclasses.FrozenInstanceError):
-        cfg.cb_prop = 0.3
+        cfg.learning_rate = 0.3
     with pytest.raises(dataclasses.FrozenInstanceError):
         cfg.target_data.data_dir = "x"
     for mapping in (cfg.sections, cfg.target_data.label_ids):
         with pytest.raises(TypeError):
             mapping["x"] = 1
-    assert isinstance(cfg.layers, tuple) and isinstance(cfg.target_data.palette[0], tuple)
+    assert isinstance(cfg.options["layers"], tuple) and isinstance(cfg.target_data.palette[0], tuple)
 
 
 # ---- mistakes --------------------------------------------------------------------------------------------------------
@@ -303,16 +309,24 @@ def test_help_lists_every_key_with_its_default():
         for name, key in keys.items():
             assert f"\n  {name}: " in text and key.meaning in text
     assert "learning_rate: number, default 0.0001" in text
-    assert {f.name for f in dataclasses.fields(Config)} == {*KEYS, "sections", "ignored_keys", "given_keys"}
+    computed = {"sections", "options", "ignored_keys", "other_keys", "given_keys"}
+    assert {f.name for f in dataclasses.fields(Config)} == {*KEYS, *computed}
+    for choosing in ("method", "model"):
+        for owner, cls in known_classes(choosing).items():
+            for name, key in cls.keys.items():
+                assert f"\n  {name}: " in text and key.meaning in text, owner
 
 
 def test_keys_without_effect_and_a_missing_method_are_said(load):
     def said(text, **fixed):
         return "\n".join(config_remarks(load(text, **fixed)))
     both = "round: 3\nepochs: 2\nmethod: source_only\n"
-    assert said(both) == "no effect on stage 0, which has num_steps steps and no rounds: round, epochs"
-    assert said("round_start: 0\n", method="source_only").endswith("no rounds: round_start")
+    assert re.fullmatch(r"no effect on method source_only with model deeplab: round \(of [^()]*\), "
+                        r"epochs \(of [^()]*\)", said(both))
+    assert "round_start (of " in said("round_start: 0\n", method="source_only")
     assert said("method: ld\nround: 3\nepochs: 2\n") == said("method: be\n") == ""
-    assert said("round: 3\n") == "method is not given, ld is run: set method to ld or be"
+    assert said("method: ld\nema_alpha: 0.9\nentropy: shannon\n").startswith("no effect on method ld with model "
+                                                                             "deeplab: ema_alpha (of be")
+    assert said("round: 3\n").startswith("method is not given, ld is run: set method to one of ")
     assert "no effect on LDBE, ignored: lamb" in said("lamb: 1\n")
-    assert config_remarks(load("", "round=2", method="source_only"))[0].endswith(": round")
+    assert "round (of " in config_remarks(load("", "round=2", method="source_only"))[0]

@@ -13,10 +13,9 @@ from PIL import Image
 
 from dataset import loaders, segmentation
 from dataset.toy import write_toy_world
-from dataset.transforms import network_input
-from model.deeplabv2 import DeepLabV2
+from model.build import build_model
 from trainer import selection
-from trainer.labelling import label_round
+from trainer.rounds import label_round
 from utils.background import Background, host_copy
 from utils.config import load_config
 from utils.counting import count
@@ -31,7 +30,8 @@ RESOLUTION = 2**-7  # of 1 - conf: bins of 2^-10 and scores of 2^-10 stay well w
 def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("labelling")
     write_toy_world(root / "world", seed=3, size=(128, 64), source=0, synthia=0, train=5, val=1)
-    (root / "c.yml").write_text("layers: [1, 1, 1, 1]\nwidth: 8\nworker: 0\nscreen: False\ndevice: cpu\n"
+    (root / "c.yml").write_text("layers: [1, 1, 1, 1]\nwidth: 8\nchannels_last: False\nworker: 0\n"
+                                "screen: False\ndevice: cpu\n"
                                 f"cityscapes: {{data_dir: {root / 'world/cityscapes'}, input_size: [96, 48]}}\n")
     return root
 
@@ -40,7 +40,7 @@ def setting(world, *words):
     """Configuration, a network whose logits spread as a trained one's do, samples, class names."""
     cfg = load_config(world / "c.yml", words)
     torch.manual_seed(0)
-    model = DeepLabV2(cfg.num_classes, cfg.layers, cfg.width)
+    model, _ = build_model(cfg, torch.device("cpu"), load=False)
     for module in model.modules():
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
@@ -48,8 +48,14 @@ def setting(world, *words):
     if cfg.bn_stats == "running":  # which are worth using once they have seen images
         with torch.no_grad():
             for item in 10 * list(loaders.whole_image_loader(cfg, cfg.target, samples, False)):
-                model.train()(network_input(item["image"]))
+                model.train()(model.prepare(item["image"]))
     return cfg, model, samples, tuple(map(str, range(19)))
+
+
+def select(logits, thresholds, portion=PORTION):
+    """Class-balanced selection, with each image's own share."""
+    label, uncertainty = selection.predict(logits)
+    return label, selection.select(label, uncertainty, thresholds, portion)
 
 
 def obvious_round(model, cfg, samples, select_image):
@@ -60,7 +66,7 @@ def obvious_round(model, cfg, samples, select_image):
     for item in loaders.whole_image_loader(cfg, cfg.target, samples, False):
         def probabilities(size):
             with torch.no_grad():
-                scores = model.score_map(network_input(item["image"]).double())
+                scores = model.score_map(model.prepare(item["image"]).double())
                 return F.interpolate(scores, size, mode="bilinear", align_corners=True)[0].softmax(0)
         conf, label = probabilities(item["image"].shape[1:3]).max(0)
         for c in label.unique().tolist():
@@ -82,8 +88,9 @@ def obvious_round(model, cfg, samples, select_image):
 @pytest.mark.parametrize("words", [(), ("select_image=False",), ("bn_stats=running",), ("score_budget=0",)])
 def test_a_round_equals_two_passes_and_full_sorts(world, tmp_path, words):
     cfg, model, samples, names = setting(world, *words)
-    expected, threshold = obvious_round(model, cfg, samples, cfg.select_image)
-    found = label_round(model, cfg, samples, names, PORTION, tmp_path)
+    share = PORTION if cfg.options["select_image"] else None
+    expected, threshold = obvious_round(model, cfg, samples, cfg.options["select_image"])
+    found = label_round(model, cfg, samples, names, PORTION, lambda *given: select(*given, share), tmp_path)
     for c, conf in zip(range(19), selection.threshold_confidence(found.thresholds).tolist()):
         assert math.isnan(conf) if c not in threshold else 1 - conf == pytest.approx(1 - threshold[c], rel=RESOLUTION)
     labels = [torch.from_numpy(np.array(Image.open(tmp_path / f"{s.name}.png"))).long() for s in samples]
@@ -104,9 +111,9 @@ def test_a_round_equals_two_passes_and_full_sorts(world, tmp_path, words):
 def test_the_network_sees_each_image_once(world, tmp_path):
     cfg, model, samples, names = setting(world)
     seen = []
-    model.conv1.register_forward_hook(lambda *_: seen.append(1))
-    label_round(model, cfg, samples, names, PORTION, tmp_path)
-    assert len(seen) == len(samples) == model.bn1.num_batches_tracked.item()
+    model.network.conv1.register_forward_hook(lambda *_: seen.append(1))
+    label_round(model, cfg, samples, names, PORTION, select, tmp_path)
+    assert len(seen) == len(samples) == model.network.bn1.num_batches_tracked.item()
     files = sorted(p.name for p in tmp_path.rglob("*") if p.is_file())
     assert files == sorted([f"{Path(s.name).name}.png" for s in samples] + ["manifest.json"])
 
@@ -123,7 +130,7 @@ def test_logits_that_are_not_finite_are_named_before_labels_are_made_of_them(wor
         return scores
     model.score_map = poisoned
     with pytest.raises(TrainingError) as refused:
-        label_round(model, cfg, samples, names, PORTION, tmp_path)
+        label_round(model, cfg, samples, names, PORTION, select, tmp_path)
     assert f"2 of {len(samples)} images, the first {samples[1].name!r}" in str(refused.value)
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
@@ -138,7 +145,7 @@ def test_uncertainties_that_are_not_numbers_stay_within_the_bins():
 
 def test_no_accuracy_without_labels(world, tmp_path):
     cfg, model, samples, names = setting(world, "plabel_accuracy=False")
-    assert label_round(model, cfg, samples, names, PORTION, tmp_path).accuracy is None
+    assert label_round(model, cfg, samples, names, PORTION, select, tmp_path).accuracy is None
 
 
 @pytest.mark.parametrize("scale", [0.5, 5, 25])

@@ -31,7 +31,7 @@ from dataset import check, files, views
 from dataset.loaders import ReadingLoader
 from dataset.toy import write_toy_world
 from dataset.toy.__main__ import main as toy_main
-from trainer.ldbe_trainer import LDBETrainer
+from trainer.loop import Trainer
 from utils import checkpoint, cli, processes
 from utils.cli import EXIT_STOPPED
 from utils.config import load_config
@@ -400,14 +400,14 @@ def test_every_way_to_start_a_process_will_do(monkeypatch, method):
 
 def test_a_stop_saves_even_if_the_images_are_gone(world, monkeypatch, capfd):
     """At a save nothing is asked of the data's disk."""
-    plain = LDBETrainer.step
-    def gone(self, batch, rng):
+    plain = Trainer.step
+    def gone(self, item):
         shutil.rmtree("world")
         os.kill(os.getpid(), signal.SIGTERM)
-        return plain(self, batch, rng)
+        return plain(self, item)
     with monkeypatch.context() as patch:
         shutil.copytree("world", "kept")
-        patch.setattr(LDBETrainer, "step", gone)
+        patch.setattr(Trainer, "step", gone)
         assert call(patch, run_script, *LD, "val=False") == EXIT_STOPPED
     shutil.move("kept", "world")
     assert call(monkeypatch, run_script, *LD, "val=False", "--resume") == 0
@@ -799,7 +799,7 @@ def test_nobody_at_home(world, tmp_path):
 
 # --- home folders ---------------------------------------------------------------------------------------------------
 
-PATH_KEYS = {"init_weight", "restore_from", "snapshot", "result", "log", "plabel"}
+PATH_KEYS = {"method", "model", "init_weight", "restore_from", "snapshot", "result", "log", "plabel"}
 SECTION_PATH_KEYS = {"data_dir", "data_list", "data_list_val"}
 
 

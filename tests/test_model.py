@@ -7,13 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from model.deeplabv2 import DeepLabV2, Head, _parts, freeze_bn_affine, parameter_groups
+from model.deeplabv2 import DeepLabV2, Head, _parts
 from model.ema import Teacher, ema_decay
+from model.networks import deeplab
 
 
 def tiny(num_classes=5, seed=0):
     torch.manual_seed(seed)
-    return DeepLabV2(num_classes, (1, 2, 1, 1), 4)
+    return deeplab(num_classes, (1, 2, 1, 1), 4)
 
 
 @pytest.fixture(scope="module")
@@ -77,12 +78,12 @@ def test_head_of_the_first_branches_equals_their_convolutions(branches, size):
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 def test_unused_branches_stay_as_they_are_through_training(checkpointing, autocast):
     torch.manual_seed(0)
-    model = DeepLabV2(5, (1, 2, 1, 1), 4, head_branches=2)
+    model = deeplab(5, (1, 2, 1, 1), 4, head_branches=2)
     assert all(a.equal(b) for a, b in zip(model.state_dict().values(), tiny().state_dict().values()))
-    freeze_bn_affine(model)
+    model.freeze_bn_affine()
     model.checkpointing, model.autocast = checkpointing, autocast
     before, teacher = copy.deepcopy(model.state_dict()), Teacher(model, 0.5)
-    groups = parameter_groups(model, 1.0, 10.0)
+    groups = model.parameter_groups(1.0, 10.0)
     assert len(groups[1]["params"]) == 8
     optimizer = torch.optim.SGD(groups, 0.1, 0.9, weight_decay=0.1, foreach=True)
     for _ in range(2):
@@ -90,7 +91,7 @@ def test_unused_branches_stay_as_they_are_through_training(checkpointing, autoca
         model.train()(torch.randn(2, 3, 40, 40)).square().mean().backward()
         optimizer.step()
         teacher.update(model)
-    again = torch.optim.SGD(parameter_groups(model, 1.0, 10.0), 0.1, 0.9, weight_decay=0.1, foreach=True)
+    again = torch.optim.SGD(model.parameter_groups(1.0, 10.0), 0.1, 0.9, weight_decay=0.1, foreach=True)
     again.load_state_dict(optimizer.state_dict())
     for state in (model.state_dict(), teacher.model.state_dict()):
         for name in before:
@@ -153,8 +154,8 @@ def test_convolutions_start_small():
 def test_parameter_groups_cover_every_trainable_tensor_once(fixbn):
     model = tiny()
     if fixbn:
-        freeze_bn_affine(model)
-    backbone, head = parameter_groups(model, 3.0, 10.0)
+        model.freeze_bn_affine()
+    backbone, head = model.parameter_groups(3.0, 10.0)
     assert (backbone["lr_mult"], head["lr_mult"]) == (3.0, 10.0)
     listed = [id(p) for group in (backbone, head) for p in group["params"]]
     trainable = {id(p): n for n, p in model.named_parameters() if p.requires_grad}
@@ -162,15 +163,15 @@ def test_parameter_groups_cover_every_trainable_tensor_once(fixbn):
     assert {trainable[id(p)].split(".")[0] for p in head["params"]} == {"layer5"}
     assert not any(trainable[id(p)].startswith("layer5") for p in backbone["params"])
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
-    bn = [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
+    bn = [n for n, m in model.network.named_modules() if isinstance(m, nn.BatchNorm2d)]
     assert sorted(frozen) == sorted(f"{n}.{s}" for n in bn for s in ("weight", "bias") if fixbn)
 
 
 def test_a_step_leaves_frozen_batch_norm_and_moves_its_statistics():
     model = tiny()
-    freeze_bn_affine(model)
+    model.freeze_bn_affine()
     before = {k: v.clone() for k, v in model.state_dict().items()}
-    optimizer = torch.optim.SGD(parameter_groups(model, 1.0, 10.0), 0.1, 0.9, weight_decay=0.1)
+    optimizer = torch.optim.SGD(model.parameter_groups(1.0, 10.0), 0.1, 0.9, weight_decay=0.1)
     model.train()
     model(torch.randn(2, 3, 40, 40)).square().mean().backward()
     optimizer.step()
@@ -194,7 +195,7 @@ def test_checkpointing_changes_no_bit_of_gradients_and_statistics():
     expected, found = gradients(plain, x), gradients(saving, x)
     assert all(expected[n].equal(found[n]) for n in expected)
     assert all(a.equal(b) for a, b in zip(plain.state_dict().values(), saving.state_dict().values()))
-    assert saving.bn1.num_batches_tracked == saving.layer2[1].bn3.num_batches_tracked == 1
+    assert saving.network.bn1.num_batches_tracked == saving.network.layer2[1].bn3.num_batches_tracked == 1
 
 
 def test_checkpointing_keeps_less_for_the_backward_pass():
@@ -213,7 +214,7 @@ def test_deep_stages_are_recomputed_in_pairs():
     x, found = 50 * torch.randn(2, 3, 40, 48), []
     for checkpointing in (False, True):
         torch.manual_seed(0)
-        model = DeepLabV2(5, (1, 1, 9, 1), 2)
+        model = deeplab(5, (1, 1, 9, 1), 2)
         model.checkpointing = checkpointing
         found.append((gradients(model, x), model.state_dict()))
     for plain, recomputed in zip(*found):
@@ -235,9 +236,8 @@ def test_half_precision_is_inside_the_convolutions_only(dtype):
 
 @pytest.mark.slow
 def test_compiled_blocks_equal_plain_ones():
-    from model.deeplabv2 import compile_blocks
     plain, fused = tiny(), tiny()
-    compile_blocks(fused)
+    fused.compile_blocks()
     assert list(plain.state_dict()) == list(fused.state_dict())
     x = torch.randn(2, 3, 40, 48)
     expected, found = gradients(plain, x), gradients(fused, x)
@@ -282,9 +282,9 @@ def test_the_teacher_is_a_copy_that_does_not_train():
     assert not any(p.requires_grad for p in teacher.model.parameters())
     assert all(p.requires_grad for p in student.parameters())
     with torch.no_grad():
-        student.conv1.weight.add_(1)
-    assert not teacher.model.conv1.weight.equal(student.conv1.weight)
+        student.network.conv1.weight.add_(1)
+    assert not teacher.model.network.conv1.weight.equal(student.network.conv1.weight)
     teacher.update(student)
     with torch.no_grad():
-        student.conv1.weight.add_(1)
-    assert not teacher.model.conv1.weight.equal(student.conv1.weight)  # no tensor is shared
+        student.network.conv1.weight.add_(1)
+    assert not teacher.model.network.conv1.weight.equal(student.network.conv1.weight)  # no tensor is shared

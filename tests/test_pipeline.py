@@ -15,10 +15,9 @@ import run as run_script
 import run_so as run_so_script
 from dataset import loaders
 from dataset.toy import write_toy_world
-from dataset.transforms import network_input
+from model.segmenter import Segmenter
 from trainer import report
-from trainer.ldbe_trainer import LDBETrainer
-from trainer.source_only_trainer import SourceOnlyTrainer
+from trainer.loop import Trainer
 from utils.cli import run_stage
 from utils.config import load_config
 
@@ -182,38 +181,36 @@ def test_every_method_key_reaches_the_result(trained, monkeypatch, key):
 @pytest.mark.parametrize("bn_stats", ["batch", "running"])
 def test_labelling_moves_the_running_statistics_with_bn_stats_batch_alone(trained, monkeypatch, bn_stats):
     cfg = load_config("tiny.yml", ["init_weight=snapshot/tiny/source_only.pth", f"bn_stats={bn_stats}"])
-    trainer = LDBETrainer(cfg)
-    before = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
-    trainer.label_target(0)
-    moved = {name for name, buffer in trainer.model.named_buffers() if not buffer.equal(before[name])}
+    trainer = Trainer(cfg)
+    before = {name: buffer.clone() for name, buffer in trainer.network.named_buffers()}
+    trainer.method.prepare_round(0)
+    moved = {name for name, buffer in trainer.network.named_buffers() if not buffer.equal(before[name])}
     assert moved == (set(before) if bn_stats == "batch" else set())
 
 
 def test_stage_0_equals_the_plain_loop(world, monkeypatch):
     """Momentum, weight decay, poly rate and head factor, written out; a validation on the way changes nothing. In
     float64: batch norm over a few pixels amplifies float32's rounding step by step."""
-    def wide_input(image):
-        return network_input(image).double()
-    for module in ("source_only_trainer", "evaluate"):
-        monkeypatch.setattr(f"trainer.{module}.network_input", wide_input)
+    plain = Segmenter.prepare
+    monkeypatch.setattr(Segmenter, "prepare", lambda self, pixels: plain(self, pixels).double())
     cfg = load_config("tiny.yml", ["num_steps=5", "val_freq=2", "fixbn=True", "learning_rate=0.001",
                                    "weight_decay=0.5"], method="source_only")
-    trainer = SourceOnlyTrainer(cfg)
-    trainer.model.double()
-    model = copy.deepcopy(trainer.model).train()
+    trainer = Trainer(cfg)
+    trainer.network.double()
+    model = copy.deepcopy(trainer.network.network).train()
     trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
     velocity = {name: torch.zeros_like(p) for name, p in trainable.items()}
     for step, batch in enumerate(loaders.source_loader(cfg, trainer.samples)):
-        loss = F.cross_entropy(model(wide_input(batch["image"])), batch["label"].long(), ignore_index=255)
+        loss = F.cross_entropy(model(trainer.network.prepare(batch["image"])), batch["label"].long(), ignore_index=255)
         gradients = torch.autograd.grad(loss, list(trainable.values()))
         rate = 0.001 * (1 - step / 5) ** 0.9
         with torch.no_grad():
             for (name, p), gradient in zip(trainable.items(), gradients):
                 velocity[name] = 0.9 * velocity[name] + gradient + 0.5 * p
                 p -= rate * (10 if name.startswith("layer5") else 1) * velocity[name]
-    start = copy.deepcopy(trainer.model.state_dict())
+    start = copy.deepcopy(trainer.network.state_dict())
     trainer.run()
-    found = trainer.model.state_dict()
+    found = trainer.network.state_dict()
     for name, expected in model.state_dict().items():
         moved = (expected - start[name]).abs().max()
         assert (found[name] - expected).abs().max() <= 1e-6 * moved, name
@@ -221,11 +218,12 @@ def test_stage_0_equals_the_plain_loop(world, monkeypatch):
 
 
 def test_validation_uses_and_keeps_the_running_statistics(world):
-    trainer = SourceOnlyTrainer(load_config("tiny.yml", method="source_only"))
-    before = {name: buffer.clone() for name, buffer in trainer.model.named_buffers()}
-    trainer.model.train()
+    trainer = Trainer(load_config("tiny.yml", method="source_only"))
+    before = {name: buffer.clone() for name, buffer in trainer.network.named_buffers()}
+    trainer.network.train()
     trainer.validate()
-    assert trainer.scores and all(b.equal(before[name]) for name, b in trainer.model.named_buffers())
+    assert trainer.validation.scores
+    assert all(b.equal(before[name]) for name, b in trainer.network.named_buffers())
 
 
 def test_train_false_only_validates(world, monkeypatch):
@@ -260,7 +258,8 @@ def test_what_a_user_gets_wrong_is_one_line_and_nothing_is_written(world, monkey
 def test_keys_without_effect_and_a_missing_method_are_said_by_the_scripts(world, monkeypatch, capsys):
     assert call(monkeypatch, run_so_script, "lamb=1") == 0
     said = capsys.readouterr().out
-    assert "no effect on LDBE, ignored: lamb" in said and "no effect on stage 0" in said and "round, epochs" in said
+    assert "no effect on LDBE, ignored: lamb" in said
+    assert "no effect on method source_only with model deeplab: " in said and "epochs (of " in said
     assert call(monkeypatch, run_script, "init_weight=snapshot/tiny/source_only.pth", "train=False") == 0
     assert "method is not given, ld is run" in capsys.readouterr().out
 

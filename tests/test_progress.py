@@ -21,7 +21,7 @@ import run as run_script
 import run_so as run_so_script
 from dataset import check
 from dataset.toy import write_toy_world
-from trainer.ldbe_trainer import LDBETrainer
+from trainer.loop import Trainer
 from utils import progress
 from utils.cli import EXIT_STOPPED
 from utils.errors import Stopped
@@ -134,14 +134,14 @@ def test_training_has_a_line_each_print_freq_steps_and_for_the_last(world, monke
 
 
 def test_a_resumed_run_counts_on(world, monkeypatch, capsys):  # noqa: F811
-    plain, count = LDBETrainer.step, [0]
-    def stop_at_second(self, batch, rng):
+    plain, count = Trainer.step, [0]
+    def stop_at_second(self, item):
         count[0] += 1
         if count[0] == 2:
             self.interrupt.requested = "SIGTERM"
-        return plain(self, batch, rng)
+        return plain(self, item)
     with monkeypatch.context() as patch:
-        patch.setattr(LDBETrainer, "step", stop_at_second)
+        patch.setattr(Trainer, "step", stop_at_second)
         assert call(patch, run_script, *LD, "epochs=3", "print_freq=1", "round=1") == EXIT_STOPPED
     assert [m["done"] for m in lines(capsys.readouterr().out) if m["title"] == "ld"] == ["1", "2"]
     assert call(monkeypatch, run_script, *LD, "epochs=3", "print_freq=1", "round=1", "--resume") == 0

@@ -21,8 +21,7 @@ from dataset import loaders
 from dataset.segmentation import find_samples
 from dataset.toy import write_toy_world
 from trainer import evaluate
-from trainer.ldbe_trainer import LDBETrainer
-from trainer.source_only_trainer import SourceOnlyTrainer
+from trainer.loop import Trainer
 from utils import checkpoint
 from utils.cli import EXIT_STOPPED
 from utils.config import load_config
@@ -91,7 +90,7 @@ def kill_at(monkeypatch, trainer, step, number=signal.SIGTERM):
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(world, monkeypatch, capsys, number):
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
-        kill_at(patch, LDBETrainer, 3, number)
+        kill_at(patch, Trainer, 3, number)
         assert call(patch, run_script, *BE, "save_freq=100", "worker=2") == EXIT_STOPPED
     error = capsys.readouterr().err
     assert number.name in error and "step 3" in error and "--resume" in error and error.count("\n") == 1
@@ -135,7 +134,7 @@ def test_a_finished_stage_has_nothing_to_resume(world, monkeypatch, capsys):
 
 def stopped(monkeypatch, *words, step=3):
     with monkeypatch.context() as patch:
-        kill_at(patch, LDBETrainer, step)
+        kill_at(patch, Trainer, step)
         assert call(patch, run_script, *BE, *words) == EXIT_STOPPED
 
 
@@ -208,7 +207,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(world, monkeypatch, capsys
     assert all(a[k].equal(b[k]) for k in a)
 
 
-@pytest.mark.parametrize("version", [None, 1, 99])
+@pytest.mark.parametrize("version", [None, 1, 2, 99])
 def test_states_of_another_version_are_refused_and_kept(world, monkeypatch, capsys, version):
     """Going on from one would change what the run computes; passing it over would lose it."""
     stopped(monkeypatch)
@@ -216,7 +215,8 @@ def test_states_of_another_version_are_refused_and_kept(world, monkeypatch, caps
     for path in paths:
         state = torch.load(path, weights_only=True)
         del state["version"]
-        torch.save(state if version is None else {**state, "version": version}, path)
+        # The first states had no version, and their step count at the top.
+        torch.save({**state, **({"global_step": 3} if version is None else {"version": version})}, path)
     before = [path.read_bytes() for path in paths]
     capsys.readouterr()
     assert call(monkeypatch, run_script, *BE, "--resume") == 2
@@ -238,8 +238,8 @@ def test_no_code_in_a_state_is_run(world, monkeypatch, capsys):
 
 def test_the_newest_states_stay(tmp_path):
     states = checkpoint.StateFolder(tmp_path / "s", 2)
-    def save(global_step, r, step, labelled):
-        states.save({"global_step": global_step, "round": r, "step": step, "labelled": labelled})
+    def save(global_step, r, step, prepared):
+        states.save({"position": {"global_step": global_step, "round": r, "step": step, "prepared": prepared}})
     def names():
         return [p.stem for p in states.paths()]
     save(0, 0, 0, True), save(2, 0, 2, True), save(4, 0, 4, True)
@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
 def test_a_state_that_cannot_be_saved_is_said_and_training_goes_on(world, monkeypatch, capsys):
     plain, saved = checkpoint.StateFolder.save, []
     def full_at_the_second(self, state):
-        saved.append(state["global_step"])
+        saved.append(state["position"]["global_step"])
         if len(saved) == 2:
             with monkeypatch.context() as patch:
                 patch.setattr(checkpoint.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left")))
@@ -295,32 +295,32 @@ def test_a_second_process_on_the_same_note_is_refused(world, monkeypatch, capsys
     finally:
         other.kill()
         other.wait()
-    assert call(monkeypatch, run_script, *BE) == 0  # the lock of a dead process is in nobody's way
+    assert call(monkeypatch, run_script, *BE) == 0  # the lock of a dead process is released
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_numbers_that_are_not_finite_stop_before_the_optimiser_moves(world, monkeypatch, capsys, where):
-    plain, moved = SourceOnlyTrainer.step, []
+    method = load_config("tiny.yml", method="source_only").method_class
+    plain, moved = method.losses, []
     def broken(self, batch, rng):
         losses = plain(self, batch, rng)
-        if self.global_step < 3:
+        if self.position.global_step < 3:
             return losses
-        moved.append({k: v.clone() for k, v in self.model.named_parameters()})
-        self.after = self.model
-        bad = next(self.model.parameters()).sum()
+        moved.append({k: v.clone() for k, v in self.network.named_parameters()})
+        bad = next(self.network.parameters()).sum()
         # sqrt(0 * x) is 0, its gradient 0 / 0
         return {**losses, "bad": bad * float("inf") if where == "loss" else (0 * bad).sqrt()}
-    monkeypatch.setattr(SourceOnlyTrainer, "step", broken)
+    monkeypatch.setattr(method, "losses", broken)
     stages = []
-    plain_init = SourceOnlyTrainer.__init__
-    monkeypatch.setattr(SourceOnlyTrainer, "__init__",
+    plain_init = Trainer.__init__
+    monkeypatch.setattr(Trainer, "__init__",
                         lambda self, cfg: (plain_init(self, cfg), stages.append(self))[0])
     assert call(monkeypatch, run_so_script, "note=other") == 2
     error = capsys.readouterr().err
     for word in ("step 3", f"the {where} is not finite", "cross_entropy", "learning rates", "head", "images ['0000",
                  "00000002-round00-step.pth"):
         assert word in error, word
-    after = dict(stages[0].model.named_parameters())
+    after = dict(stages[0].network.named_parameters())
     assert all(moved[0][k].equal(after[k]) for k in after)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import labels, loaders, segmentation
+from dataset import class_sets, labels, loaders, segmentation
 from utils.config import load_config
 from utils.errors import DataError
 
@@ -139,7 +139,7 @@ def test_folder_patterns(tmp_path, images, labels_, image_file, label_file):
     assert sample.name == "x/1"
     _, label = segmentation.read_pair(sample, segmentation.label_table(cfg.target_data, 2))
     assert (label == [[0, 1, 255]] * 4).all()
-    assert segmentation.class_set(cfg.target_data, 2).names == ("a", "b")
+    assert class_sets.label_classes(cfg.target_data, 2).names == ("a", "b")
 
 
 # ---- lists -----------------------------------------------------------------------------------------------------------

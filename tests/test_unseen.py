@@ -13,7 +13,7 @@ import run as run_script
 import run_so as run_so_script
 from dataset import check, inspection, segmentation
 from model.deeplabv2 import DeepLabV2
-from trainer import source_only_trainer
+from trainer.methods import source_only
 from utils.cli import run_stage
 from utils.config import parse_config
 
@@ -103,7 +103,7 @@ def test_validation_labels_alone_count_for_validation(world, monkeypatch, capsys
 def test_stage_0_says_it_once_however_often_it_looks(world, monkeypatch, capsys):
     world([0])
     for enough in (1, 4, 1000):
-        monkeypatch.setattr(source_only_trainer, "ENOUGH_CROPS", enough)
+        monkeypatch.setattr(source_only, "ENOUGH_CROPS", enough)
         lines, _ = warnings(monkeypatch, capsys, run_so_script, "val=False")
         assert len(lines) == 1 and "thing, sky" in lines[0]
 

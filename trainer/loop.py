@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from dataset import inspection, segmentation
+from dataset.class_sets import class_set
 from model.build import build_model, pick_device
 from model.weights import save_weights
 from trainer.methods.base import TRAINED, Batch, Setting
@@ -37,9 +38,8 @@ class Trainer:
         self.device = pick_device(cfg.device)
         torch.backends.cudnn.benchmark = True  # crops have one size, and whole images usually have
         if method.starts_from == TRAINED and cfg.init_weight is None and not cfg.network_class.brings_weights:
-            raise ConfigError(f"init_weight: stage {cfg.stage} starts from a trained network: give its checkpoint, such "
-                              f"as {cfg.snapshot}/{cfg.note}/{method.after}.pth.")
-        class_set = segmentation.class_set(cfg.target_data, cfg.num_classes)
+            raise ConfigError(f"init_weight: stage {cfg.stage} starts from a trained network: give its checkpoint, "
+                              f"such as {cfg.snapshot}/{cfg.note}/{method.after}.pth.")
         remarks = [f"note: {remark}" for remark in config_remarks(cfg)]
         section = cfg.source if method.needs_source else cfg.target
         self.samples, more = inspection.training_samples(cfg, section, labels_needed=method.needs_source)
@@ -67,7 +67,7 @@ class Trainer:
         self.optimizer = self.scaler = None
         self.interrupt = Interrupt()
         self._start_writing(remarks, report)
-        self.method = method(Setting(cfg, self.network, self.device, self.samples, class_set.names, self.position,
+        self.method = method(Setting(cfg, self.network, self.device, self.samples, class_set(cfg).names, self.position,
                                      self.log, self.interrupt.check))
         self.position.round = self.method.first_round
 

@@ -7,19 +7,18 @@ import numpy as np
 from PIL import Image
 
 from dataset import inspection, loaders, segmentation
+from dataset.class_sets import class_set
 from dataset.labels import ClassSet
-from trainer import evaluate
+from dataset.transforms import for_display
 from model.build import build_model, pick_device
+from trainer import evaluate
 from utils.config import Config
 from utils.errors import CheckpointError, ConfigError, one_line
 from utils.progress import Progress
-from utils.visualize import colourise, grid
+from utils.visualize import IGNORE_COLOUR, colourise, grid
 
+UNCLAIMED_COLOUR = (255, 255, 255)  # of predictions that no class of a protocol claims
 CAPTIONS = {"source_only": "source-only", "ld": "LD", "be": "LDBE"}
-
-
-def target_classes(cfg: Config) -> ClassSet:
-    return segmentation.class_set(cfg.target_data, cfg.num_classes)
 
 
 def headings(checkpoints: list[str]) -> list[str]:
@@ -42,7 +41,7 @@ def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
     Then what was left out of the split, and what was done to a checkpoint or is suspicious about it, goes to stderr.
     Raises CheckpointError for one that does not fit, or that would leave a part of the network at random.
     """
-    device, names = pick_device(cfg.device), headings(checkpoints)
+    device, names, classes = pick_device(cfg.device), headings(checkpoints), class_set(cfg)
     samples, remarks = segmentation.find_split(cfg.target, cfg.target_data, "val")
     segmentation.require_labels(cfg.target, cfg.target_data, "val", samples)
     remarks += inspection.unknown_ids(cfg, cfg.target, samples)
@@ -56,27 +55,50 @@ def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
     for name, checkpoint in zip(names, checkpoints):
         model, _ = build_model(cfg, device, checkpoint)
         loader = loaders.whole_image_loader(cfg, cfg.target, samples, True, device.type == "cuda")
-        confusion = evaluate.evaluate(model, Progress(loader, name, cfg.print_freq, cfg.screen), cfg.num_classes,
-                                      device)
-        scores[name] = evaluate.protocol_scores(confusion, target_classes(cfg))
+        confusion = evaluate.evaluate(model, Progress(loader, name, cfg.print_freq, cfg.screen), len(classes), device,
+                                      num_labels=len(classes.labels))
+        scores[name] = evaluate.protocol_scores(confusion, classes)
     for remark in remarks:  # not before: an error is to be the only line
         print(one_line(remark), file=sys.stderr)
     return scores
 
 
 def figure(cfg: Config, checkpoints: list[str], count: int) -> Image.Image:
-    """Rows: image, each checkpoint's prediction, ground truth; columns: `count` images spread over the split."""
-    device, palette = pick_device(cfg.device), target_classes(cfg).palette
+    """Rows: image, then for each of `palettes` every checkpoint's prediction and the ground truth; columns: `count`
+    images spread over the split."""
+    device = pick_device(cfg.device)
     samples = segmentation.find_samples(cfg.target, cfg.target_data, "val")
     chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)]
     table = segmentation.label_table(cfg.target_data, cfg.num_classes)
     pairs = [segmentation.read_pair(s, table) for s in chosen]
-    rows = [("image", [Image.fromarray(image) for image, _ in pairs])]
+    predicted = {}
     for name, checkpoint in zip(headings(checkpoints), checkpoints):
         model, _ = build_model(cfg, device, checkpoint)
         loader = loaders.whole_image_loader(cfg, cfg.target, chosen, False)
-        rows.append((name, [colourise(prediction.cpu().numpy().astype(np.uint8), palette)
-                            for _, prediction in evaluate.predictions(model, loader, device)]))
-    rows.append(("ground truth", [colourise(label, palette) for _, label in pairs]))
+        predicted[name] = [prediction.cpu().numpy().astype(np.uint8)
+                           for _, prediction in evaluate.predictions(model, loader, device)]
+    rows = [("image", [Image.fromarray(for_display(image)) for image, _ in pairs])]
+    drawn = palettes(class_set(cfg), tuple(cfg.target_data.protocols or ()))
+    for protocol, (of_labels, of_network) in drawn.items():
+        title = f"\n{protocol}" if len(drawn) > 1 else ""
+        rows += [(name + title, [colourise(p, of_network) for p in pictures]) for name, pictures in predicted.items()]
+        rows.append((f"ground truth{title}", [colourise(label, of_labels) for _, label in pairs]))
     return grid(rows, cfg.target_data.input_size if cfg.target_data.input_size[0] <= 512 else
                 (512, 512 * cfg.target_data.input_size[1] // cfg.target_data.input_size[0]))
+
+
+def palettes(classes: ClassSet, declared: tuple[str, ...]) -> dict[str, tuple[list, list]]:
+    """{protocol: (colour of each train id of the labels, colour of each class of the network)} of what a figure shows:
+    the full set where labels have the network's own classes, and the `declared` protocols.
+
+    Both sides of a protocol are drawn in the labels' colours: a class in that of its first train id, labels that are
+    not scored as ignored pixels, predictions that no class claims in white.
+    """
+    def of_protocol(protocol):
+        colours = [classes.labels.palette[ids[0]] for ids in protocol.labelled]
+        return tuple([next((c for c, group in zip(colours, groups) if i in group), other) for i in range(len(side))]
+                     for groups, side, other in ((protocol.labelled, classes.labels, IGNORE_COLOUR),
+                                                 (protocol.predicted, classes, UNCLAIMED_COLOUR)))
+    full = next(iter(classes.protocols))
+    shown = declared if full in declared else (full, *declared)
+    return {name: of_protocol(classes.protocols[name]) for name in shown}

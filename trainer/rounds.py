@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from dataset import inspection, loaders
-from dataset.labels import IGNORE_INDEX
+from dataset.class_sets import class_set
+from dataset.labels import IGNORE_INDEX, ClassSet
 from dataset.segmentation import Sample
 from model.segmenter import Segmenter
 from trainer import selection
@@ -21,7 +22,7 @@ from utils.checkpoint import digest, remove_unfinished, write_atomically
 from utils.config import Config
 from utils.counting import count
 from utils.errors import TrainingError, naming
-from utils.metrics import confusion_matrix
+from utils.metrics import confusion_matrix, right_predictions
 from utils.progress import Progress
 from utils.spool import TensorSpool
 
@@ -32,8 +33,9 @@ MANIFEST = "manifest.json"
 @dataclass(frozen=True)
 class RoundLabels:
     """What a round's labelling found. thresholds: int64 [C] bins (`selection.class_thresholds`), on the CPU.
-    coverage: selected / predicted pixels of each class and of `all`; accuracy: right / selected pixels, None where the
-    target's training split has no labels to compare with. unseen: the classes of which those labels hold no pixel.
+    coverage: selected / predicted pixels of each class of the network and of `all`; accuracy: right / selected pixels
+    under the first protocol (`ClassSet.main`), None where the target's training split has no labels to compare with.
+    unseen: the protocol's classes of which those labels hold no pixel.
     manifest: SHA-256 of the manifest file."""
 
     thresholds: Tensor
@@ -67,7 +69,7 @@ def label_round(network: Segmenter, cfg: Config, samples: list[Sample], names: t
     with TensorSpool(cfg.score_budget * 2**20, folder) as spool:
         histogram, sizes = _score_target(network, cfg, samples, device, spool, check)
         thresholds = selection.class_thresholds(histogram, portion)
-        counts = _LabelCounts(cfg.num_classes)
+        counts = _LabelCounts(class_set(cfg))
         labels = _labels(cfg, samples, device)
         with Background(_WRITERS) as writers, torch.inference_mode():
             watched = Progress(samples, "pseudo labels", cfg.print_freq, cfg.screen)
@@ -178,24 +180,26 @@ def _write_label(folder: Path, name: str, label: Callable[[], Tensor], hashes: d
 class _LabelCounts:
     """Pixels predicted and selected per class, and, where the truth is known, which of the selected are right."""
 
-    def __init__(self, num_classes: int):
-        self.num_classes = num_classes
+    def __init__(self, classes: ClassSet):
+        self.num_classes, self.num_labels, self.protocol = len(classes), len(classes.labels), classes.main
         self.predicted = self.selected = self.confusion = 0
 
     def add(self, label, chosen, truth):
         self.predicted += count(label, self.num_classes)
         self.selected += count(chosen.long(), IGNORE_INDEX + 1)[: self.num_classes]
         if truth is not None:  # pixels that are not selected are counted in a column of their own
-            self.confusion += confusion_matrix(truth, chosen.clamp(max=self.num_classes), self.num_classes + 1)
+            self.confusion += confusion_matrix(truth, chosen.clamp(max=self.num_classes), self.num_classes + 1,
+                                               self.num_labels)
 
     def shares(self, names) -> tuple[dict, dict | None, list[str]]:
         """(coverage, accuracy, unseen) as `RoundLabels` has them."""
         coverage = _shares(self.selected, self.predicted, names)
         if not isinstance(self.confusion, Tensor):
             return coverage, None, []
-        selected = self.confusion[:-1, :-1]
-        unseen = [name for name, row in zip(names, self.confusion) if not row.any()]
-        return coverage, _shares(selected.diagonal(), selected.sum(0), names), unseen
+        protocol = self.protocol
+        unseen = [name for name, ids in zip(protocol.names, protocol.labelled) if not self.confusion[list(ids)].any()]
+        right, selected = right_predictions(self.confusion[:, :-1], protocol.labelled, protocol.predicted)
+        return coverage, _shares(right, selected, names), unseen
 
 
 def _shares(part, whole, names):

@@ -1,4 +1,4 @@
-"""A run's saved state: the position, and named parts, each with its own `state_dict`; which state a run goes on from."""
+"""A run's saved state: the position, and named parts, each with its own `state_dict`; which state is resumed."""
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,7 +3,8 @@ import json
 from pathlib import Path
 from typing import Callable
 
-from dataset import inspection, loaders, segmentation
+from dataset import inspection, loaders
+from dataset.class_sets import class_set
 from dataset.segmentation import Sample
 from model.segmenter import Segmenter
 from trainer import evaluate
@@ -22,7 +23,7 @@ class Validation:
 
     def __init__(self, cfg: Config, training_samples: list[Sample], pin_memory: bool):
         self.cfg, self.scores, self._at = cfg, None, -1
-        self.class_set = segmentation.class_set(cfg.target_data, cfg.num_classes)
+        self.class_set = class_set(cfg)
         self._loader, self.remarks = None, [f"{inspection.NO_VALIDATION}: val is False"]
         if not cfg.val:
             return
@@ -40,11 +41,12 @@ class Validation:
             return
         pace = Progress(self._loader, "validation", self.cfg.print_freq, self.cfg.screen)
         device = next(network.parameters()).device
-        confusion = evaluate.evaluate(network, pace, self.cfg.num_classes, device, check)
+        confusion = evaluate.evaluate(network, pace, self.cfg.num_classes, device, check,
+                                      len(self.class_set.labels))
         self.scores, self._at = evaluate.protocol_scores(confusion, self.class_set), step
         log.event("val", step, **self.scores)
         log.say(f"step {step}: mIoU {evaluate.means(self.scores)}")
-        if unseen := next(iter(self.scores.values()))["unseen"]:
+        if unseen := evaluate.unseen_classes(self.scores, self.class_set):
             seen = inspection.never_seen(self.cfg, self.cfg.target, unseen, "the validation labels")
             log.say_once(f"warning: {seen}")
 

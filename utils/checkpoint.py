@@ -94,8 +94,8 @@ class RunLock:
 class StateFolder:
     """The saved states of one stage, `<folder>/<global step>-round<r>-<start|step>.pth`, in the order of training.
 
-    A state at a round's start, before the round is prepared (its pseudo labels written, say), stays until the next round's is there: it is what
-    the round can be done again from. Of the others the last `keep` stay.
+    A state at a round's start, before the round is prepared (its pseudo labels written, say), stays until the next
+    round's is there: it is what the round can be done again from. Of the others the last `keep` stay.
     """
 
     def __init__(self, folder: Path, keep: int):

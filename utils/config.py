@@ -203,7 +203,8 @@ class _Tree:
         if name in KEYS or name in self.own:
             self.given[name] = value
         else:
-            self.other[name] = f"of {', '.join(self.owners[name])}"
+            owners = self.owners[name]
+            self.other[name] = f"of {', '.join(owners[:3])}{' and others' if owners[3:] else ''}"
 
     def _names(self):
         return (*KEYS, *self.own, *self.others, *self.sections, *NO_EFFECT)
@@ -238,9 +239,13 @@ def _check(cfg):
         require(name in cfg.sections, f"{side}: no data-set section {name!r}{nearest(name, cfg.sections)}; "
                 f"there are {', '.join(cfg.sections)}.")
         _check_section(cfg, name, require)
+    require(not cfg.method_class.needs_source or cfg.source_data.bands == cfg.target_data.bands,
+            f"{cfg.target}.bands: {cfg.target_data.bands}, but {cfg.source}.bands is {cfg.source_data.bands}; the "
+            "network is trained on the one and validated on the other, so both need the same.")
     folders = [s for s in (cfg.source_data, cfg.target_data) if s.type == "folder"]
-    require(len(folders) < 2 or folders[0].classes == folders[1].classes,
-            f"{cfg.target}.classes: differ from {cfg.source}.classes; both data sets must have the same classes.")
+    require(len(folders) < 2 or folders[0].classes == folders[1].classes or cfg.target_data.protocols,
+            f"{cfg.target}.classes: differ from {cfg.source}.classes; both data sets must have the same classes, or "
+            f"{cfg.target}.protocols say which of the source's count as each.")
 
 
 def _check_section(cfg, name, require):
@@ -250,19 +255,40 @@ def _check_section(cfg, name, require):
         require(not pattern.is_absolute() and ".." not in pattern.parts,
                 f"{name}.{inner}: {str(pattern)!r} leaves data_dir; give a path below it.")
     _check_patterns(name, section, require)
+    by_protocols = bool(section.protocols) and name == cfg.target  # labels may have other classes than the network
+    if section.network_classes is not None:
+        require(section.protocols, f"{name}.network_classes: has no effect without {name}.protocols; leave it out.")
+        require(len(section.network_classes) == count,
+                f"{name}.network_classes: {len(section.network_classes)} names for num_classes {count}.")
     if section.type != "folder":
-        require(count in (19, 16, 13), f"num_classes: {count} does not fit {name}, whose class sets are 19, 16 and 13.")
+        require(count in (19, 16, 13) or by_protocols, f"num_classes: {count} does not fit {name}, whose class sets "
+                f"are 19, 16 and 13; {name}.protocols can score other classes, where {name} is the target.")
         for inner in ("images", "labels", "classes", "label_ids", "palette"):
             require(getattr(section, inner) is None, f"{name}.{inner}: a section of type {section.type} has its own "
                     "files, classes and ids; leave the key out, or give the section `type: folder` and all keys of it.")
+        require(section.bands == 3 and section.value_range is None, f"{name}.bands, {name}.value_range: a section of "
+                f"type {section.type} has 8-bit RGB images; leave both out, or give the section `type: folder`.")
         return
-    require(len(section.classes) == count, f"{name}.classes: {len(section.classes)} names for num_classes {count}.")
+    _check_range(name, section, require)
+    labelled = len(section.classes)
+    require(labelled == count or by_protocols, f"{name}.classes: {labelled} names for num_classes {count}" + (
+        f": {name}.protocols must say which of the network's classes count as each." if name == cfg.target else
+        ": the source's labels must have the network's classes; if it is not used, set source to the target's name."))
+    require(labelled <= 255, f"{name}.classes: {labelled} names, at most 255 can be told apart.")
     for label_id, train_id in (section.label_ids or {}).items():
-        require(0 <= label_id < 65536 and 0 <= train_id < count, f"{name}.label_ids: {label_id}: {train_id} is outside "
-                f"0..65535: 0..{count - 1}.")
+        require(0 <= label_id < 65536 and 0 <= train_id < labelled, f"{name}.label_ids: {label_id}: {train_id} is "
+                f"outside 0..65535: 0..{labelled - 1}.")
     if section.palette is not None:
-        require(len(section.palette) == count and all(len(c) == 3 for c in section.palette),
-                f"{name}.palette: expected {count} colours of 3 numbers.")
+        require(len(section.palette) == labelled and all(len(c) == 3 for c in section.palette),
+                f"{name}.palette: expected {labelled} colours of 3 numbers.")
+
+
+def _check_range(name, section, require):
+    values = section.value_range or (0, 1)
+    require(len(values) in (2, 2 * section.bands), f"{name}.value_range: expected low, high, or low, high of each of "
+            f"the {section.bands} bands ({2 * section.bands} numbers), found {len(values)} numbers.")
+    for low, high in zip(values[::2], values[1::2]):
+        require(low < high, f"{name}.value_range: expected low below high, found {low}, {high}.")
 
 
 def _check_patterns(name, section, require):

@@ -44,8 +44,22 @@ class DataConfig:
     classes: tuple[str, ...] | None = key(None, "folder only: names of the classes, in the order of the train ids")
     label_ids: Mapping[int, int] | None = key(None, "folder only: id in the label file -> train id, all others are "
                                               "ignored; None: the id is the train id")
+    protocols: Mapping[str, Mapping[str, tuple[str, ...]]] | None = key(None, "scores of the target: name -> "
+                                                                        "{class: [the network's classes that count "
+                                                                        "as it]}; needed where labels have other "
+                                                                        "classes than the network")
+    network_classes: tuple[str, ...] | None = key(None, "with protocols: names of the network's classes, in their "
+                                                  "order; None: the source's, the section's own if they are as "
+                                                  "many, or Cityscapes'")
     palette: tuple[tuple[int, ...], ...] | None = key(None, "folder only: colour of each class, (red, green, blue) "
                                                       "in 0..255", low=0, high=255, may_change=True)
+    bands: int = key(3, "folder only: how many channels an image has, and the network gets: 1 grey, 3 RGB, others "
+                     "are read from TIFF or PNG files of as many", low=1, high=16)
+    value_range: tuple[float, ...] | None = key(None, "folder only: low, high: the values that become 0 and 255 "
+                                                "where files hold more than 8 bits, or low, high of each band one "
+                                                "after the other; values beyond are clipped, those between rounded "
+                                                "to one of 256 levels; 8-bit files are read as they are; None: "
+                                                "8-bit files only", low=-1e38, high=1e38)
 
 
 SECTION_DEFAULTS = {
@@ -61,9 +75,10 @@ class Config:
 
     note: str = key("train", "name of the run: a folder below snapshot, log, plabel and result", group="Run")
     method: str = key("ld", "what trains: a name of trainer/methods, or your own as my_file.py:MyMethod; run_so.py "
-                      "sets source_only")
+                      "sets source_only", path=True)
     model: str = key("deeplab", "network: deeplab (DeepLabV2 on a ResNet), torchvision/NAME, smp/ARCH:ENCODER, "
-                     "hf/FOLDER, or a function that returns yours, my_file.py:function or package.module:function")
+                     "hf/FOLDER, or a function that returns yours, my_file.py:function or package.module:function",
+                     path=True)
     train: bool = key(True, "False: only validate init_weight", may_change=True)
     device: str = key("auto", "auto (a GPU if there is one), cpu, cuda or cuda:N", pattern=r"auto|cpu|cuda(:\d\d?)?",
                       may_change=True)

@@ -57,7 +57,8 @@ class Key:
         if self.kind is str:
             return self.read(text, where)
         value = _from_text(text)
-        if isinstance(self.kind, list) and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        none = self.optional and text.strip().lower() in _NONE_WORDS
+        if isinstance(self.kind, list) and not none and isinstance(value, (str, int, float)) and not isinstance(value, bool):
             value = [_from_text(part) for part in text.split(",")]
         return self.read(value, where)
 
@@ -105,7 +106,8 @@ class Key:
         limits += [f"{'below' if self.below else 'at most'} {self.high}"] if self.high is not None else []
         shape = f"of {self.length} values " if self.length else ""
         if isinstance(self.kind, dict):
-            example = "{7: 0, 8: 1}" if int in self.kind else "{depth: 2}"
+            example = ("{7: 0, 8: 1}" if int in self.kind else "{depth: 2}" if Any in self.kind.values() else
+                       "{two: {road: [road], other: [sky, car]}}")
             shape += f"such as {example} (a blank behind each colon)"
         none = " or None" if self.optional else ""
         return f"{kind_name(self.kind)} {shape}{' and '.join(limits)}".strip() + none
@@ -115,7 +117,7 @@ def key(default, meaning: str, **rules) -> Any:
     """A class attribute that declares a configuration key: `rate: float = key(1e-4, "learning rate", low=0)`.
 
     The annotation is the key's kind: bool, int, float, str, `tuple[kind, ...]`, `Mapping[kind, kind]` or `Mapping` (of
-    anything); `| None` makes it optional. A default of None that is not optional marks a required key. rules: see `Key`.
+    anything); `| None` makes it optional. A default of None that is not optional marks a required key. rules: `Key`.
     """
     return field(default=default, metadata={"key": (meaning, rules)})
 
@@ -219,7 +221,7 @@ def plain(value):
     """Tuples and read-only mappings -> lists and dicts, for YAML and for display."""
     if isinstance(value, tuple):
         return [plain(item) for item in value]
-    return dict(value) if isinstance(value, Mapping) else value
+    return {k: plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
 
 
 def read_text(path: str | Path) -> str:

@@ -12,8 +12,15 @@ class InputConvention:
 
     order: str  # "bgr" or "rgb"
     maximum: float
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    mean: tuple[float, ...]
+    std: tuple[float, ...] = (1.0, 1.0, 1.0)
+
+    @property
+    def words(self) -> str:
+        """For messages."""
+        mean, std = (", ".join(f"{value:g}" for value in values) for values in (self.mean, self.std))
+        order = self.order if len(self.mean) == 3 else f"{len(self.mean)} bands,"
+        return f"{order} 0..{self.maximum:g} minus ({mean}) over ({std})"
 
     def on_pixels(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """(offset, scale) of each channel, in `order`, such that the input is (pixel - offset) / scale for pixels in

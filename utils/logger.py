@@ -43,7 +43,7 @@ class RunLog:
             self._said.add(text)
             self.say(text)
 
-    def event(self, kind: str, step: int, **values) -> None:
+    def event(self, kind: str, step: int, /, **values) -> None:
         """Record numbers at a step: nested dicts of numbers (None: not defined) become scalars `kind/key/...`."""
         record = {"event": kind, "step": step, "seconds": round(time.time() - self._start, 2), **values}
         try:

@@ -4,33 +4,61 @@ from torch import Tensor
 
 from utils.counting import count
 
+Groups = tuple[tuple[int, ...], ...]  # class k of a protocol -> the rows or columns of a confusion matrix that it has
 
-def confusion_matrix(label: Tensor, prediction: Tensor, num_classes: int) -> Tensor:
-    """Count the pixels of each (true class, predicted class) pair.
 
-    label: integer tensor of train ids; anything outside 0..num_classes-1 (255 above all) is ignored.
+def confusion_matrix(label: Tensor, prediction: Tensor, num_classes: int, num_labels: int | None = None) -> Tensor:
+    """Count the pixels of each (labelled class, predicted class) pair.
+
+    label: integer tensor of train ids; anything outside 0..num_labels-1 (255 above all) is ignored.
     prediction: integer tensor of the same shape, values in 0..num_classes-1.
-    Returns int64 [num_classes, num_classes], rows = truth, columns = prediction, on label's device.
+    Returns int64 [num_labels, num_classes], rows = labels, columns = predictions, on label's device. num_labels: as
+    many as num_classes unless given.
     """
     label, prediction = label.flatten().long(), prediction.flatten().long()
-    counted = (label >= 0) & (label < num_classes)
+    rows = num_classes if num_labels is None else num_labels
+    counted = (label >= 0) & (label < rows)
     pairs = label * num_classes + prediction
     # A bin of its own for ignored pixels costs less than a boolean gather, and does not wait for the device.
-    counts = count(torch.where(counted, pairs, num_classes**2), num_classes**2 + 1)
-    return counts[:-1].view(num_classes, num_classes)
+    counts = count(torch.where(counted, pairs, rows * num_classes), rows * num_classes + 1)
+    return counts[:-1].view(rows, num_classes)
 
 
 def class_iou(confusion: Tensor, classes: tuple[int, ...]) -> tuple[list[float | None], float | None]:
+    """`grouped_iou` of some of the classes that labels and predictions share, each by itself."""
+    each = tuple((c,) for c in classes)
+    return grouped_iou(confusion, each, each)
+
+
+def grouped_iou(confusion: Tensor, labelled: Groups, predicted: Groups) -> tuple[list[float | None], float | None]:
     """IoU of each class of a protocol, in percent, and their mean.
 
-    Pixels whose true class the protocol leaves out are ignored; a kept pixel predicted as a left-out class counts as a
-    miss of its own class. IoU_c = intersection_c / union_c. A class in neither labels nor predictions has no IoU
-    (None) and is left out of the mean; the mean of no class at all is None.
+    confusion: int64 [L, C], rows = labels, columns = predictions. Class k has the rows labelled[k] and the columns
+    predicted[k]; no row, and no column, belongs to two classes. Pixels of rows that belong to no class are ignored; a
+    kept pixel whose column belongs to no class is a miss of its own class. IoU_k = intersection_k / union_k. A class in
+    neither labels nor predictions has no IoU (None) and is left out of the mean; the mean of no class at all is None.
     """
-    kept = torch.zeros_like(confusion, dtype=torch.float64)
-    kept[list(classes)] = confusion[list(classes)].double()
-    intersection = kept.diagonal()
-    union = kept.sum(0) + kept.sum(1) - intersection
-    per_class = [100 * (intersection[c] / union[c]).item() if union[c] > 0 else None for c in classes]
+    rows, columns = (_members(g, n) for g, n in zip((labelled, predicted), confusion.shape))
+    kept = rows @ confusion.double().to(rows.device)  # [K, C], whole numbers, as all below: float64 is exact
+    merged = kept @ columns.T
+    intersection = merged.diagonal()
+    union = merged.sum(0) + kept.sum(1) - intersection
+    per_class = [100 * (i / u).item() if u > 0 else None for i, u in zip(intersection, union)]
     present = [iou for iou in per_class if iou is not None]
     return per_class, sum(present) / len(present) if present else None
+
+
+def right_predictions(confusion: Tensor, labelled: Groups, predicted: Groups) -> tuple[Tensor, Tensor]:
+    """Pixels of each predicted class that are right, and all of them, under a protocol (see `grouped_iou`): float64 [C]
+    each, whole numbers. Pixels of rows that belong to no class of the protocol are not counted."""
+    rows, columns = (_members(g, n) for g, n in zip((labelled, predicted), confusion.shape))
+    kept = confusion.double().to(rows.device) * rows.sum(0).unsqueeze(1)
+    return (kept * (rows.T @ columns)).sum(0), kept.sum(0)
+
+
+def _members(groups, count):
+    """float64 [K, count] on the CPU: 1 where a number belongs to group k."""
+    members = torch.zeros(len(groups), count, dtype=torch.float64)
+    for k, group in enumerate(groups):
+        members[k, list(group)] = 1
+    return members

@@ -2,10 +2,11 @@
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_GAP, _CAPTION_WIDTH = 4, 96
+_GAP, _CAPTION_WIDTH, _MARGIN = 4, 96, 4
+IGNORE_COLOUR = (0, 0, 0)
 
 
-def colourise(label: np.ndarray, palette, ignore_colour=(0, 0, 0)) -> Image.Image:
+def colourise(label: np.ndarray, palette, ignore_colour=IGNORE_COLOUR) -> Image.Image:
     """uint8 [H, W] of train ids -> RGB image; ids without a colour in `palette` are drawn in ignore_colour."""
     colours = np.full((256, 3), ignore_colour, np.uint8)
     colours[: len(palette)] = palette
@@ -13,20 +14,21 @@ def colourise(label: np.ndarray, palette, ignore_colour=(0, 0, 0)) -> Image.Imag
 
 
 def grid(rows: list[tuple[str, list[Image.Image]]], cell: tuple[int, int]) -> Image.Image:
-    """One row of pictures per (caption, pictures), the caption to the left of its row.
+    """One row of pictures per (caption, pictures), the caption (one line or several) to the left of its row.
 
     cell: (width, height) in pixels to which each picture is resized.
     """
     width, height = cell
-    columns = max(len(pictures) for _, pictures in rows)
-    sheet = Image.new("RGB", (_CAPTION_WIDTH + columns * (width + _GAP), len(rows) * (height + _GAP) + _GAP), "white")
+    columns, font = max(len(pictures) for _, pictures in rows), ImageFont.load_default(size=14)
+    lines = [line for caption, _ in rows for line in caption.splitlines()]
+    left = max(_CAPTION_WIDTH, *(int(font.getlength(line)) + 2 * _MARGIN for line in lines))
+    sheet = Image.new("RGB", (left + columns * (width + _GAP), len(rows) * (height + _GAP) + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=14)
     for r, (caption, pictures) in enumerate(rows):
         top = _GAP + r * (height + _GAP)
-        draw.text((_CAPTION_WIDTH // 2, top + height // 2), caption, fill="black", font=font, anchor="mm")
+        draw.text((left // 2, top + height // 2), caption, fill="black", font=font, anchor="mm", align="center")
         for c, picture in enumerate(pictures):
             # Label colours must not be blended into colours that stand for other classes.
             method = Image.Resampling.NEAREST if picture.width <= width else Image.Resampling.BOX
-            sheet.paste(picture.resize(cell, method), (_CAPTION_WIDTH + c * (width + _GAP), top))
+            sheet.paste(picture.resize(cell, method), (left + c * (width + _GAP), top))
     return sheet

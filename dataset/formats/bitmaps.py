@@ -39,7 +39,9 @@ def bmp(file: BinaryIO) -> Picture:
         table = np.frombuffer(data, np.uint8, entry * used, 14 + header)
         return table.reshape(-1, entry)[:, 2::-1]  # stored as blue, green, red
 
-    return Picture(what, image.size, 1, lambda: indices(samples(), colours()), lambda: _looked_up(colours(), samples()))
+    kinds = 1 if (colours() == colours()[:, :1]).all() else 3  # BMP has no grey but by a palette
+    return Picture(what, image.size, 1, lambda: indices(samples(), colours()), lambda: _looked_up(colours(), samples()),
+                   kinds, kinds)
 
 
 def _looked_up(colours, indices):
@@ -72,7 +74,9 @@ def netpbm(file: BinaryIO) -> Picture:
         shown = (table[::-1] if name == "PBM" else table)[samples()]  # PBM stores ink: 1 is black
         return shown if name == "PPM" else shown[:, :, None].repeat(3, 2)
 
-    return Picture(f"{name} (P{kind}, maximum {maxval})", (width, height), 1, None if name == "PPM" else samples, rgb)
+    colours, deep = 3 if name == "PPM" else 1, maxval > 255
+    return Picture(f"{name} (P{kind}, maximum {maxval})", (width, height), 1, samples if colours == 1 else None, rgb,
+                   colours, colours, samples if deep else None, deep)
 
 
 def _netpbm_samples(data, start, kind, shape, maxval):

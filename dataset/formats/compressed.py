@@ -9,6 +9,7 @@ from dataset.formats.picture import ORIENTATION, Picture, indices, xmp_orientati
 
 _XMP = b"http://ns.adobe.com/xap/1.0/"  # what its segment of a JPEG begins with
 _PNG_COLOURS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey and alpha", 6: "RGB and alpha"}
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 
 
 def png(file: BinaryIO) -> Picture:
@@ -34,9 +35,13 @@ def png(file: BinaryIO) -> Picture:
     if pictures == 1 and (depth, colour) not in ((16, 0), (16, 4)):
         plain = (depth, colour) == (8, 2) and not tagged and b"tRNS" not in names
         rgb = partial(_decode_png, data) if plain else partial(pillow_rgb, image)
+    samples = None
+    if pictures == 1 and depth >= 8 and colour != 3 and b"tRNS" not in names:
+        samples = partial(_decode_png, data)
     if tagged:
         image.load()
-    return Picture(what, image.size, _orientation(image) if tagged else 1, ids, rgb)
+    return Picture(what, image.size, _orientation(image) if tagged else 1, ids, rgb, 1 if colour in (0, 4) else 3,
+                   _PNG_CHANNELS[colour], samples, depth == 16)
 
 
 def _png_chunks(data):
@@ -63,8 +68,8 @@ def _png_first_channel(data):
 
 
 def _decode_png(data):
-    """Pixels [H, W, 3] as the file holds them, uint8 or uint16, in two thirds of Pillow's time (`python -m bench
-    sample`); Pillow would also keep but the high bytes of 16-bit colours."""
+    """Pixels [H, W] or [H, W, channels] as the file holds them, uint8 or uint16, in two thirds of Pillow's time
+    (`python -m bench sample`); Pillow would also keep but the high bytes of 16-bit colours."""
     import imagecodecs  # late: who only evaluates JPEGs need not have it loaded
     try:
         return imagecodecs.png_decode(data)
@@ -76,7 +81,7 @@ def jpeg(file: BinaryIO) -> Picture:
     """Colours only. Of several pictures (MPO: depth, stereo, brightness) the first is the photograph."""
     image = pillow(file, "JPEG")
     return Picture(f"JPEG of mode {image.mode} (lossy: ids would change along every edge)", image.size,
-                   _orientation(image), None, partial(pillow_rgb, image))
+                   _orientation(image), None, partial(pillow_rgb, image), *((1, 1) if image.mode == "L" else ()))
 
 
 def webp(file: BinaryIO) -> Picture:

@@ -19,6 +19,10 @@ class Picture:
     orientation: int                         # 1..8: row and column of the first sample, as EXIF and TIFF number them
     ids: Callable[[], np.ndarray] | None     # integers [H, W] as stored
     rgb: Callable[[], np.ndarray] | None     # uint8 [H, W, 3] as displayed, but not turned
+    colours: int = 3                         # 1: grey, so that the three channels of `rgb` are equal
+    channels: int = 3                        # of the file, alpha and others that are not displayed included
+    samples: Callable[[], np.ndarray] | None = None  # [H, W] or [H, W, channels] as stored, where they are values
+    deep: bool = False                       # `samples` are not unsigned of 8 bits: their range is not known
 
 
 def require_size(width: int, height: int) -> None:

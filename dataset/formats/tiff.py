@@ -7,6 +7,7 @@ from PIL import TiffImagePlugin
 
 from dataset.formats.picture import ORIENTATION, Picture, indices, require_size, xmp_orientation
 
+_LARGEST = 2**32  # bytes of the decoded samples
 _LOSSLESS = {1: "uncompressed", 2: "CCITT RLE", 3: "CCITT group 3", 4: "CCITT group 4", 5: "LZW", 8: "deflate",
              32771: "CCITT RLE", 32773: "PackBits", 32946: "deflate", 34925: "LZMA", 50000: "Zstandard"}
 _LOSSY = {6: "old JPEG", 7: "JPEG", 34712: "JPEG 2000", 34887: "LERC", 50001: "WebP", 50002: "JPEG XL"}
@@ -29,11 +30,13 @@ def tiff(file: BinaryIO) -> Picture:
     require_size(width, height)
     require_size(tag(322, 1), tag(323, 1))  # of a tile
     bits, code, sampling = tag(258, 1), tag(259, 1), tag(339, 1)
+    if width * height * channels * bits > 8 * _LARGEST:
+        raise ValueError(f"{width}x{height} pixels of {channels} channels of {bits} bits: cut it into pieces")
     colour, extra = tag(262, 1 if channels < 3 else 2), tag(338, 0)
     pages = 1 + sum(not page.get(254, 0) & 1 for page in others)  # 1: the first one again, smaller
     mixed = len(set(tags(258, 1))) > 1 or len(set(tags(339, 1))) > 1  # channels of several kinds
     # Rows packed together, against the specification, would come out shifted, and libtiff would not say so.
-    unsure = code == 32773 and bits not in (8, 16, 32)
+    unsure = code == 32773 and bits not in (8, 16, 32, 64)
     depth = "/".join(map(str, tags(258, 1))) if mixed else bits
     what = (f"{depth}-bit {_SAMPLES.get(sampling, '')}{_PHOTOMETRIC.get(colour, f'photometric {colour}')} TIFF "
             f"({_LOSSLESS.get(code) or _LOSSY.get(code, f'compression {code}')}{', lossy' if code in _LOSSY else ''})"
@@ -42,17 +45,23 @@ def tiff(file: BinaryIO) -> Picture:
             f"{', whose rows may be packed together' if unsure else ''}")
     samples = partial(_tiff_samples, file, (height, width), channels, tag(284, 1) == 2)
     palette = _palette(first.get(320), bits) if colour == 3 else None
-    ids = rgb = None
-    if pages == 1 and not mixed and not unsure and channels <= 8:
+    ids = rgb = values = None
+    if pages == 1 and not mixed and not unsure and channels <= 16:
         if (channels == 1 and colour in (0, 1, 3) and code in _LOSSLESS and sampling in (1, 2, 4)
                 and bits in (1, 2, 4, 8, 12, 16, 32)):
             ids = samples if palette is None else lambda: indices(samples(), palette)
         if sampling in (1, 4) and code in (*_LOSSLESS, 7) and extra != 1:
             rgb = _tiff_rgb(samples, bits, colour, code, palette)
+        if (colour in (1, 2) and (bits in (8, 12, 16, 32, 64) if sampling in (1, 2, 4) else
+                                  sampling == 3 and bits in (16, 32, 64))
+                and (code in _LOSSLESS or code == 7 and bits == 8) and 1 not in tags(338, 0)):
+            values = samples
     orientation = tag(ORIENTATION, None)
     if orientation is None:
         orientation = xmp_orientation(tag(700, b""))
-    return Picture(what, (width, height), orientation if orientation in range(1, 9) else 1, ids, rgb)
+    colours = 1 if colour in (0, 1) else 3
+    return Picture(what, (width, height), orientation if orientation in range(1, 9) else 1, ids, rgb, colours,
+                   3 if colour == 3 and channels == 1 else channels, values, bits > 8 or sampling in (2, 3))
 
 
 def _tiff_pages(file):

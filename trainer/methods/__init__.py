@@ -22,8 +22,8 @@ def find(name: str) -> type[Method]:
     if name in known():
         return known()[name]
     if ":" not in name:
-        raise ConfigError(f"method: no method {name!r}{nearest(name, known())}; there are {', '.join(known())}, or your "
-                          "own as my_file.py:MyMethod.")
+        raise ConfigError(f"method: no method {name!r}{nearest(name, known())}; there are {', '.join(known())}, or "
+                          "your own as my_file.py:MyMethod.")
     return load_object(name, "method", Method)
 
 

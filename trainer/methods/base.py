@@ -24,9 +24,9 @@ TRAINED, ANY = "trained", "any"  # what a method may start from: a trained netwo
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step trains on. images: float32 [B, K, H, W], ready for the network; labels: int64 [B, H, W] train ids with
-    255 where there is none, or None; both on the device. names: of the images. pixels: uint8 [B, H, W, K] as read (RGB
-    for three bands), on the device."""
+    """What a step trains on. images: float32 [B, K, H, W], ready for the network; labels: int64 [B, H, W] train ids,
+    255 where a pixel has none, or None; both on the device. names: of the images. pixels: uint8 [B, H, W, K] as read
+    (RGB for three bands), on the device."""
 
     images: Tensor
     labels: Tensor | None
@@ -169,9 +169,11 @@ class SelfTraining(Method):
         found = self.pseudo_labels.write(round_index, self.network, names, portion,
                                          lambda logits, thresholds: self.select(logits, thresholds, portion),
                                          self.check_interrupt)
-        self.log.event("pseudo_label", self.position.global_step, round=round_index, portion=portion, coverage=found.coverage,
+        accuracy = {"accuracy": found.accuracy} if found.accuracy else {}
+        self.log.event("pseudo_label", self.position.global_step, round=round_index, portion=portion,
+                       coverage=found.coverage,
                        threshold=dict(zip(names, selection.threshold_confidence(found.thresholds).tolist())),
-                       **({"accuracy": found.accuracy} if found.accuracy else {}))
+                       **accuracy)
         if found.unseen:
             seen = inspection.never_seen(cfg, cfg.target, found.unseen, "the training labels")
             self.log.say_once(f"warning: {seen}")

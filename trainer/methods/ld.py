@@ -1,12 +1,12 @@
-"""Stage 1, label denoising (You et al., ACM MM 2021): positive and negative learning on class-balanced pseudo labels."""
+"""Stage 1, label denoising (You et al., ACM MM 2021): positive and negative learning with pseudo labels."""
 from trainer import fused_losses, losses
 from trainer.methods.base import SelfTraining
 from utils.config_values import key
 
 
 class LabelDenoising(SelfTraining):
-    """Minimises the sum of three terms (`fused_losses.ld_losses`): cross entropy where a pseudo label is selected, entropy,
-    and -log(1 - p_k) for a class k of middle rank, which the pixel is likely not to belong to."""
+    """Minimises the sum of three terms (`fused_losses.ld_losses`): cross entropy where a pseudo label is selected,
+    entropy, and -log(1 - p_k) for a class k of middle rank, which the pixel is likely not to belong to."""
 
     title = "LD"
 

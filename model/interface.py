@@ -1,0 +1,152 @@
+"""What a network's input and output are like, and the way between them and ours: pure functions on tensors."""
+import functools
+from dataclasses import dataclass
+from typing import Any, Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from utils.constants import InputConvention
+from utils.errors import ConfigError
+
+AUTO = "auto"
+_NAMES = ("out", "logits")  # of the scores in a network's output
+
+
+def plain_forward(network: nn.Module, x: Tensor) -> Any:
+    return network(x)
+
+
+@dataclass(frozen=True)
+class Interface:
+    """What a network's input and output are like.
+
+    input: channel order (it matters for three bands), range, mean and standard deviation. run(network, x): the forward
+    pass, at the network's own resolution. output: which part of what that returns is the scores: `auto` (a tensor, or
+    what is called out or logits), a name, or an index as text. channels: which of their channels are the classes, in
+    this order; None: all. head: what the names of the head's parameters begin with; None: those of the last module that
+    has any. size_multiple: the network takes heights and widths that are multiples of it. align_corners: of the
+    bilinear upsampling.
+    """
+
+    input: InputConvention
+    run: Callable[[nn.Module, Tensor], Any] = plain_forward
+    output: str = AUTO
+    channels: tuple[int, ...] | None = None
+    head: tuple[str, ...] | None = None
+    size_multiple: int = 1
+    align_corners: bool = False
+
+    def prepared(self, pixels: Tensor) -> Tensor:
+        """Pixels uint8 or float [B, H, W, K] in 0..255, RGB for three bands, as read -> float32 [B, K, H, W] as the
+        network takes them; on the device where the pixels are. Raises ConfigError for another number of bands."""
+        convention = self.input
+        if pixels.shape[3] != len(convention.mean):
+            raise ConfigError(f"model: the images have {pixels.shape[3]} bands, the network takes "
+                              f"{len(convention.mean)}: give input_mean and input_std with one number for each band.")
+        offset, scale = _offset_and_scale(convention, pixels.device)
+        bands = pixels.permute(0, 3, 1, 2).contiguous()
+        bands = bands.flip(1) if convention.order == "bgr" and bands.shape[1] == 3 else bands
+        shifted = bands.float() - offset
+        return shifted if set(convention.std) == {1} and convention.maximum == 255 else shifted / scale
+
+    def _padded_size(self, size):
+        multiple = self.size_multiple
+        return tuple(-(-extent // multiple) * multiple for extent in size)
+
+    def padded(self, x: Tensor) -> Tensor:
+        """x with zeros, which stand for the mean colour, below and to the right."""
+        (height, width), (full_height, full_width) = x.shape[-2:], self._padded_size(x.shape[-2:])
+        if (height, width) == (full_height, full_width):
+            return x
+        return F.pad(x, (0, full_width - width, 0, full_height - height))
+
+    def resized(self, scores: Tensor, size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
+        """Score maps [B, C, h, w] -> [B, C, *size], bilinearly: the part of the map that belongs to the image of
+        `image_size`, without what its padding gave."""
+        padded, aligned = self._padded_size(image_size), self.align_corners
+        wanted = [s * p / i for s, p, i in zip(size, padded, image_size)]  # of the whole map, at the scale of `size`
+        if aligned or all(extent == int(extent) for extent in wanted):
+            whole = F.interpolate(scores, tuple(map(round, wanted)), mode="bilinear", align_corners=aligned)
+        else:  # by a factor, since the size is no whole number; the margin is for what rounding takes off it
+            factors = tuple(extent / n * (1 + 1e-9) for extent, n in zip(wanted, scores.shape[-2:]))
+            whole = F.interpolate(scores, scale_factor=factors, mode="bilinear", align_corners=False,
+                                  recompute_scale_factor=False)
+        return whole if padded == image_size else whole[..., :size[0], :size[1]]
+
+    def scores(self, found: Any, num_classes: int) -> Tensor:
+        """What `run` has returned -> logits [B, num_classes, h, w]. One channel z for two classes stands for the logits
+        (0, z), whose softmax is the sigmoid of z. Raises ConfigError that says what the network returns."""
+        scores = _chosen(found, self.output)
+        chosen, count = self.channels, scores.shape[1]
+        if chosen and max(chosen) >= count:
+            raise ConfigError(f"output_channels: {max(chosen)} is not there, the network gives {count} channels, "
+                              f"0..{count - 1}.")
+        if chosen and chosen != tuple(range(count)):
+            ordered = chosen == tuple(range(chosen[0], chosen[0] + len(chosen)))
+            scores = scores[:, chosen[0]:chosen[-1] + 1] if ordered else scores.index_select(
+                1, _indices(chosen, scores.device))
+        if scores.shape[1] == 1 and num_classes == 2:
+            return torch.cat([torch.zeros_like(scores), scores], 1)
+        if scores.shape[1] != num_classes:
+            what = f"output_channels names {len(chosen)}" if chosen else f"the network gives {count}"
+            raise ConfigError(f"num_classes: {num_classes} classes, but {what} channels: set output_channels to "
+                              f"the {num_classes} that are the classes, in their order, or num_classes to "
+                              f"{scores.shape[1]}.")
+        return scores
+
+
+def _chosen(found, output):
+    """The scores in what a network returns. Raises ConfigError that says what that was."""
+    def refuse(problem):
+        raise ConfigError(f"output: {problem}; the network returns {_described(found)}: set output to the name or "
+                          "index of the scores, a tensor [B, channels, h, w].")
+    chosen = found
+    if output == AUTO:
+        named = [part for name in _NAMES if (part := _part(found, name)) is not None]
+        maps = [part for part in found if _is_map(part)] if isinstance(found, (tuple, list)) else []
+        chosen = found if isinstance(found, Tensor) else named[0] if named else maps[0] if len(maps) == 1 else None
+        if chosen is None:
+            refuse("the scores are not a tensor, nor called out or logits")
+    elif (chosen := _part(found, output)) is None:
+        refuse(f"{output!r} is not there")
+    if not _is_map(chosen):
+        refuse(f"the scores are {_described(chosen)}")
+    return chosen
+
+
+def _part(found, name):
+    """Entry, attribute or item of that name or index, or None."""
+    if isinstance(found, Mapping):
+        return found.get(name)
+    if isinstance(found, (tuple, list)) and name.lstrip("-").isdigit() and -len(found) <= int(name) < len(found):
+        return found[int(name)]
+    return None if isinstance(found, Tensor) else getattr(found, name, None)
+
+
+def _is_map(found):
+    return isinstance(found, Tensor) and found.ndim == 4 and found.is_floating_point()
+
+
+def _described(found, depth=2):
+    if isinstance(found, Tensor):
+        return f"a tensor {list(found.shape)} of {str(found.dtype).removeprefix('torch.')}"
+    if depth and isinstance(found, Mapping):
+        return f"a mapping ({', '.join(f'{name}: {_described(part, depth - 1)}' for name, part in found.items())})"
+    if depth and isinstance(found, (tuple, list)):
+        return f"a {type(found).__name__} ({', '.join(_described(part, depth - 1) for part in found)})"
+    return f"a {type(found).__name__}"
+
+
+@functools.cache
+def _offset_and_scale(convention: InputConvention, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Float32 [K, 1, 1] each; kept, since a GPU would wait for every copy of them."""
+    with torch.inference_mode(False):  # whoever asks first, training uses them too
+        return tuple(torch.tensor(v, device=device).view(-1, 1, 1) for v in convention.on_pixels())
+
+
+@functools.cache
+def _indices(channels: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(channels, device=device)

@@ -1,0 +1,62 @@
+"""Saving memory in training: what is inside a block is computed again in the backward pass (Chen et al., 2016)."""
+import contextlib
+from typing import Any, Callable, Iterator
+
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from utils.errors import TrainingError
+
+
+def recomputed(call: Callable, owner: nn.Module, *args: Any, again=contextlib.nullcontext, preserve_rng_state=True,
+               **kwargs: Any) -> Any:
+    """call(*args, **kwargs), whose inner tensors are computed again when the backward pass needs them; then torch's
+    generators draw the same numbers and the running statistics of `owner`, whose forward pass it is, stay. again():
+    a context manager to enter for the second time as well.
+
+    Raises TrainingError, in the backward pass, where an argument has been changed in place meanwhile.
+    """
+    tensors = [value for value in args if isinstance(value, Tensor) and not value.is_inference()]
+    versions = [tensor._version for tensor in tensors]
+
+    @contextlib.contextmanager
+    def second_time():
+        if versions != [tensor._version for tensor in tensors]:
+            raise TrainingError(f"checkpointing: the network changes the input of a {type(owner).__name__} in place, "
+                                "which cannot be computed again: set checkpointing=False.")
+        with copied_buffers(owner), again():
+            yield
+
+    return checkpoint(call, *args, use_reentrant=False, preserve_rng_state=preserve_rng_state,
+                      context_fn=lambda: (contextlib.nullcontext(), second_time()), **kwargs)
+
+
+def blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The blocks of a network: children with children of their own in a Sequential or ModuleList, the outermost ones,
+    each once."""
+    seen = set()
+
+    def walk(parent):
+        for child in parent.children():
+            held = isinstance(parent, (nn.Sequential, nn.ModuleList))
+            if held and any(child.children()) and not isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+                if id(child) not in seen:
+                    seen.add(id(child))
+                    yield child
+            else:
+                yield from walk(child)
+    return walk(module)
+
+
+@contextlib.contextmanager
+def copied_buffers(module: nn.Module):
+    """Within, the module works on copies of its buffers: a second look at the same batch must not move the running
+    statistics twice."""
+    kept = [(owner, name, buffer) for owner in module.modules() for name, buffer in owner.named_buffers(recurse=False)]
+    for owner, name, buffer in kept:
+        setattr(owner, name, buffer.clone())
+    try:
+        yield
+    finally:
+        for owner, name, buffer in kept:
+            setattr(owner, name, buffer)
