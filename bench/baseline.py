@@ -2,7 +2,7 @@
 
 Each piece computes what trainer/ and dataset/ compute (same method, same random draws), in the way that first comes to
 mind: the network runs twice over an image that is to be labelled, confidences of all pixels pile up in Python lists,
-every use of the probabilities takes a softmax of its own, quantiles come from sorting, whole images are resized to keep
+every loss takes a softmax of its own, quantiles come from sorting, whole images are resized to keep
 a part of them. The model of every function is a `network` on the device where it is to run.
 """
 import math
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.deeplabv2 import DeepLabV2, Head
 from trainer import losses
@@ -30,9 +30,11 @@ class PlainHead(Head):
 
 
 def network(num_classes: int, layers: tuple[int, ...], width: int) -> DeepLabV2:
-    """The network in contiguous format with the plain head, under the same parameter names."""
+    """The network in contiguous format with the plain head and frozen weights of its batch norms."""
     model = DeepLabV2(num_classes, layers, width)
     model.layer5 = PlainHead(width * 32, num_classes)
+    for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]:
+        norm.requires_grad_(False)
     return model
 
 
@@ -117,12 +119,8 @@ def validation(model, pairs, num_classes: int) -> Tensor:
 
 def ld_losses(logits: Tensor, pseudo_label: Tensor, rank: int, entropy: str = "released") -> dict[str, Tensor]:
     """The three terms of label denoising, entropy over all pixels; arguments as in `fused_losses.ld_losses`."""
-    selected = (pseudo_label != IGNORE).sum().clamp(min=1)
-    positive = F.cross_entropy(logits, pseudo_label, ignore_index=IGNORE, reduction="sum") / selected
-    scores = logits if entropy == "shannon" else logits.softmax(1)
-    entropic = -(logits.softmax(1) * scores.log_softmax(1)).sum(1).mean()
-    kth = logits.softmax(1).topk(rank, dim=1).values[:, -1]
-    return {"positive": positive, "entropy": entropic, "negative": -(1 - kth).clamp(1e-5, 1).log().mean()}
+    return {"positive": losses.positive(logits, pseudo_label), "entropy": losses.entropy(logits, kind=entropy),
+            "negative": losses.negative(logits, rank)}
 
 
 def training_sample(image_path: Path, label_path: Path, ids: dict[int, int], rng: np.random.Generator,

@@ -4,19 +4,17 @@ Only ratios of one run count: variants take turns, so that a machine that slows 
 own keeps what one variant asks of the allocator or of cuDNN, and the memory that it holds, from the others.
 """
 import contextlib
-import importlib
-import json
+import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
 
-ROOT = Path(__file__).parent.parent
+SPAWN = multiprocessing.get_context("spawn")
 
 
 class Spread(NamedTuple):
@@ -27,50 +25,30 @@ class Spread(NamedTuple):
     high: float
 
 
-class Ratio(NamedTuple):
-    """Of two variants' medians (`under` None: the median of `over` itself), and the target: `>=` or `<=` a bound."""
-
-    over: str
-    under: str | None
-    relation: str = ""
-    bound: float = 0
-
-    def of(self, values: dict[str, Spread]) -> float:
-        return values[self.over].median / (values[self.under].median if self.under else 1)
-
-    def met(self, values: dict[str, Spread]) -> bool:
-        return {">=": self.of(values) >= self.bound, "<=": self.of(values) <= self.bound, "": True}[self.relation]
-
-    def __str__(self):
-        return f"{self.over}{f'/{self.under}' if self.under else ''}" + f" {self.relation} {self.bound:g}" * bool(
-            self.relation)
-
-
 @dataclass(frozen=True)
 class Row:
     """One line of the table: a piece of work in named variants, usually `baseline` (bench/baseline.py), `product` (the
     project's code) and `floor` (the part that nothing can save).
 
-    prepare(inputs, variant, **settings) returns (work, units): a function to be timed, and the units of work in one
-    call, by which its seconds are divided. It is a function of a module, and `settings` are plain JSON values, as both
-    go to another process. Where the row's unit is not `s`, work returns the figure itself, a float, and runs once.
+    prepare(inputs, variant, **settings), a function of a module, returns (work, units): a function to be timed, and the
+    units of work in one call, by which its seconds are divided. Where the row's unit is not `s`, work returns the
+    figure itself, a float, and runs once. ratios: of medians, with targets: `baseline/product >= 2`, `product <= 64`,
+    or without one, `large/small`.
     """
 
     title: str
     prepare: Callable[..., tuple[Callable[[], Any], float]]
-    variants: tuple[str, ...] = ("baseline", "product")
-    ratios: tuple[Ratio, ...] = ()
+    variants: tuple[str, ...]
+    ratios: tuple[str, ...]
     settings: dict = field(default_factory=dict)
     unit: str = "s"
     repeats: int = 5
 
 
-def measure(row: Row, setting: tuple, repeats: int | None = None) -> dict[str, Spread]:
-    """The figures of each variant. setting: arguments of `bench.inputs.Inputs.of`, plain JSON values. repeats: in place
-    of the row's own."""
-    where = f"{row.prepare.__module__}:{row.prepare.__qualname__}"
+def measure(row: Row, inputs, repeats: int | None = None) -> dict[str, Spread]:
+    """The figures of each variant. inputs: `bench.inputs.Inputs`. repeats: in place of the row's own."""
     with contextlib.ExitStack() as processes:
-        works = {v: processes.enter_context(process(where, setting, v, row.settings)) for v in row.variants}
+        works = {v: processes.enter_context(process(row.prepare, inputs, v, row.settings)) for v in row.variants}
         return interleave(works, repeats or row.repeats) if row.unit == "s" else interleave(works, 1, warm_up=False)
 
 
@@ -83,44 +61,44 @@ def interleave(works: dict[str, Callable[[], float]], repeats: int, warm_up: boo
 
 
 @contextlib.contextmanager
-def process(prepare: str, *arguments):
-    """Work in a process of its own. prepare: "module:function", called there as `Row.prepare`. Yields a function that
-    runs the work once and returns its seconds a unit, or the float that the work has returned."""
-    command = [sys.executable, "-m", "bench.harness", prepare, json.dumps(arguments)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
-        def answer():
-            if line := child.stdout.readline():
-                return json.loads(line)
-            raise RuntimeError(f"{prepare} {arguments} has ended")
+def process(prepare: Callable, inputs, variant: str, settings: dict):
+    """Work in a process of its own; arguments as of `Row`. Yields a function that runs the work once and returns its
+    seconds a unit, or the float that the work has returned."""
+    here, there = SPAWN.Pipe()
+    child = SPAWN.Process(target=serve, args=(there, prepare, inputs, variant, settings))
+    child.start()
+    there.close()
 
-        def work():
-            with contextlib.suppress(BrokenPipeError):  # it has ended: the empty answer says so
-                print(file=child.stdin, flush=True)
-            return answer()
+    def work():
+        with contextlib.suppress(BrokenPipeError):  # it has ended: there is no answer either
+            here.send("run")
         try:
-            answer()  # it is prepared
-            yield work
-        finally:
-            with contextlib.suppress(BrokenPipeError):
-                child.stdin.close()
+            return here.recv()
+        except (EOFError, ConnectionResetError):
+            raise RuntimeError(f"{prepare.__name__}, variant {variant}, has ended") from None
+    try:
+        work()  # which answers when it is prepared
+        yield work
+    finally:
+        here.close()
+        child.join()
 
 
-def serve(prepare: str, setting: list, variant: str, settings: dict) -> None:
-    """The other process: a line of output when the work is prepared, then one for each line of input."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what the work prints is no answer
+def serve(connection, prepare: Callable, inputs, variant: str, settings: dict) -> None:
+    """The other process: prepares the work, then answers every message with its figure, the first one with nothing."""
     import torch
-    from bench.inputs import Inputs
-    module, function = prepare.split(":")
-    work, units = getattr(importlib.import_module(module), function)(Inputs.of(*setting), variant, **settings)
+    sys.stdout = sys.stderr  # which has the table alone
+    work, units = prepare(inputs, variant, **settings)
     wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
-    print("null", file=answers, flush=True)
-    for _ in sys.stdin:
-        wait()
-        start = time.perf_counter()
-        value = work()
-        wait()
-        seconds = (time.perf_counter() - start) / units
-        print(json.dumps(value if isinstance(value, float) else seconds), file=answers, flush=True)
+    with contextlib.suppress(EOFError):
+        connection.send(connection.recv() and None)
+        while connection.recv():
+            wait()
+            start = time.perf_counter()
+            value = work()
+            wait()
+            seconds = (time.perf_counter() - start) / units
+            connection.send(value if isinstance(value, float) else seconds)
 
 
 def resident(name: str) -> float:
@@ -143,13 +121,19 @@ def added_peak(work: Callable[[], Any]) -> float:
 def machine() -> str:
     """One line: CPU, cores, threads, versions, GPU."""
     import torch
-    info = Path("/proc/cpuinfo")
-    names = [line.split(":", 1)[1].strip() for line in (info.read_text().splitlines() if info.exists() else ())
-             if line.startswith("model name")]
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = info.partition("model name")[2].partition("\n")[0].lstrip("\t: ") or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return (f"{(names or [platform.machine()])[0]}, {cores} cores, {torch.get_num_threads()} threads, "
-            f"torch {torch.__version__}, Python {platform.python_version()}, {gpu}")
+    return (f"{name}, {cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, Python "
+            f"{platform.python_version()}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}")
+
+
+def judged(ratio: str, values: dict[str, Spread]) -> tuple[float, bool]:
+    """The value of one of a row's ratios, and whether it meets its target; without one it does."""
+    names, relation, bound = (*ratio.split(), "", "0")[:3]
+    over, _, under = names.partition("/")
+    value = values[over].median / (values[under].median if under else 1)
+    return value, {">=": value >= float(bound), "<=": value <= float(bound), "": True}[relation]
 
 
 def table(measured: list[tuple[Row, dict[str, Spread]]]) -> str:
@@ -158,11 +142,12 @@ def table(measured: list[tuple[Row, dict[str, Spread]]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
     for row, values in measured:
         cells = [number(values[v].median, row.unit) if v in values else "-" for v in head[1:4]]
-        ratios = [f"{ratio.of(values):.2f}" for ratio in row.ratios]
-        targets = [f"{ratio}{'' if ratio.met(values) else ' (missed)'}" for ratio in row.ratios]
+        found = {ratio: judged(ratio, values) for ratio in row.ratios}
         spread = [f"{name}{'' if name in head else f' {number(v.median, row.unit)},'} {number(v.low, row.unit)}.."
                   f"{number(v.high, row.unit)}" for name, v in values.items() if v.low < v.high or name not in head]
-        cells += [", ".join(words) or "-" for words in (ratios, targets, spread)]
+        cells += [", ".join(f"{value:.2f}" for value, _ in found.values()),
+                  ", ".join(f"{ratio}{'' if met else ' (missed)'}" for ratio, (_, met) in found.items()),
+                  ", ".join(spread) or "-"]
         lines.append("| " + " | ".join([row.title, *cells]) + " |")
     return "\n".join(lines)
 
@@ -170,7 +155,3 @@ def table(measured: list[tuple[Row, dict[str, Spread]]]) -> str:
 def number(value: float, unit: str) -> str:
     """Four digits with a unit; less than a second in milliseconds."""
     return f"{1000 * value:.4g} ms" if unit == "s" and value < 1 else f"{value:.4g} {unit}"
-
-
-if __name__ == "__main__":
-    serve(sys.argv[1], *json.loads(sys.argv[2]))

@@ -17,7 +17,7 @@ from dataset.labels import CITYSCAPES_IDS, IGNORE_INDEX
 from dataset.toy.camera import render
 from dataset.toy.files import save_label, world_files
 from model.build import build_model
-from model.deeplabv2 import Bottleneck, DeepLabV2, Head, freeze_bn_affine
+from model.deeplabv2 import Bottleneck, DeepLabV2, Head
 from model.weights import save_weights
 from trainer.loop import Trainer
 from utils.config import Config, load_config
@@ -71,20 +71,19 @@ class Inputs:
         self.root, self.size, self.device = Path(root), size, device
         self.root.mkdir(exist_ok=True)
 
-    @classmethod
-    def of(cls, root: str, quick: bool, device: str) -> "Inputs":
-        """Those that another process asks for."""
-        return cls(Path(root), QUICK if quick else FULL, device)
-
     def resized(self, name: str, **changes) -> "Inputs":
         """Inputs of another size, in a folder below this one."""
         return Inputs(self.root / name, replace(self.size, **changes), self.device)
+
+    def light(self, model: str) -> "Inputs":
+        """Inputs of another network, with files of its input size."""
+        return self.resized("light", model=model, cityscapes=self.size.input_size)
 
     @functools.cached_property
     def streets(self) -> Path:
         """A folder with `gta5` and `cityscapes` in their layouts; another process may have written it."""
         root, n = self.root / "data", self.size.images
-        for dataset, split, i, *paths in () if root.exists() else world_files(root, source=n, synthia=0, train=n, val=n):
+        for dataset, split, i, *paths in () if root.exists() else world_files(root, n, 0, n, n):
             for path in paths:
                 path.parent.mkdir(parents=True, exist_ok=True)
             image, label = photo(dataset, split, i, getattr(self.size, dataset))
@@ -152,7 +151,6 @@ class Inputs:
         """The baseline's network: the same weights, contiguous format."""
         network = baseline.network(NUM_CLASSES, self.size.layers, self.size.width)
         network.load_state_dict(torch.load(self.weights, weights_only=True))
-        freeze_bn_affine(network)
         return network.to(self.device)
 
     def loader(self, split: str):

@@ -8,7 +8,6 @@ from bench import baseline
 from bench.harness import resident
 from bench.inputs import NUM_CLASSES, Inputs
 from dataset import loaders
-from model.segmenter import Segmenter
 from trainer import evaluate
 from utils.schedule import round_portion
 
@@ -20,8 +19,7 @@ def pseudo_label_round(inputs: Inputs, variant: str, decoded: bool = False, mode
     """Thresholds and pseudo labels of all training images, a unit is an image; label files are written. Reading is
     included, unless `decoded`: images then come from memory. Floor: one forward pass an image, input ready. model:
     another network, on files of its input size."""
-    if model:
-        inputs = inputs.resized("light", model=model, cityscapes=inputs.size.input_size)
+    inputs = inputs.light(model) if model else inputs
     if decoded:
         inputs = inputs.resized("decoded", images=1)
         inputs.multiply(DECODED)
@@ -60,10 +58,9 @@ def round_memory(inputs: Inputs, variant: str):
     most = SOME if variant == "baseline" else inputs.size.many
 
     def round_over(count):
-        small = inputs.resized(f"{variant}{count}", cityscapes=(256, 128), gta5=(64, 64), layers=(1, 1, 1, 1), width=1,
-                               images=1)
+        small = inputs.resized(f"{variant}{count}", cityscapes=(256, 128), gta5=(64, 64), images=1)
         small.multiply(count)
-        (plain_round(small, Stub(NUM_CLASSES)) if variant == "baseline" else labelling_stub(small))()
+        (plain_round(small, Stub(NUM_CLASSES)) if variant == "baseline" else stub_round(small, NUM_CLASSES))()
 
     def work():
         round_over(FEW)
@@ -77,12 +74,12 @@ def round_growth(inputs: Inputs, variant: str, axis: str):
     """A round without a network, at the size `variant` of an axis (`Size.grown`); labels are twice as high and wide as
     the network's input."""
     images, classes, side, units = inputs.size.grown(axis, int(variant))
-    small = inputs.resized(f"{axis}{variant}", cityscapes=(2 * side, side), input_size=(side, side // 2), images=1,
-                           gta5=(64, 64), layers=(1, 1, 1, 1), width=4)
+    small = inputs.resized(f"{axis}{variant}", cityscapes=(2 * side, side), input_size=(side, side // 2), gta5=(64, 64),
+                           images=1)
     small.multiply(images)
     folder = {"type": "folder", "data_dir": str(small.streets / "cityscapes"), "images": "leftImg8bit/{split}",
               "classes": [f"class {c}" for c in range(classes)], "input_size": list(small.size.input_size)}
-    work = labelling_stub(small, num_classes=classes, init_weight="imagenet", target="own", own=folder, val=False)
+    work = stub_round(small, classes, target="own", own=folder, val=False)
     return work, units if axis == "images" else units * images
 
 
@@ -120,14 +117,15 @@ class Stub(nn.Module):
     def __init__(self, num_classes: int):
         super().__init__()
         self.mix = nn.Conv2d(3, num_classes, 1)
-        nn.init.normal_(self.mix.weight, std=0.1)
 
-    def score_map(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.mix(F.avg_pool2d(x, 8))
 
+    score_map = forward  # as the baseline calls it
 
-def labelling_stub(inputs: Inputs, **keys):
+
+def stub_round(inputs: Inputs, classes: int, **keys):
     """The project's round with a stub for its network."""
-    trainer = inputs.trainer(**keys)
-    trainer.method.network = Segmenter(Stub(trainer.cfg.num_classes))
+    trainer = inputs.trainer(model=f"{__name__}:Stub", model_args={"num_classes": classes}, num_classes=classes,
+                             init_weight="None", **keys)
     return lambda: trainer.method.prepare_round(0)

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench import baseline
-from bench.harness import ROOT, added_peak
+from bench.harness import added_peak
 from bench.inputs import NUM_CLASSES, Inputs
 from dataset import files, segmentation, views
 from dataset.labels import CITYSCAPES_IDS
@@ -28,14 +28,16 @@ IMPORTS = "import torch, torchvision; from model.deeplabv2 import DeepLabV2; Dee
 
 
 def ld_losses(inputs: Inputs, variant: str):
-    """The three LD terms of given logits and their gradient, batch 3. Floor: one log-softmax with its gradient."""
+    """The three LD terms of given logits and their gradient, batch 3. Baseline: as the paper writes them. Floor: one
+    log-softmax with its gradient."""
     logits, label = loss_input(3, NUM_CLASSES, inputs.size.crop)
-    if variant == "baseline":
-        return lambda: with_gradient(baseline.ld_losses, logits, label), 1
-    keep_freed_memory()  # as a run on the CPU does
-    upstream = torch.randn(logits.shape)
-    return {"product": lambda: with_gradient(fused_losses.ld_losses, logits, label),
-            "floor": lambda: logits.detach().requires_grad_().log_softmax(1).backward(upstream)}[variant], 1
+    if variant != "baseline":
+        keep_freed_memory()  # as a run on the CPU does
+    if variant == "floor":
+        upstream = torch.randn(logits.shape)
+        return lambda: logits.detach().requires_grad_().log_softmax(1).backward(upstream), 1
+    function = {"baseline": baseline.ld_losses, "product": fused_losses.ld_losses}[variant]
+    return lambda: with_gradient(function, logits, label), 1
 
 
 def loss_growth(inputs: Inputs, variant: str, axis: str):
@@ -65,51 +67,38 @@ def with_gradient(function, logits, label, rank: int | None = None, **options):
 def network_head(inputs: Inputs, variant: str):
     """The network's head on the features of one crop, forward and backward."""
     channels, side = inputs.size.width * 32, -(-inputs.size.crop // 8)
-    head, layout = {"baseline": (baseline.PlainHead, torch.contiguous_format),
-                    "product": (Head, torch.channels_last)}[variant]
-    if variant == "product":
+    x = torch.randn(1, channels, side, side)
+    if variant == "baseline":
+        head = baseline.PlainHead(channels, NUM_CLASSES)
+    else:
         keep_freed_memory()
-    head = head(channels, NUM_CLASSES).to(memory_format=layout)
-    x = torch.randn(1, channels, side, side).to(memory_format=layout)
+        head, x = (part.to(memory_format=torch.channels_last) for part in (Head(channels, NUM_CLASSES), x))
     return lambda: head_with_gradients(head, x), 1
 
 
 def head_with_gradients(head, x):
     """(scores, gradients of x and of the parameters)"""
-    x = x.detach().requires_grad_()
-    scores = head(x)
+    scores = head(x.requires_grad_())
     return scores, torch.autograd.grad(scores.square().mean(), [x, *head.parameters()])
 
 
 def training_sample(inputs: Inputs, variant: str, dataset: str):
-    """Random crops, read on one thread, as in a process that reads for a training. Floor: decoding image and label."""
+    """Random crops, read on one thread, as in a process that reads for a training. The product's are 8-bit: the whole
+    batch becomes floating-point at once, on the device. Floor: decoding image and label."""
     torch.set_num_threads(1)
-    samples = inputs.samples("train", dataset)
-    keys = [(0, epoch, index) for epoch in range(EPOCHS) for index in range(len(samples))]
-    if variant == "floor":
-        def crop(key):
-            files.read_image(samples[key[2]].image)
-            files.read_label_ids(samples[key[2]].label)
-    else:
-        crop = {"baseline": plain_crops, "product": crops}[variant](inputs, dataset)
-    return lambda: [crop(key) for key in keys], len(keys)
-
-
-def crops(inputs: Inputs, dataset: str):
-    """(round, epoch, index) -> the project's crop: 8-bit, as the whole batch becomes floating-point at once, on the
-    device."""
-    cfg = inputs.config()
-    table = segmentation.label_table(cfg.section(dataset), NUM_CLASSES)
-    return views.TrainingCrops(inputs.samples("train", dataset), table, cfg.input_tgt, cfg.crop_tgt, cfg.scales,
-                               cfg.mirror, cfg.seed).__getitem__
-
-
-def plain_crops(inputs: Inputs, dataset: str):
-    """(round, epoch, index) -> the baseline's crop: (network input, label)"""
     cfg, samples = inputs.config(), inputs.samples("train", dataset)
-    return lambda key: baseline.training_sample(samples[key[2]].image, samples[key[2]].label, CITYSCAPES_IDS,
-                                                np.random.default_rng([cfg.seed, *key]), cfg.input_tgt, cfg.crop_tgt,
-                                                cfg.scales)
+    keys = [(0, epoch, index) for epoch in range(EPOCHS) for index in range(len(samples))]
+    sizes, table = (cfg.input_tgt, cfg.crop_tgt, cfg.scales), segmentation.label_table(cfg.section(dataset), NUM_CLASSES)
+
+    def plain(key):
+        rng, sample = np.random.default_rng([cfg.seed, *key]), samples[key[2]]
+        return baseline.training_sample(sample.image, sample.label, CITYSCAPES_IDS, rng, *sizes)
+
+    def decoded(key):
+        return files.read_image(samples[key[2]].image), files.read_label_ids(samples[key[2]].label)
+    crop = {"baseline": plain, "floor": decoded,
+            "product": views.TrainingCrops(samples, table, *sizes, cfg.mirror, cfg.seed).__getitem__}[variant]
+    return lambda: [crop(key) for key in keys], len(keys)
 
 
 def train_step(inputs: Inputs, variant: str, method: str, count: int, steps: int = 1, memory: bool = False,
@@ -117,26 +106,27 @@ def train_step(inputs: Inputs, variant: str, method: str, count: int, steps: int
     """A step of a method on one fixed batch of `count` crops, optimiser and teacher included; `steps` in one call.
 
     Variants: `baseline` (float32), `TF32` (the same with TF32 convolutions), `product` (with `keys`), `defaults`
-    (without), `checkpointing`, and floors: `bare`, forward and backward of the network alone; `floor`, bf16 products of
-    large matrices with as many floating-point operations as the baseline's step. model: another network.
-    memory: MiB that building everything and two steps, the second with momentum, add at their peak. Pages of libraries
-    that are first touched there count as well: about 150 MiB, the same in all variants.
+    (without), `checkpointing`, `floor` (forward and backward of the network alone), `matrices` (bf16 products of large
+    matrices with as many floating-point operations as the baseline's step). model: another network. memory: MiB that
+    building everything and two steps, the second with momentum, add at their peak. Pages of libraries that are first
+    touched there count as well: about 150 MiB, the same in all variants.
     """
     torch.backends.cudnn.allow_tf32 = variant != "baseline"
-    if model:
-        inputs = inputs.resized("light", model=model, cityscapes=inputs.size.input_size)
-    batch, plain = inputs.batch(count), variant in ("baseline", "TF32", "floor")
-    changed = {"product": keys, "checkpointing": {"checkpointing": True}}.get(variant, {})
+    inputs = inputs.light(model) if model else inputs
+    batch = inputs.batch(count)
 
     def build():
-        return PlainStep(inputs, method, batch) if plain else ProductStep(inputs, method, batch, **changed)
+        if variant in ("baseline", "TF32", "matrices"):
+            return PlainStep(inputs, method, batch)
+        changed = {"product": keys, "checkpointing": {"checkpointing": True}}.get(variant, {})
+        return ProductStep(inputs, method, batch, **changed)
     if memory:
         return lambda: added_peak(lambda: build()(2)), 1
     step = build()
-    if variant == "floor":
+    if variant == "matrices":
         return matrix_products(step)
-    if variant == "bare":
-        network, x = step.trainer.network.train(), step.trainer.network.prepare(batch["image"])
+    if variant == "floor":
+        network, x = step.network.train(), step.network.prepare(batch["image"].to(inputs.device))
         upstream = torch.randn_like(network(x))
         return lambda: network(x).backward(upstream), 1
     return lambda: step(steps), steps
@@ -149,10 +139,9 @@ class PlainStep:
         self.cfg, self.method = inputs.config(method=method, batch_size=len(batch["label"])), method
         self.images = torch.stack([baseline.network_input(image) for image in batch["image"]]).to(inputs.device)
         self.label, self.network = batch["label"].to(inputs.device), inputs.plain_network()
-        self.teacher, self.updates, mults = copy.deepcopy(self.network), 0, (self.cfg.backbone_lr_mult,
-                                                                             self.cfg.head_lr_mult)
-        self.optimizer = baseline.sgd(self.network, rate, mults, momentum=self.cfg.momentum,
-                                      weight_decay=self.cfg.weight_decay)
+        self.teacher, self.updates = copy.deepcopy(self.network), 0
+        self.optimizer = baseline.sgd(self.network, rate, (self.cfg.backbone_lr_mult, self.cfg.head_lr_mult),
+                                      momentum=self.cfg.momentum, weight_decay=self.cfg.weight_decay)
 
     def __call__(self, steps: int = 1) -> None:
         for _ in range(steps):
@@ -197,4 +186,5 @@ def start_of_a_run(inputs: Inputs, variant: str):
     arguments = [FIRST_STEP, "--config", str(small.yaml(note="start", worker=2, overwrite=True))]
     if variant == "floor":
         arguments = [IMPORTS.format(NUM_CLASSES, size.layers, size.width)]
-    return lambda: subprocess.run([sys.executable, "-c", *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL), 1
+    command = [sys.executable, "-c", *arguments]
+    return lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), 1
