@@ -79,7 +79,7 @@ def round_growth(inputs: Inputs, variant: str, axis: str):
     small.multiply(images)
     folder = {"type": "folder", "data_dir": str(small.streets / "cityscapes"), "images": "leftImg8bit/{split}",
               "classes": [f"class {c}" for c in range(classes)], "input_size": list(small.size.input_size)}
-    work = stub_round(small, classes, target="own", own=folder, val=False)
+    work = stub_round(small, classes, source="own", target="own", own=folder, val=False)
     return work, units if axis == "images" else units * images
 
 
