@@ -1,7 +1,8 @@
 # make demo   the three stages on the toy world, a table and a figure, in about five minutes on 2 cores
-# make test   the default test suite;   make test-slow   every test
+# make test   the default test suite;   make test-slow   every test;   make lint   style, docstrings, types
+# make docs   write docs/keys.md again from the declared keys
 # make bench  every piece's cost beside the published recipe's, into bench/RESULTS.md (an hour); make bench-ROW  one row
-# make toy-table  the accuracy table of the README: the demo on seeds 0, 1, 2
+# make toy-table  the tables of docs/results.md: the demo on seeds 0, 1, 2;   make methods-table  that of docs/methods.md
 # Each installs into .venv first, once.
 
 PYTHON ?= python3
@@ -9,12 +10,16 @@ SEED ?= 0
 RUN := .venv/bin/python
 TOY := config/toy
 
-.PHONY: demo test test-slow bench toy-table clean
+.PHONY: demo test test-slow lint docs bench toy-table methods-table clean
 
 .venv/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; say make PYTHON=...")'
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install -q -r requirements.txt
+	touch $@
+
+.venv/.installed-dev: requirements-dev.txt .venv/.installed
+	.venv/bin/pip install -q -r requirements-dev.txt
 	touch $@
 
 demo: .venv/.installed
@@ -26,11 +31,18 @@ demo: .venv/.installed
 		--json miou_result/toy/table.json --figure miou_result/toy/figure.png
 	@echo "figure: miou_result/toy/figure.png; checkpoints: snapshot/toy/"
 
-test: .venv/.installed
+test: .venv/.installed-dev
 	$(RUN) -m pytest -q -m "not slow" tests
 
-test-slow: .venv/.installed
+test-slow: .venv/.installed-dev
 	$(RUN) -m pytest -q tests
+
+lint: .venv/.installed-dev
+	$(RUN) -m ruff check
+	$(RUN) -m mypy
+
+docs: .venv/.installed
+	$(RUN) -m utils.key_reference > docs/keys.md.new && mv docs/keys.md.new docs/keys.md
 
 bench: .venv/.installed
 	$(RUN) -m bench --markdown bench/RESULTS.md
@@ -39,7 +51,10 @@ bench-%: .venv/.installed
 	$(RUN) -m bench $*
 
 toy-table: .venv/.installed
-	$(RUN) -m bench.toy_accuracy --seeds 0 1 2
+	$(RUN) -m bench.methods source_only bn_adapt ld be --trials 1 --classes
+
+methods-table: .venv/.installed
+	$(RUN) -m bench.methods
 
 clean:
 	rm -rf data/toy data/bench snapshot/toy log/toy plabel/toy miou_result/toy

@@ -30,7 +30,8 @@ class Teacher:
         mine, theirs = list(self.model.parameters()), [p.detach() for p in student.parameters()]
         torch._foreach_mul_(mine, decay)
         torch._foreach_add_(mine, theirs, alpha=1 - decay)
-        torch._foreach_copy_(list(self.model.buffers()), list(student.buffers()))
+        if copied := list(self.model.buffers()):  # a network without batch norm may have none
+            torch._foreach_copy_(copied, list(student.buffers()))
         self.updates += 1
 
     def state_dict(self) -> dict:

@@ -1,5 +1,6 @@
 """The networks that the key `model` names, each a class that declares its keys and builds a `Segmenter`."""
-import importlib
+import importlib.util
+import inspect
 import json
 from pathlib import Path
 from typing import Any, ClassVar, Mapping
@@ -13,7 +14,7 @@ from model.interface import AUTO, Interface, plain_forward
 from model.segmenter import Segmenter
 from utils.config_values import Declares, expanded, key, nearest
 from utils.constants import HOUSE_INPUT, INPUTS, InputConvention
-from utils.errors import CheckpointError, ConfigError, first_line
+from utils.errors import CheckpointError, ConfigError, UserError, first_line
 from utils.user_code import is_user_code, load_object, running
 
 _IMAGENET = INPUTS["rgb01"]
@@ -106,7 +107,9 @@ class Foreign(Network):
     def segmenter(self, name, num_classes):
         try:
             network = self.build(name, num_classes, dict(self.model_args or {}))
-        except (TypeError, ValueError, KeyError, RuntimeError, AttributeError, AssertionError, ImportError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # whatever a family raises for arguments that it does not know
             raise ConfigError(f"model: {name} with model_args={dict(self.model_args or {})} cannot be built "
                               f"({type(error).__name__}: {first_line(error)}).") from error
         segmenter = Segmenter(network.cpu(), num_classes, self.interface(network, name))
@@ -149,6 +152,11 @@ class Torchvision(Foreign):
             raise ConfigError(f"model: torchvision has no segmentation network {wanted!r}{nearest(wanted, names)}; it "
                               f"has {', '.join(names)}.")
         usual = {"weights": None, "weights_backbone": None, "num_classes": num_classes}
+        taken = [n for n, p in inspect.signature(models.get_model_builder(wanted)).parameters.items()
+                 if p.kind is not p.VAR_KEYWORD]  # it ignores all others in silence
+        if unknown := [name for name in args if name not in taken]:
+            raise ConfigError(f"model_args: {unknown[0]!r} is no argument of {wanted}{nearest(unknown[0], taken)}; it "
+                              f"takes {', '.join(taken)}.")
         return models.get_model(wanted, **usual | args)
 
     def defaults(self, network, name):
@@ -207,10 +215,10 @@ class HuggingFace(Foreign):
                               "save_pretrained writes it.")
         if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
             return self._trained(name, folder, args)
+        found = AutoConfig.from_pretrained(folder, local_files_only=True, **args)
         if "num_labels" not in args and self.output_channels is None:
-            args["num_labels"] = num_classes
-        network = AutoModelForSemanticSegmentation.from_config(
-            AutoConfig.from_pretrained(folder, local_files_only=True, **args))
+            found.num_labels = num_classes
+        network = AutoModelForSemanticSegmentation.from_config(found)
         self.untrained = tuple(network.state_dict())
         return network
 
@@ -229,7 +237,7 @@ class HuggingFace(Foreign):
 
     def defaults(self, network, name):
         named = ("decode_head", "segmentation_head", "auxiliary_head", "classifier", "head")
-        head = tuple(n for n, module in network.named_children() if n in named and any(module.parameters()))
+        head = tuple(n for n, module in network.named_children() if n in named and list(module.parameters()))
         return Interface(_preprocessing(_folder(name) / "preprocessor_config.json"), output="logits", head=head or None)
 
 

@@ -2,28 +2,18 @@
 import contextlib
 from typing import Any, Callable, Iterator
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
-
-from utils.errors import TrainingError
 
 
 def recomputed(call: Callable, owner: nn.Module, *args: Any, again=contextlib.nullcontext, preserve_rng_state=True,
                **kwargs: Any) -> Any:
     """call(*args, **kwargs), whose inner tensors are computed again when the backward pass needs them; then torch's
-    generators draw the same numbers and the running statistics of `owner`, whose forward pass it is, stay. again():
-    a context manager to enter for the second time as well.
-
-    Raises TrainingError, in the backward pass, where an argument has been changed in place meanwhile.
-    """
-    tensors = [value for value in args if isinstance(value, Tensor) and not value.is_inference()]
-    versions = [tensor._version for tensor in tensors]
-
+    generators draw the same numbers, and the running statistics of `owner`, whose forward pass it is, stay. again():
+    a context manager to enter for the second time as well. Torch raises RuntimeError, in the backward pass, where an
+    argument has been changed in place meanwhile."""
     @contextlib.contextmanager
     def second_time():
-        if versions != [tensor._version for tensor in tensors]:
-            raise TrainingError(f"checkpointing: the network changes the input of a {type(owner).__name__} in place, "
-                                "which cannot be computed again: set checkpointing=False.")
         with copied_buffers(owner), again():
             yield
 
@@ -39,7 +29,7 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
     def walk(parent):
         for child in parent.children():
             held = isinstance(parent, (nn.Sequential, nn.ModuleList))
-            if held and any(child.children()) and not isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            if held and list(child.children()) and not isinstance(child, (nn.ModuleList, nn.ModuleDict)):
                 if id(child) not in seen:
                     seen.add(id(child))
                     yield child

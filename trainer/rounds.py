@@ -76,7 +76,7 @@ def label_round(network: Segmenter, cfg: Config, samples: list[Sample], names: t
             for sample, size, packed, true in zip(watched, sizes, spool, labels):
                 check()
                 scores = selection.unpack_scores(packed.to(device, non_blocking=True))
-                label, chosen = select(network.upsample(scores, size), thresholds)
+                label, chosen = select(network.upsample(scores, size, cfg.target_data.input_size[::-1]), thresholds)
                 counts.add(label, chosen, true)
                 writers.submit(_write_label, folder, sample.name, host_copy(chosen), manifest["labels"])
     content = json.dumps(manifest, indent=1, sort_keys=True).encode()

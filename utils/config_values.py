@@ -57,8 +57,8 @@ class Key:
         if self.kind is str:
             return self.read(text, where)
         value = _from_text(text)
-        none = self.optional and text.strip().lower() in _NONE_WORDS
-        if isinstance(self.kind, list) and not none and isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        single = isinstance(value, (str, int, float)) and not isinstance(value, bool)
+        if isinstance(self.kind, list) and single and not (self.optional and text.strip().lower() in _NONE_WORDS):
             value = [_from_text(part) for part in text.split(",")]
         return self.read(value, where)
 
@@ -155,7 +155,7 @@ def _kind_of(hint):
     return hint
 
 
-UNUSED = object()  # assigned to an inherited key, takes it out of a subclass
+UNUSED: Any = object()  # assigned to an inherited key, takes it out of a subclass
 
 
 class Declares:
@@ -170,7 +170,7 @@ class Declares:
     def __init_subclass__(cls, **more):
         super().__init_subclass__(**more)
         own = declared(cls)
-        inherited = {name: k for base in reversed(cls.__mro__[1:]) for name, k in vars(base).get("keys", {}).items()}
+        inherited = {name: k for base in reversed(cls.__bases__) for name, k in getattr(base, "keys", {}).items()}
         given = {name: vars(cls)[name] for name in inherited if name in vars(cls) and name not in own}
         cls.keys = {name: dataclasses.replace(k, default=given.get(name, k.default))
                     for name, k in {**inherited, **own}.items() if given.get(name) is not UNUSED}

@@ -156,6 +156,10 @@ class SelfTraining(Method):
     def base_lr(self, round_index):
         return round_lr(self.cfg.learning_rate, round_index, self.round_lr_decay)
 
+    def portion(self, round_index: int) -> float:
+        """alpha of a round: the share of each class's pixels that is selected, above 0 and at most 1."""
+        return round_portion(self.cb_prop, self.portion_step, round_index)
+
     def select(self, logits: Tensor, thresholds: Tensor, portion: float) -> tuple[Tensor, Tensor]:
         """The prediction int64 [H, W] and pseudo label uint8 [H, W] (255 where a pixel is not selected) of one image's
         logits float [C, H, W]. thresholds: int64 [C] (`selection.class_thresholds`); portion: of the round."""
@@ -165,7 +169,7 @@ class SelfTraining(Method):
     def prepare_round(self, round_index):
         """Write the round's pseudo labels and report what they cover."""
         cfg, names = self.cfg, self.class_names
-        portion = round_portion(self.cb_prop, self.portion_step, round_index)
+        portion = self.portion(round_index)
         found = self.pseudo_labels.write(round_index, self.network, names, portion,
                                          lambda logits, thresholds: self.select(logits, thresholds, portion),
                                          self.check_interrupt)

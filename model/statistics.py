@@ -1,0 +1,55 @@
+"""Statistics of batch norms, gathered image by image; parameters stay as they are."""
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class TargetStatistics:
+    """Running statistics of all batch norms of a network, gathered over images that it sees one at a time.
+
+    A mean, variance and squared mean over the images are kept in float64. momentum: weight of each image in an
+    exponential moving average that starts from the network's statistics as they are; None: all images weigh the same,
+    and those count for nothing. population: the variance is E[var + mean^2] - E[mean]^2 in place of E[var]. alpha:
+    share of the network's former mean and variance in what the batch norms get, after each image.
+
+    norms: the batch norms with running statistics, which from now on are left alone by a forward pass but for those of
+    its batch.
+    """
+
+    def __init__(self, network: nn.Module, momentum: float | None, alpha: float, population: bool):
+        self.norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        self.momentum, self.alpha, self.population, self.images = momentum, alpha, population, 0
+        for norm in self.norms:
+            norm.momentum = 1.0  # a forward pass leaves the statistics of its batch
+        self.source, self.target = self._moments(), self._moments()
+
+    @property
+    def finite(self) -> bool:
+        return bool(self.target.isfinite().all())
+
+    def add_image(self) -> None:
+        """Take in the image that the network has just seen, in a pass that moved its running statistics."""
+        self.target.lerp_(self._moments(), self.momentum or 1 / (self.images + 1))
+        self.images += 1
+        mean, var, square = self.target
+        found = torch.stack([mean, var + (square - mean.square()).clamp(min=0) if self.population else var])
+        sizes = [len(norm.running_mean) for norm in self.norms]
+        for norm, (mean, var) in zip(self.norms, found.lerp(self.source[:2], self.alpha).split(sizes, 1)):
+            norm.running_mean.copy_(mean)
+            norm.running_var.copy_(var)
+
+    def _moments(self) -> Tensor:
+        """Float64 [3, channels of all batch norms]."""
+        if not self.norms:
+            return torch.zeros(3, 0, dtype=torch.float64)
+        mean, var = (torch.cat([getattr(norm, name) for norm in self.norms]).double()
+                     for name in ("running_mean", "running_var"))
+        return torch.stack([mean, var, mean.square()])
+
+    def state_dict(self) -> dict:
+        return {"images": self.images, "source": self.source, "target": self.target}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.images = state["images"]
+        self.source.copy_(state["source"])
+        self.target.copy_(state["target"])

@@ -1,0 +1,34 @@
+"""Information maximisation: SHOT-IM (Liang, Hu and Feng, "Do we really need to access the source data? Source
+hypothesis transfer for unsupervised domain adaptation", ICML 2020)."""
+from trainer import losses
+from trainer.methods.base import Method
+from utils.config_values import key
+from utils.errors import ConfigError
+
+
+class InformationMaximisation(Method):
+    """Minimises 1/N sum_n H(p_n) - w H(m) over the N pixels of a batch of unlabelled crops, H the entropy and m the
+    mean of p: each pixel is to be sure, and not all of the same class.
+
+    Source-free as published, for classification; its pseudo labels by clustering are left out. There m is taken over a
+    batch of images, whose classes are balanced; over the pixels of few crops they are not. The head, SHOT's source
+    hypothesis, is frozen as published; statistics of batch norms within it move on.
+    """
+
+    title = "InfoMax"
+
+    diversity_weight: float = key(1.0, "w, weight of the entropy of the mean prediction", low=0)
+    freeze_head: bool = key(True, "leave the head as the source has trained it, as SHOT does")
+
+    def setup(self):
+        if self.freeze_head:
+            backbone, head = (group["params"] for group in self.network.parameter_groups(1, 1))
+            if not backbone:
+                raise ConfigError("freeze_head: True leaves nothing to train, the network is all head; set it to "
+                                  "False, or name the head's parameters.")
+            for parameter in head:
+                parameter.requires_grad_(False)
+
+    def losses(self, batch, rng):
+        terms = losses.information_maximisation(self.network(batch.images))
+        return {"entropy": terms["entropy"], "diversity": self.diversity_weight * terms["diversity"]}
