@@ -5,6 +5,7 @@ mind: the network runs twice over an image that is to be labelled, confidences o
 every loss takes a softmax of its own, quantiles come from sorting, whole images are resized to keep
 a part of them. The model of every function is a `network` on the device where it is to run.
 """
+import copy
 import math
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from model.deeplabv2 import DeepLabV2, Head
+from model.ema import ema_decay
 from trainer import losses
 from trainer.classmix import class_mix
 from utils.constants import BGR_MEAN
@@ -145,39 +147,41 @@ def training_sample(image_path: Path, label_path: Path, ids: dict[int, int], rng
     return network_input(image), torch.from_numpy(train_ids(label, ids)).long()
 
 
-def sgd(model, lr: float, mults: tuple[float, float], **options) -> torch.optim.SGD:
-    """mults: factors on the rate `lr` of backbone and head; options: of SGD."""
-    head = [p for name, p in model.named_parameters() if p.requires_grad and name.startswith("layer5.")]
-    rest = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("layer5.")]
-    return torch.optim.SGD([{"params": p, "lr": lr * m} for p, m in zip((rest, head), mults)], foreach=False, **options)
+class Step:
+    """Training steps on one fixed batch. images: float [B, 3, H, W]; label: int64 [B, H, W]; method: ld or be; cfg: the
+    configuration. losses: of the last step."""
 
+    def __init__(self, model, images: Tensor, label: Tensor, method: str, cfg, rate: float):
+        self.network, self.images, self.label, self.method, self.cfg = model, images, label, method, cfg
+        self.teacher, self.updates, self.losses = copy.deepcopy(model), 0, {}
+        head = [p for name, p in model.named_parameters() if p.requires_grad and name.startswith("layer5.")]
+        rest = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("layer5.")]
+        groups = [{"params": rest, "lr": rate * cfg.backbone_lr_mult}, {"params": head, "lr": rate * cfg.head_lr_mult}]
+        self.optimizer = torch.optim.SGD(groups, momentum=cfg.momentum, weight_decay=cfg.weight_decay, foreach=False)
 
-def ld_step(model, optimizer, images: Tensor, pseudo_label: Tensor, rank: int) -> dict[str, Tensor]:
-    """One step of label denoising; images: float [B, 3, H, W]. Returns its losses."""
-    return descend(optimizer, ld_losses(model.train()(images), pseudo_label, rank))
+    def __call__(self, steps: int = 1) -> None:
+        for _ in range(steps):
+            self.losses = self._losses(np.random.default_rng([self.cfg.seed, 0, 0]))  # round 0, step 0
+            self.optimizer.zero_grad()
+            sum(self.losses.values()).backward()
+            self.optimizer.step()
+            if self.method == "be":
+                average(self.teacher, self.network, ema_decay(self.updates, self.cfg.options["ema_alpha"]))
+                self.updates += 1
 
-
-def be_step(model, teacher, optimizer, images: Tensor, pseudo_label: Tensor, generator: torch.Generator,
-            conf_thresh: float, decay: float) -> dict[str, Tensor]:
-    """One step of boundary enhancement and of the teacher's average; generator: draws the classes to paste, on the CPU.
-    Returns its loss."""
-    with torch.no_grad():
-        logits = teacher.train()(images)
-        label, conf = logits.softmax(1).argmax(1), logits.softmax(1).max(1).values
-    label = torch.where(pseudo_label != IGNORE, pseudo_label, label)
-    conf = torch.where(pseudo_label != IGNORE, torch.ones_like(conf), conf)
-    images, label, conf = class_mix(images, label, conf, generator)
-    found = descend(optimizer, {"mixed": losses.mixed_cross_entropy(model.train()(images), label, conf, conf_thresh)})
-    average(teacher, model, decay)
-    return found
-
-
-def descend(optimizer: torch.optim.Optimizer, found: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One step of the optimiser down the sum of losses, which are returned."""
-    optimizer.zero_grad()
-    sum(found.values()).backward()
-    optimizer.step()
-    return found
+    def _losses(self, rng):
+        if self.method == "ld":
+            rank = losses.negative_rank(self.cfg.num_classes, self.cfg.options["neg_rank_width"], rng)
+            return ld_losses(self.network.train()(self.images), self.label, rank)
+        with torch.no_grad():
+            logits = self.teacher.train()(self.images)
+            label, conf = logits.softmax(1).argmax(1), logits.softmax(1).max(1).values
+        label = torch.where(self.label != IGNORE, self.label, label)
+        conf = torch.where(self.label != IGNORE, torch.ones_like(conf), conf)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        images, label, conf = class_mix(self.images, label, conf, generator)
+        return {"mixed": losses.mixed_cross_entropy(self.network.train()(images), label, conf,
+                                                    self.cfg.options["conf_thresh"])}
 
 
 def average(teacher, student, decay: float) -> None:

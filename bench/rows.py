@@ -39,8 +39,8 @@ def cpu_step(size: Size, method: str) -> list[Row]:
 
 def gpu_step(size: Size, method: str) -> list[Row]:
     """Seconds of a step beside the baseline with and without TF32, and beside the card's rate."""
-    return [Row(f"{method.upper()} step, batch 3, crop {size.crop} (matrices: as many operations in bf16)",
-                training.train_step, (*PAIR, "TF32", "matrices"),
+    title = f"{method.upper()} step, batch 3, crop {size.crop} (matrices: as many operations in bf16)"
+    return [Row(title, training.train_step, (*PAIR, "TF32", "matrices"),
                 ["baseline/product >= 3", "TF32/product >= 1", "product/matrices <= 2.5"],
                 {"method": method, "count": 3, "steps": 5, "amp": "bf16"}, repeats=9)]
 
@@ -51,8 +51,8 @@ def cpu_rows(size: Size) -> dict[str, list[Row]]:
         "round without the network": (labelling.round_growth, size.axes),
         "LD losses": (training.loss_growth, ("classes", "sides"))}
     return {
-        "round_memory": [Row(f"memory of a round, growth from {labelling.FEW} to {size.many} images (baseline scaled up "
-                             f"from {labelling.SOME})", labelling.round_memory, PAIR, ["product <= 64"], unit="MiB")],
+        "round_memory": [Row(f"memory of a round, growth from {labelling.FEW} to {size.many} images (baseline scaled "
+                             f"up from {labelling.SOME})", labelling.round_memory, PAIR, ["product <= 64"], unit="MiB")],
         "losses": [Row(f"losses of an LD step, batch 3, {size.crop}x{size.crop}, forward and backward",
                        training.ld_losses, ALL, ["baseline/product >= 2"], repeats=15)],
         "sample": [Row(f"one training sample, {name} ({'x'.join(map(str, getattr(size, name)))})",

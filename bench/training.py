@@ -1,6 +1,5 @@
 """Work of training: losses, head, samples, whole steps, the start of a run. A function that begins with `inputs,
 variant` is a `bench.harness.Row.prepare`."""
-import copy
 import subprocess
 import sys
 
@@ -14,8 +13,7 @@ from bench.inputs import NUM_CLASSES, Inputs
 from dataset import files, segmentation, views
 from dataset.labels import CITYSCAPES_IDS
 from model.deeplabv2 import Head
-from model.ema import ema_decay
-from trainer import fused_losses, losses
+from trainer import fused_losses
 from utils.allocator import keep_freed_memory
 
 RATE = 1e-6    # learning rate of steps that are timed
@@ -88,7 +86,8 @@ def training_sample(inputs: Inputs, variant: str, dataset: str):
     torch.set_num_threads(1)
     cfg, samples = inputs.config(), inputs.samples("train", dataset)
     keys = [(0, epoch, index) for epoch in range(EPOCHS) for index in range(len(samples))]
-    sizes, table = (cfg.input_tgt, cfg.crop_tgt, cfg.scales), segmentation.label_table(cfg.section(dataset), NUM_CLASSES)
+    sizes = cfg.input_tgt, cfg.crop_tgt, cfg.scales
+    table = segmentation.label_table(cfg.section(dataset), NUM_CLASSES)
 
     def plain(key):
         rng, sample = np.random.default_rng([cfg.seed, *key]), samples[key[2]]
@@ -117,7 +116,7 @@ def train_step(inputs: Inputs, variant: str, method: str, count: int, steps: int
 
     def build():
         if variant in ("baseline", "TF32", "matrices"):
-            return PlainStep(inputs, method, batch)
+            return plain_step(inputs, method, batch)
         changed = {"product": keys, "checkpointing": {"checkpointing": True}}.get(variant, {})
         return ProductStep(inputs, method, batch, **changed)
     if memory:
@@ -132,30 +131,11 @@ def train_step(inputs: Inputs, variant: str, method: str, count: int, steps: int
     return lambda: step(steps), steps
 
 
-class PlainStep:
-    """The baseline's training steps on one fixed batch. network: what is trained; losses: of the last step."""
-
-    def __init__(self, inputs: Inputs, method: str, batch: dict, rate: float = RATE):
-        self.cfg, self.method = inputs.config(method=method, batch_size=len(batch["label"])), method
-        self.images = torch.stack([baseline.network_input(image) for image in batch["image"]]).to(inputs.device)
-        self.label, self.network = batch["label"].to(inputs.device), inputs.plain_network()
-        self.teacher, self.updates = copy.deepcopy(self.network), 0
-        self.optimizer = baseline.sgd(self.network, rate, (self.cfg.backbone_lr_mult, self.cfg.head_lr_mult),
-                                      momentum=self.cfg.momentum, weight_decay=self.cfg.weight_decay)
-
-    def __call__(self, steps: int = 1) -> None:
-        for _ in range(steps):
-            rng, options = np.random.default_rng([self.cfg.seed, 0, 0]), self.cfg.options  # as round 0 begins
-            arguments = self.optimizer, self.images, self.label
-            if self.method == "ld":
-                rank = losses.negative_rank(NUM_CLASSES, options["neg_rank_width"], rng)
-                self.losses = baseline.ld_step(self.network, *arguments, rank)
-            else:
-                generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
-                decay = ema_decay(self.updates, options["ema_alpha"])
-                self.losses = baseline.be_step(self.network, self.teacher, *arguments, generator,
-                                               options["conf_thresh"], decay)
-                self.updates += 1
+def plain_step(inputs: Inputs, method: str, batch: dict, rate: float = RATE) -> baseline.Step:
+    """The baseline's training steps on one fixed batch."""
+    images = torch.stack([baseline.network_input(image) for image in batch["image"]]).to(inputs.device)
+    cfg = inputs.config(method=method, batch_size=len(images))
+    return baseline.Step(inputs.plain_network(), images, batch["label"].to(inputs.device), method, cfg, rate)
 
 
 class ProductStep:
@@ -171,7 +151,7 @@ class ProductStep:
         self.trainer.run_steps([self.batch] * steps, self.rate)
 
 
-def matrix_products(step: PlainStep):
+def matrix_products(step: baseline.Step):
     """(bf16 products of large matrices, how many times the work of `step` they are)"""
     with FlopCounterMode(display=False) as counter:
         step()

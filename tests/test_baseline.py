@@ -288,7 +288,7 @@ def test_steps_agree_and_a_wrong_one_is_found(inputs, method, keys):
     wrong = {**batch, "label": batch["label"].flip(0)}
     for given, agrees in ((batch, True), (wrong, False)):
         ours = training.ProductStep(inputs, method, batch, RATE, **keys)
-        plain = training.PlainStep(inputs, method, given, RATE)
+        plain = training.plain_step(inputs, method, given, RATE)
         start = [p.detach().clone() for p in plain.network.parameters()]
         ours(), plain()
         moved = torch.cat([(p.detach() - s).flatten() for p, s in zip(plain.network.parameters(), start)])
