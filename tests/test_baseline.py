@@ -310,8 +310,11 @@ def sample_differences(plain, ours):
 
 
 @pytest.mark.parametrize("dataset", ["gta5", "cityscapes"])
-def test_samples_agree(inputs, dataset, monkeypatch):
+@pytest.mark.parametrize("size", [QUICK, pytest.param(replace(FULL, layers=(1, 1, 1, 1), width=4, images=1),
+                                                      marks=pytest.mark.slow)], ids=["quick", "full"])
+def test_samples_agree(tmp_path, size, dataset, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)  # which would outlast this test
+    inputs = Inputs(tmp_path, size)
     found = [training.training_sample(inputs, variant, dataset)[0]() for variant in ("baseline", "product")]
     for plain, ours in zip(*found):
         ours = baseline.network_input(ours["image"]), ours["label"].long()
@@ -319,8 +322,8 @@ def test_samples_agree(inputs, dataset, monkeypatch):
         assert image <= 0.1 and label == 0
 
 
-def test_a_wrong_sample_is_found(inputs):
-    sample = inputs.samples("train")[0]
+def test_a_wrong_sample_is_found(tmp_path):
+    sample = Inputs(tmp_path, QUICK).samples("train")[0]
     crop = baseline.training_sample(sample.image, sample.label, CITYSCAPES_IDS, np.random.default_rng(0), 101, 64,
                                     (1.0,))
     image, label = sample_differences(crop, tuple(t.flip(-1) for t in crop))
