@@ -10,11 +10,10 @@ import platform
 import statistics
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Callable, NamedTuple
-
-SPAWN = multiprocessing.get_context("spawn")
 
 
 class Spread(NamedTuple):
@@ -61,44 +60,30 @@ def interleave(works: dict[str, Callable[[], float]], repeats: int, warm_up: boo
 
 
 @contextlib.contextmanager
-def process(prepare: Callable, inputs, variant: str, settings: dict):
-    """Work in a process of its own; arguments as of `Row`. Yields a function that runs the work once and returns its
-    seconds a unit, or the float that the work has returned."""
-    here, there = SPAWN.Pipe()
-    child = SPAWN.Process(target=serve, args=(there, prepare, inputs, variant, settings))
-    child.start()
-    there.close()
-
-    def work():
-        with contextlib.suppress(BrokenPipeError):  # it has ended: there is no answer either
-            here.send("run")
-        try:
-            return here.recv()
-        except (EOFError, ConnectionResetError):
-            raise RuntimeError(f"{prepare.__name__}, variant {variant}, has ended") from None
-    try:
-        work()  # which answers when it is prepared
-        yield work
-    finally:
-        here.close()
-        child.join()
+def process(*arguments):
+    """Work in a process of its own; arguments: of `begin`. Yields a function that runs the work once and returns its
+    seconds a unit, or the float that the work has returned; what the work raises, it raises."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin, arguments) as pool:
+        pool.submit(len, "").result()  # now it is prepared
+        yield lambda: pool.submit(run).result()
 
 
-def serve(connection, prepare: Callable, inputs, variant: str, settings: dict) -> None:
-    """The other process: prepares the work, then answers every message with its figure, the first one with nothing."""
+def begin(prepare: Callable, inputs, variant: str, settings: dict) -> None:
+    """In the other process: prepare its work."""
+    global _work, _units
+    sys.stdout = sys.stderr  # stdout has the table alone
+    _work, _units = prepare(inputs, variant, **settings)
+
+
+def run() -> float:
+    """In the other process: its figure."""
     import torch
-    sys.stdout = sys.stderr  # which has the table alone
-    work, units = prepare(inputs, variant, **settings)
     wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
-    with contextlib.suppress(EOFError):
-        connection.send(connection.recv() and None)
-        while connection.recv():
-            wait()
-            start = time.perf_counter()
-            value = work()
-            wait()
-            seconds = (time.perf_counter() - start) / units
-            connection.send(value if isinstance(value, float) else seconds)
+    wait()
+    start = time.perf_counter()
+    value = _work()
+    wait()
+    return value if isinstance(value, float) else (time.perf_counter() - start) / _units
 
 
 def resident(name: str) -> float:
