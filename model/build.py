@@ -1,6 +1,9 @@
 """Configuration -> device and network."""
+from typing import cast
+
 import torch
 
+from model.networks import Network
 from model.segmenter import Segmenter
 from model.weights import LoadReport, load_weights
 from utils.allocator import keep_freed_memory
@@ -20,7 +23,7 @@ def build_model(cfg: Config, device: torch.device, weights: str | None = None,
     """
     if device.type == "cpu" and not cfg.checkpointing:
         keep_freed_memory()
-    family = cfg.network_class(cfg.options)
+    family = cast(Network, cfg.network_class(cfg.options))
     network = family.segmenter(cfg.model, cfg.num_classes)
     source = (weights or cfg.init_weight) if load else None
     if source is None and family.brings_weights:

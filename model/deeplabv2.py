@@ -32,6 +32,7 @@ class Bottleneck(nn.Module):
             nn.BatchNorm2d(out_channels)) if project else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Float [B, in_channels, h, w] -> [B, 4 channels, h / stride, w / stride]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
@@ -103,7 +104,7 @@ class DeepLabV2(nn.Module):
                 x = run(part, part, x)
         return self.layer5(x)
 
-    def compile_blocks(self) -> list[nn.Module]:
+    def compile_blocks(self) -> list[Bottleneck]:
         """Fuse each bottleneck with torch.compile, in place; returns them."""
         bottlenecks = [module for module in self.modules() if isinstance(module, Bottleneck)]
         for module in bottlenecks:

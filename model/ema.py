@@ -35,8 +35,10 @@ class Teacher:
         self.updates += 1
 
     def state_dict(self) -> dict:
+        """Its weights and the number of updates so far."""
         return {"model": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from where `state_dict` was."""
         self.model.load_state_dict(state["model"])
         self.updates = state["updates"]

@@ -1,13 +1,14 @@
 """Saving memory in training: what is inside a block is computed again in the backward pass (Chen et al., 2016)."""
 import contextlib
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 
-def recomputed(call: Callable, owner: nn.Module, *args: Any, again=contextlib.nullcontext, preserve_rng_state=True,
-               **kwargs: Any) -> Any:
+def recomputed(call: Callable, owner: nn.Module, *args: Any, again: Callable = contextlib.nullcontext,
+               preserve_rng_state: bool = True, **kwargs: Any) -> Any:
     """call(*args, **kwargs), whose inner tensors are computed again when the backward pass needs them; then torch's
     generators draw the same numbers, and the running statistics of `owner`, whose forward pass it is, stay. again():
     a context manager to enter for the second time as well. Torch raises RuntimeError, in the backward pass, where an
@@ -39,7 +40,7 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
-def copied_buffers(module: nn.Module):
+def copied_buffers(module: nn.Module) -> Iterator[None]:
     """Within, the module works on copies of its buffers: a second look at the same batch must not move the running
     statistics twice."""
     kept = [(owner, name, buffer) for owner in module.modules() for name, buffer in owner.named_buffers(recurse=False)]

@@ -25,6 +25,7 @@ class TargetStatistics:
 
     @property
     def finite(self) -> bool:
+        """Whether the target's statistics hold neither NaN nor infinity."""
         return bool(self.target.isfinite().all())
 
     def add_image(self) -> None:
@@ -47,9 +48,11 @@ class TargetStatistics:
         return torch.stack([mean, var, mean.square()])
 
     def state_dict(self) -> dict:
+        """The images so far, and the moments of source and target."""
         return {"images": self.images, "source": self.source, "target": self.target}
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from where `state_dict` was."""
         self.images = state["images"]
         self.source.copy_(state["source"])
         self.target.copy_(state["target"])

@@ -8,6 +8,7 @@ import torch
 import yaml
 from test_pipeline import TINY, toy_world, weights  # noqa: F401 (a fixture)
 
+from model.build import build_model
 from trainer.loop import Trainer
 from trainer.methods import find, known
 from utils.config import KEYS, config_help, config_remarks, load_config
@@ -119,6 +120,33 @@ def test_a_key_of_another_method_gives_one_remark(world, name):
                 if f" {k} (" in line]
 
 
+NETWORK = """
+from torch import nn
+
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 19, 1))
+"""
+
+
+@pytest.mark.parametrize("name", known())
+def test_a_users_network_without_batch_norm(world, name):
+    """All methods run, but for the one that needs a batch norm, which says so."""
+    Path("small.py").write_text(NETWORK)
+    words = ["model=small.py:build", f"note=small_{name}", "init_weight=None"]
+    words += ["conf_thresh=0"] if "conf_thresh" in find(name).keys else []
+    if name == "bn_adapt":
+        with pytest.raises(ConfigError, match="bn_adapt moves batch-norm statistics, and the network has none"):
+            train(name, *words)
+        return
+    cfg = load_config("tiny.yml", words, method=name)
+    torch.manual_seed(cfg.seed)
+    before = build_model(cfg, torch.device("cpu"))[0].state_dict()
+    after = train(name, *words).network.state_dict()
+    moved = {k for k in before if not before[k].equal(after[k])}
+    assert before.keys() == after.keys() and moved == {k for k in before if name != "infomax" or not k.startswith("3.")}
+
+
 def test_methods_are_told_from_each_other():
     classes = known()
     assert len({cls.title for cls in classes.values()}) == len(classes)
@@ -129,7 +157,10 @@ def test_methods_are_told_from_each_other():
         assert text.count("\nclass ") <= 2 and len(text.split("\n")) <= 75
 
 
-def test_a_step_without_losses_leaves_no_trace_of_an_optimiser(trained):
+def test_a_method_without_losses_has_no_optimiser(trained, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim, "SGD", None)
+        train("bn_adapt", "note=plain")
     events = Path("log/tiny/bn_adapt.jsonl").read_text()
     assert '"lr"' not in events and '"loss"' not in events
     assert all(not p.requires_grad or p.grad is None for p in trained["bn_adapt"].network.parameters())

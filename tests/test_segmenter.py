@@ -1,6 +1,7 @@
 """The wrapper of any network: input, output, padding, batch norms, head, recomputation, autocast; on small networks
 whose answers are known."""
 import copy
+import re
 from collections import OrderedDict
 from types import SimpleNamespace
 
@@ -386,6 +387,45 @@ def test_a_network_that_needs_larger_images_is_tried_on_them():
     examine(segmenter(Large(), 3))
 
 
+class Halving(Answer):
+    """Adds features of half the size to their upsampled halves, `times` deep, as a decoder does."""
+
+    def __init__(self, times):
+        super().__init__()
+        self.times = times
+
+    def forward(self, x):
+        levels = [super().forward(x)]
+        for _ in range(self.times):
+            levels.append(F.avg_pool2d(levels[-1], 3, 2, 1))
+        for level in reversed(levels[:-1]):
+            levels[-1] = level + F.interpolate(levels[-1], scale_factor=2)
+        return levels[-1]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("times", [1, 3, 5])
+@pytest.mark.parametrize("size", [(97, 96), (96, 33), (3, 3)])
+def test_a_size_that_fails_is_said_with_the_multiple_that_does_not(size, times, training):
+    examine(segmenter(Halving(times), 3))  # the sizes tried there fit
+    made = segmenter(Halving(times), 3).train(training)
+    with pytest.raises(ConfigError, match=f"on an input of {size[0]} x {size[1]} .*: set size_multiple=([0-9]+),") as e:
+        made(torch.randn(2, 3, *size))
+    multiple = int(re.search("size_multiple=([0-9]+)", str(e.value))[1])
+    assert multiple <= 2**times
+    assert segmenter(Halving(times), 3, size_multiple=multiple)(torch.randn(2, 3, *size)).shape == (2, 3, *size)
+
+
+def test_what_no_size_helps_stays_what_it_is():
+    class Later(Answer):
+        def forward(self, x):
+            if x.abs().sum() > 0 or len(x) > 1:
+                raise RuntimeError("mine")
+            raise ValueError("another")
+    with pytest.raises(RuntimeError, match="mine"):
+        segmenter(Later(), 3)(torch.ones(2, 3, 8, 8))
+
+
 # ---- recomputation ---------------------------------------------------------------------------------------------------
 
 def gradients(made, x, seed=3):
@@ -530,3 +570,14 @@ def test_compiled_blocks_equal_plain_ones(checkpointing):
     twin = copy.deepcopy(fused)
     assert twin._fused == {}
     torch.testing.assert_close(twin.eval()(images(1, 3, 8, 8)), plain.eval()(images(1, 3, 8, 8)), rtol=1e-3, atol=1e-4)
+
+
+def test_a_failure_that_is_not_the_sizes_stays_what_it_is():
+    """Such as a batch that does not fit into memory."""
+    class Full(Answer):
+        def forward(self, x):
+            if len(x) > 1:
+                raise RuntimeError("out of memory")
+            return super().forward(x)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        segmenter(Full(), 3)(images(2, 3, 33, 47))

@@ -116,11 +116,12 @@ class Trainer:
     def run_steps(self, loader, base_lr: float) -> None:
         """All batches of `loader`, which begins at `position`."""
         cfg, position, first = self.cfg, self.position, self.position.step
-        self._build_optimizer()
+        if self.method.trains:
+            self._build_optimizer()
         pace = Progress(loader, cfg.stage, 0, cfg.screen, "step", first)
         for step, item in enumerate(self._awaited(pace), first):
             rate = poly_lr(base_lr, step, cfg.num_steps, cfg.power)
-            for group in self.optimizer.param_groups:
+            for group in self.optimizer.param_groups if self.optimizer else ():
                 group["lr"] = rate * group["lr_mult"]
             losses = self.step(item)
             position.global_step += 1

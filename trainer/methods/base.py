@@ -60,6 +60,7 @@ class Method(Declares):
 
     title: ClassVar[str] = ""  # in tables and figures; empty: the name
     needs_source: ClassVar[bool] = False  # trains on the labelled source in place of the target
+    trains: ClassVar[bool] = True  # False: its losses are always {}, and no optimiser is made
     starts_from: ClassVar[str] = TRAINED
     after: ClassVar[str] = "source_only"  # the stage whose checkpoint it usually starts from
 
@@ -100,7 +101,7 @@ class Method(Declares):
     def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """Losses of one batch by name; their sum is minimised. The network is in training mode. rng: this step's own,
         from seed, round and step; torch's global generator is seeded from them too. A step without losses, {}, leaves
-        the optimiser alone."""
+        the parameters alone."""
         raise NotImplementedError(f"{type(self).__name__} has no losses")
 
     def after_step(self, batch: Batch) -> None:

@@ -1,7 +1,8 @@
 """Batch-norm adaptation: the target's statistics in place of the source's. No parameter moves.
 
 Precise batch norm: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021 (arXiv 2105.07576). A mixture of source and
-target: Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020.
+target: Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020;
+alpha-BN: You, Li and Zhao, "Test-time batch statistics calibration for covariate shift", 2021 (arXiv 2110.04065).
 """
 import torch
 
@@ -25,6 +26,7 @@ class BatchNormAdaptation(Method):
     """
 
     title = "BN"
+    trains = False
     epochs = UNUSED
 
     bn_momentum: float | None = key(None, "weight of each image in an exponential moving average that starts from the "
