@@ -15,6 +15,7 @@ from utils.cli import OneLineParser, guarded
 def main(arguments: list[str] | None = None) -> None:
     """The command line."""
     import torch  # late, so that the other processes begin fast
+
     from bench.harness import machine, measure, table
     from bench.inputs import FULL, QUICK, Inputs
     from bench.rows import rows

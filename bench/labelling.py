@@ -26,22 +26,21 @@ def pseudo_label_round(inputs: Inputs, variant: str, decoded: bool = False, mode
     count = len(inputs.samples("train"))
     if variant == "baseline":
         torch.backends.cudnn.allow_tf32 = False
-        images = list(inputs.plain_inputs()) if decoded else None
-        return plain_round(inputs, inputs.plain_network(), images and (lambda: images)), count
+        return plain_round(inputs, inputs.plain_network(), kept(inputs.plain_inputs, decoded)), count
     trainer = inputs.trainer(**keys)
     if variant == "floor":
         trainer.network.use_statistics("batch")
         return forward(trainer.network, inputs, "train"), count
     if decoded:
-        items = pinned(inputs.loader("train"))
+        items = kept(lambda: map(pinned, inputs.loader("train")), decoded)()
         loaders.whole_image_loader = lambda *_, **__: items
     return lambda: trainer.method.prepare_round(0), count
 
 
-def plain_round(inputs: Inputs, network: nn.Module, images=None):
+def plain_round(inputs: Inputs, network: nn.Module, images):
     """The baseline's round with the default portion: a function that writes `<root>/plain_labels/<name>.png` and
-    returns the thresholds. images: a function that returns them as `Inputs.plain_inputs`, which is the default."""
-    images, names = images or inputs.plain_inputs, [sample.name for sample in inputs.samples("train")]
+    returns the thresholds. images: a function that returns them, such as `inputs.plain_inputs`."""
+    names = [sample.name for sample in inputs.samples("train")]
     options = inputs.config().options
     portion = round_portion(options["cb_prop"], options["portion_step"], 0)
 
@@ -60,7 +59,8 @@ def round_memory(inputs: Inputs, variant: str):
     def round_over(count):
         small = inputs.resized(f"{variant}{count}", cityscapes=(256, 128), gta5=(64, 64), images=1)
         small.multiply(count)
-        (plain_round(small, Stub(NUM_CLASSES)) if variant == "baseline" else stub_round(small, NUM_CLASSES))()
+        (plain_round(small, Stub(NUM_CLASSES), small.plain_inputs) if variant == "baseline" else
+         stub_round(small, NUM_CLASSES))()
 
     def work():
         round_over(FEW)
@@ -85,18 +85,16 @@ def round_growth(inputs: Inputs, variant: str, axis: str):
 
 def validation(inputs: Inputs, variant: str, decoded: bool = False, **keys):
     """The confusion matrix of the validation images; reading, units and floor as in `pseudo_label_round`."""
-    copies = DECODED if decoded else 1
+    count = inputs.size.images * (DECODED if decoded else 1)
     if variant == "baseline":
         torch.backends.cudnn.allow_tf32 = False
-        network, pairs = inputs.plain_network(), list(inputs.plain_pairs()) * copies if decoded else None
-        work = lambda: baseline.validation(network, pairs or inputs.plain_pairs(), NUM_CLASSES)
-        return work, copies * inputs.size.images
+        network, pairs = inputs.plain_network(), kept(inputs.plain_pairs, decoded, DECODED)
+        return lambda: baseline.validation(network, pairs(), NUM_CLASSES), count
     network, device = inputs.trainer(**keys).network, torch.device(inputs.device)
     if variant == "floor":
         return forward(network.eval(), inputs, "val"), inputs.size.images
-    items = pinned(inputs.loader("val")) * copies if decoded else None
-    return (lambda: evaluate.evaluate(network, items or inputs.loader("val"), NUM_CLASSES, device),
-            copies * inputs.size.images)
+    items = kept(lambda: map(pinned, inputs.loader("val")), decoded, DECODED)
+    return lambda: evaluate.evaluate(network, items(), NUM_CLASSES, device), count
 
 
 def forward(network: nn.Module, inputs: Inputs, split: str):
@@ -105,10 +103,16 @@ def forward(network: nn.Module, inputs: Inputs, split: str):
     return torch.no_grad()(lambda: [network(x) for x in images] and None)
 
 
-def pinned(loader) -> list[dict]:
-    """The loader's items, in pinned memory where there is a GPU."""
+def kept(read, decoded: bool, copies: int = 1):
+    """`read`, or, with `decoded`, a function that returns what it has read once, `copies` times."""
+    items = list(read()) * copies if decoded else None
+    return (lambda: items) if decoded else read
+
+
+def pinned(item: dict) -> dict:
+    """A loader's item in pinned memory, where there is a GPU."""
     gpu = torch.cuda.is_available()
-    return [{k: v.pin_memory() if gpu and isinstance(v, Tensor) else v for k, v in item.items()} for item in loader]
+    return {k: v.pin_memory() if gpu and isinstance(v, Tensor) else v for k, v in item.items()}
 
 
 class Stub(nn.Module):

@@ -52,7 +52,8 @@ def cpu_rows(size: Size) -> dict[str, list[Row]]:
         "LD losses": (training.loss_growth, ("classes", "sides"))}
     return {
         "round_memory": [Row(f"memory of a round, growth from {labelling.FEW} to {size.many} images (baseline scaled "
-                             f"up from {labelling.SOME})", labelling.round_memory, PAIR, ["product <= 64"], unit="MiB")],
+                             f"up from {labelling.SOME})", labelling.round_memory, PAIR, ["product <= 64"],
+                             unit="MiB")],
         "losses": [Row(f"losses of an LD step, batch 3, {size.crop}x{size.crop}, forward and backward",
                        training.ld_losses, ALL, ["baseline/product >= 2"], repeats=15)],
         "sample": [Row(f"one training sample, {name} ({'x'.join(map(str, getattr(size, name)))})",

@@ -10,6 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from bench import baseline
 from bench.harness import added_peak
 from bench.inputs import NUM_CLASSES, Inputs
+from bench.labelling import pinned
 from dataset import files, segmentation, views
 from dataset.labels import CITYSCAPES_IDS
 from model.deeplabv2 import Head
@@ -112,7 +113,7 @@ def train_step(inputs: Inputs, variant: str, method: str, count: int, steps: int
     """
     torch.backends.cudnn.allow_tf32 = variant != "baseline"
     inputs = inputs.light(model) if model else inputs
-    batch = inputs.batch(count)
+    batch = pinned(inputs.batch(count))
 
     def build():
         if variant in ("baseline", "TF32", "matrices"):
