@@ -25,16 +25,15 @@ def move_statistics(cfg, weights: str, moved: str) -> None:
     """Save `weights` with the running BN statistics of one pass over the target's training images, one at a time."""
     import torch
     from dataset import loaders, segmentation
-    from dataset.transforms import network_input
+    from model.build import build_model, pick_device
     from model.weights import save_weights
-    from trainer.build import build_model, pick_device
     device = pick_device(cfg.device)
     model, _ = build_model(cfg, device, weights)
     samples = segmentation.find_samples(cfg.target, cfg.target_data, "train")
     model.train()
     with torch.no_grad():
         for item in loaders.whole_image_loader(cfg, cfg.target, samples, False):
-            model(network_input(item["image"].to(device)))
+            model(model.prepare(item["image"].to(device)))
     save_weights(model, moved)
 
 

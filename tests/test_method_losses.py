@@ -48,6 +48,7 @@ def make(tmp_path):
     def make(name, network, *words):
         (tmp_path / "c.yml").write_text(f"method: {name}")
         cfg = load_config(tmp_path / "c.yml", words)
+        known()[name].check_network(cfg, network)
         return known()[name](Setting(cfg, network, torch.device("cpu"), [], tuple("abcd"), Position(0), None, None))
     return make
 

@@ -15,7 +15,8 @@ from PIL import Image
 from bench.inputs import photo
 from bench.published.comparison import Row, outcome
 from dataset import labels, loaders, segmentation, views
-from dataset.transforms import Window, cut_image, cut_label, draw_window, network_input
+from dataset.transforms import Window, cut_image, cut_label, draw_window
+from model.networks import DEEPLAB
 from utils.config import parse_config
 from utils.config_keys import KEYS, SECTION_DEFAULTS, DataConfig
 from utils.metrics import class_iou, confusion_matrix
@@ -100,7 +101,8 @@ def _file_rows(published):
         for title, size, tolerance in (("network input of a whole image, not resized", (512, 256), 0.0),
                                        ("the same at half the size, bicubic", (256, 128), GREY)):
             theirs, ours = _whole_images(published, root, names, size)
-            result.append(Row(title, "512 x 256 pixels", theirs[0][0], network_input(ours[0]["image"])[0], tolerance))
+            result.append(Row(title, "512 x 256 pixels", theirs[0][0], DEEPLAB.prepared(ours[0]["image"])[0],
+                              tolerance))
         result.append(Row("its label", "512 x 256 pixels", theirs[0][1], ours[0]["label"]))
         result.append(Row("a label of another size than its image (theirs: taken as it is)", "512 x 128 for 512 x 256",
                           outcome(lambda: theirs[2]), outcome(lambda: ours[2]), documented="runs"))

@@ -5,8 +5,9 @@ from unittest.mock import patch
 import torch
 
 from bench.published.comparison import Row, outcome
-from model.deeplabv2 import Bottleneck, DeepLabV2, freeze_bn_affine, parameter_groups
-from trainer.build import build_model
+from model.build import build_model
+from model.deeplabv2 import Bottleneck, DeepLabV2
+from model.networks import deeplab
 from utils.config import parse_config
 from utils.config_keys import KEYS
 
@@ -59,8 +60,8 @@ def _forward_rows(published):
 def _small(published):
     """(theirs, ours) with one block a stage."""
     theirs = published.network.ResNet(published.network.Bottleneck, [1, 1, 1, 1], CLASSES, is_teacher=True)
-    ours = DeepLabV2(CLASSES, (1, 1, 1, 1))
-    freeze_bn_affine(ours)
+    ours = deeplab(CLASSES, (1, 1, 1, 1))
+    ours.freeze_bn_affine()
     return theirs, ours
 
 
@@ -76,7 +77,7 @@ def _parameter_rows(published):
         found = [id(p) for p in group["params"]]
         return [found.count(id(dict(network.named_parameters())[name])) for name in both]
     backbone, whole = theirs.optim_parameters(1e-4)
-    mine = [listed(ours, group) for group in parameter_groups(ours, 3, 10)]
+    mine = [listed(ours, group) for group in ours.parameter_groups(3, 10)]
     said = [0 if of_head else 1 if name.startswith("conv1") else 4 if "downsample" in name else 3
             for name, of_head in zip(both, head)]
     ratio = whole["lr"] / backbone["lr"]
@@ -97,8 +98,8 @@ def _pace_rows(published):
     paces = []
     theirs, ours = _small(published)
     for network, groups in ((theirs, theirs.optim_parameters(1e-3)),
-                            (ours, [{**group, "lr": 1e-3 * group["lr_mult"]} for group in parameter_groups(
-                                ours, KEYS["backbone_lr_mult"].default, KEYS["head_lr_mult"].default)])):
+                            (ours.network, [{**group, "lr": 1e-3 * group["lr_mult"]} for group in ours.parameter_groups(
+                                KEYS["backbone_lr_mult"].default, KEYS["head_lr_mult"].default)])):
         tensor = network.layer2[0].conv2.weight
         tensor.data = torch.zeros(tensor.shape, dtype=torch.float64)
         tensor.grad = torch.ones_like(tensor)

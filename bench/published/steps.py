@@ -2,25 +2,27 @@
 import copy
 import functools
 from types import SimpleNamespace
-from unittest.mock import MagicMock, patch
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import nn
 
 from bench.published.comparison import Row, outcome
-from dataset.transforms import network_input
 from model.ema import Teacher
+from model.interface import Interface
+from model.networks import DEEPLAB
+from model.segmenter import Segmenter
 from trainer import fused_losses, losses
 from trainer.classmix import class_mix
-from trainer.ldbe_trainer import LDBETrainer
-from trainer.source_only_trainer import SourceOnlyTrainer
+from trainer.methods.base import Batch
+from trainer.methods.be import BoundaryEnhancement
+from trainer.methods.source_only import SourceOnly
 from utils.config import parse_config
-from utils.config_keys import KEYS
 
 CLASSES, SHAPE = 19, (2, 24, 31)
 GIVEN = "2 x 24 x 31 pixels, float64"
-CONF_THRESH = KEYS["conf_thresh"].default
+CONF_THRESH = BoundaryEnhancement.keys["conf_thresh"].default
 
 
 def rows(published) -> list[Row]:
@@ -87,13 +89,14 @@ def _source_rows(published):
     batch = {"image": torch.randint(256, (2, 24, 31, 3), dtype=torch.uint8),
              "label": torch.randint(CLASSES, SHAPE).masked_fill(torch.rand(SHAPE) < 0.3, 255)}
     network = nn.Conv2d(3, CLASSES, 3, padding=1)
-    images = network_input(batch["image"])
+    images = DEEPLAB.prepared(batch["image"])
     def theirs(answer):
         trainer = SimpleNamespace(model=lambda x: answer(network(x)), losses=SimpleNamespace())
         published.source_only.Trainer.iter(trainer, (images, batch["label"], 0, 0, None))
         return trainer.losses.seg_loss
     def ours():
-        return SourceOnlyTrainer.step(MagicMock(model=network, device="cpu"), batch, None)["cross_entropy"]
+        given = Batch(images, batch["label"], ["a", "b"], batch["image"])
+        return SourceOnly.losses(SimpleNamespace(network=network), given, None)["cross_entropy"]
     return [Row("stage 0: cross entropy", "2 x 24 x 31 pixels", theirs(lambda z: {"out": z}), ours(), 1e-6),
             Row("stage 0: a step with the network as it is (theirs: asks a tuple for `out`)", "so_run.py",
                 outcome(lambda: theirs(lambda z: (z, None))), outcome(ours), documented="TypeError")]
@@ -127,12 +130,13 @@ def _be_rows(published):
             trainer = SimpleNamespace(ema=SimpleNamespace(model=lambda x: (guide(x), None)), losses=SimpleNamespace(),
                                       model=lambda x: (mine(x), None))
             torch.manual_seed(shifts)
-            published.ldbe.Trainer.dis_iter(trainer, (network_input(batch["image"]), label, 0, 0, None))
+            published.ldbe.Trainer.dis_iter(trainer, (DEEPLAB.prepared(batch["image"]), label, 0, 0, None))
             loss = trainer.losses.loss_s
         else:
-            trainer = MagicMock(model=mine, teacher=SimpleNamespace(model=guide), device="cpu",
-                                cfg=parse_config("", "-", method="be"))
-            loss = LDBETrainer.be_step(trainer, batch, np.random.default_rng(6))["mixed"]
+            method = SimpleNamespace(network=mine, cfg=parse_config("", "-", method="be"), conf_thresh=CONF_THRESH,
+                                     teacher=SimpleNamespace(model=Segmenter(guide, CLASSES, Interface(DEEPLAB.input))))
+            given = Batch(DEEPLAB.prepared(batch["image"]), label, ["a", "b", "c"], batch["image"])
+            loss = BoundaryEnhancement.losses(method, given, np.random.default_rng(6))["mixed"]
             loss.backward()
         results.append((loss, mine[1].weight.grad, guide[0].running_mean))
     loss, gradient, seen = zip(*results)
@@ -144,7 +148,7 @@ def _be_rows(published):
 def _teacher_rows(published):
     torch.manual_seed(7)
     student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).double()
-    alpha = KEYS["ema_alpha"].default
+    alpha = BoundaryEnhancement.keys["ema_alpha"].default
     theirs, ours = published.ldbe.EMA(student, alpha), Teacher(student, alpha)
     start = student[1].running_mean.clone()
     tracks = [], []
