@@ -1,13 +1,10 @@
-"""Random crops of image and label, resizing, and the network's input convention: pure functions, given a generator."""
-import functools
+"""Random crops of image and label, and resizing: pure functions, given a generator."""
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-from utils.constants import HOUSE_INPUT, InputConvention
 
 
 @dataclass(frozen=True)
@@ -73,25 +70,6 @@ def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def for_display(pixels: np.ndarray) -> np.ndarray:
     """uint8 [H, W, K] -> uint8 [H, W, 3] for figures: the first three bands as RGB, or the first as grey if K < 3."""
     return pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1].repeat(3, 2)
-
-
-def network_input(images: torch.Tensor, convention: InputConvention = HOUSE_INPUT) -> torch.Tensor:
-    """The input of a network, float32 [B, 3, H, W], from RGB images uint8 [B, H, W, 3], on the device of the images.
-
-    convention: that of the network; by default BGR, 0..255, minus the mean.
-    """
-    offset, scale = _offset_and_scale(convention, images.device)
-    channels = images.permute(0, 3, 1, 2).contiguous()
-    pixels = (channels.flip(1) if convention.order == "bgr" else channels).float() - offset
-    return pixels if convention.std == (1, 1, 1) and convention.maximum == 255 else pixels / scale
-
-
-@functools.cache
-def _offset_and_scale(convention: InputConvention, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """`convention.on_pixels()` as float32 [3, 1, 1] each. They are cached, since a GPU waits for each copy of them."""
-    with torch.inference_mode(False):  # training uses the cached tensors too
-        offset, scale = (torch.tensor(v, device=device).view(3, 1, 1) for v in convention.on_pixels())
-    return offset, scale
 
 
 def _needed_part(extent: int, resized: int, start: int, length: int) -> tuple[slice, int, int]:

@@ -10,6 +10,7 @@ import multiprocessing
 import multiprocessing.synchronize
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -828,12 +829,17 @@ def test_every_key_that_is_a_path_is_declared_as_one():
 def test_home_folders_in_every_path_key(tmp_path, monkeypatch, name, given, written, read):
     monkeypatch.setenv("HOME", str(tmp_path))
     section, _, inner = name.rpartition(".")
+    if name in ("method", "model"):  # a file of one's own, and a name in it
+        written, read = f"{written}.py:Mine", f"{read}.py:Mine"
     content = {section: {inner: written}} if section else {name: written}
     (tmp_path / "c.yml").write_text(yaml.safe_dump(content if given == "file" else {}))
     read = read.format(home=tmp_path)
     words = [f"{name}={written}"] if given == "word" else []
     if name == "restore_from":  # declared, but refused
         with pytest.raises(ConfigError, match="restore_from: '" + read):
+            load_config("~/c.yml", words)
+    elif name == "method":  # the file is opened at once, and is not there
+        with pytest.raises(ConfigError, match=re.escape(f"method: {read.removesuffix(':Mine')}: cannot be read")):
             load_config("~/c.yml", words)
     else:
         cfg = load_config("~/c.yml", words)

@@ -61,6 +61,7 @@ class Trainer:
         if method.starts_from == TRAINED and not self._resumed and report.initialised:
             raise CheckpointError(f"init_weight: {cfg.init_weight} ({report.format}) leaves {report.initialised[0]} "
                                   f"and others at random: stage {cfg.stage} starts from a trained network.")
+        method.check_network(cfg, self.network)
         if not self.network.has_batch_norm:
             remarks.append("note: the network has no batch norm: fixbn and bn_stats have no effect")
         self.position = Position(0)
