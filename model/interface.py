@@ -104,7 +104,7 @@ class Interface:
 def _chosen(found, output):
     """The scores in what a network returns. Raises ConfigError that says what that was."""
     def refuse(problem):
-        raise ConfigError(f"output: {problem}; the network returns {_described(found)}: set output to the name or "
+        raise ConfigError(f"output: {problem}; the network returns {described(found)}: set output to the name or "
                           "index of the scores, a tensor [B, channels, h, w].")
     chosen = found
     if output == AUTO:
@@ -116,7 +116,7 @@ def _chosen(found, output):
     elif (chosen := _part(found, output)) is None:
         refuse(f"{output!r} is not there")
     if not _is_map(chosen):
-        refuse(f"the scores are {_described(chosen)}")
+        refuse(f"the scores are {described(chosen)}")
     return chosen
 
 
@@ -133,13 +133,14 @@ def _is_map(found):
     return isinstance(found, Tensor) and found.ndim == 4 and found.is_floating_point()
 
 
-def _described(found, depth=2):
+def described(found: object, depth: int = 2) -> str:
+    """What kind of thing a network or a method has returned, for a message; containers are opened `depth` deep."""
     if isinstance(found, Tensor):
         return f"a tensor {list(found.shape)} of {str(found.dtype).removeprefix('torch.')}"
     if depth and isinstance(found, Mapping):
-        return f"a mapping ({', '.join(f'{name}: {_described(part, depth - 1)}' for name, part in found.items())})"
+        return f"a mapping ({', '.join(f'{name}: {described(part, depth - 1)}' for name, part in found.items())})"
     if depth and isinstance(found, (tuple, list)):
-        return f"a {type(found).__name__} ({', '.join(_described(part, depth - 1) for part in found)})"
+        return f"a {type(found).__name__} ({', '.join(described(part, depth - 1) for part in found)})"
     return f"a {type(found).__name__}"
 
 

@@ -20,7 +20,7 @@ class CheckpointError(UserError):
 
 
 class TrainingError(UserError):
-    """Training cannot go on: numbers are no longer finite."""
+    """Training cannot go on: numbers are no longer finite, or a method's losses are not what the loop can minimise."""
 
 
 class Stopped(BaseException):

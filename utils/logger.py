@@ -13,19 +13,26 @@ from utils.errors import UserError
 class RunLog:
     """Writes `<folder>/<stage>.jsonl` (one event a line, strictly valid JSON: NaN becomes null) and, if asked,
     TensorBoard scalars below `<folder>/<stage>/`. A stage that is run again starts a new record; a resumed one goes on
-    where the saved state had it (saved: `state_dict`; step), and what came after is dropped."""
+    where the saved state had it (saved: `state_dict`; step), and what came after is dropped. Nothing on the disk
+    changes before `open`, or the first event."""
 
     def __init__(self, folder: str | Path, stage: str, tensorboard: bool, saved: dict | None = None,
                  step: int | None = None):
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path, self._board = folder / f"{stage}.jsonl", folder / stage
-        self._events = open(path, "r+" if step is not None and path.exists() else "w", encoding="utf-8")
-        self._events.truncate(min(saved["bytes"] if saved else 0, self._events.seek(0, 2)))
-        self._events.seek(0, 2)
+        self._path, self._board = Path(folder) / f"{stage}.jsonl", Path(folder) / stage
         self._start, self._said = time.time(), set()
         self._writer, self._tensorboard, self._step = None, tensorboard, step
-        if step is None:
+        self._kept, self._events = saved["bytes"] if saved else 0, None
+
+    def open(self) -> None:
+        """Begin the record, or go on with it. No effect when it is open."""
+        if self._events:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        resumed = self._step is not None and self._path.exists()
+        self._events = open(self._path, "r+" if resumed else "w", encoding="utf-8")
+        self._events.truncate(min(self._kept, self._events.seek(0, 2)))
+        self._events.seek(0, 2)
+        if self._step is None:
             for old in self._board.glob("events.out.tfevents.*"):
                 old.unlink()
 
@@ -45,6 +52,7 @@ class RunLog:
 
     def event(self, kind: str, step: int, /, **values) -> None:
         """Record numbers at a step: nested dicts of numbers (None: not defined) become scalars `kind/key/...`."""
+        self.open()
         record = {"event": kind, "step": step, "seconds": round(time.time() - self._start, 2), **values}
         try:
             self._events.write(json.dumps(_jsonable(record)) + "\n")
@@ -57,7 +65,8 @@ class RunLog:
 
     def close(self) -> None:
         with contextlib.suppress(OSError):  # `event` has said so
-            self._events.close()
+            if self._events:
+                self._events.close()
         with contextlib.suppress(OSError):
             if self._writer:
                 self._writer.close()

@@ -1,7 +1,8 @@
 """What a method is: which images it trains on, what it starts from, its losses, its own keys and its own state."""
 import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, ClassVar, Iterable, Mapping
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -32,6 +33,14 @@ class Batch:
     labels: Tensor | None
     names: list[str]
     pixels: Tensor
+
+
+class Batches(Protocol):
+    """Batches of a round, as `Method.batches` gives them: they can be iterated over, and `len` is their number."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -78,6 +87,7 @@ class Method(Declares):
 
     @property
     def first_round(self) -> int:
+        """The round that a new run begins with."""
         return 0
 
     @property
@@ -92,9 +102,9 @@ class Method(Declares):
     def prepare_round(self, round_index: int) -> None:
         """What a round needs before its first step; not called again when a run is resumed behind it."""
 
-    def batches(self, round_index: int, first: int) -> Iterable[dict]:
+    def batches(self, round_index: int, first: int) -> Batches:
         """The batches of a round from number `first` on, each with `image` uint8 [B, H, W, K], `name` and, where there
-        are any, `label` uint8 [B, H, W]; its length is their number."""
+        are labels, `label` uint8 [B, H, W]."""
         return loaders.target_loader(self.cfg, self.samples, self.epochs, round_index, first,
                                      self.device.type == "cuda")
 
