@@ -13,7 +13,7 @@ from trainer.loop import Trainer
 from trainer.methods import find, known
 from utils.config import KEYS, config_help, config_remarks, load_config
 from utils.config_values import UNUSED, Declares, key
-from utils.errors import ConfigError
+from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError
 
 RANDOM = sorted(set(known()) - {"bn_adapt"})  # the others draw crops at least
 
@@ -145,6 +145,58 @@ def test_a_users_network_without_batch_norm(world, name):
     after = train(name, *words).network.state_dict()
     moved = {k for k in before if not before[k].equal(after[k])}
     assert before.keys() == after.keys() and moved == {k for k in before if name != "infomax" or not k.startswith("3.")}
+
+
+def test_a_method_that_refuses_leaves_an_earlier_runs_files_alone(world):
+    Path("small.py").write_text(NETWORK)
+    train("bn_adapt", "note=earlier")
+    before = {p: p.read_bytes() for p in Path(".").rglob("earlier/**/*") if p.is_file()}
+    with pytest.raises(ConfigError, match="has none"):
+        train("bn_adapt", "note=earlier", "model=small.py:build", "init_weight=None", "overwrite=true")
+    assert len(before) >= 4 and {p: p.read_bytes() for p in Path(".").rglob("earlier/**/*") if p.is_file()} == before
+
+
+METHOD = """
+from trainer import losses
+from trainer.methods.base import Method
+from utils.errors import Stopped
+
+
+class Mine(Method):
+    def losses(self, batch, rng):
+        loss = losses.entropy(self.network(batch.images))
+        return {returned}
+
+    def after_step(self, batch):
+        if {stop} and self.position.global_step:
+            raise Stopped("SIGTERM")
+
+    def parts(self):
+        return {parts}
+"""
+
+
+def own_method(returned='{"entropy": loss}', stop=False, parts="{}", resume=False):
+    """A trainer of a user's method, which may be stopped after a step or resumed."""
+    Path("mine.py").write_text(METHOD.format(returned=returned, stop=stop, parts=parts))
+    find.cache_clear()
+    words = ["init_weight=snapshot/source/source_only.pth", "note=mine", "save_freq=1", f"resume={resume}",
+             f"overwrite={not resume}"]
+    return Trainer(load_config("tiny.yml", words, method="mine.py:Mine"))
+
+
+def test_losses_of_a_users_method_that_are_none_are_one_error(world):
+    with pytest.raises(TrainingError, match=r"method: mine.py:Mine: losses returned a tensor \[\] of float32"):
+        own_method(returned="loss").run()
+
+
+def test_a_users_method_whose_state_has_changed_is_not_resumed(world):
+    with pytest.raises(Stopped):
+        own_method(stop=True).run()
+    with pytest.raises(CheckpointError, match="holds the parts .*, expected .*, more: method mine.py:Mine has changed"):
+        own_method(parts='{"more": self.network}', resume=True).run()
+    own_method(resume=True).run()
+    assert Path("snapshot/mine/Mine.pth").exists()
 
 
 def test_methods_are_told_from_each_other():
