@@ -34,7 +34,8 @@ def build_model(cfg: Config, device: torch.device, weights: str | None = None,
     if cfg.fixbn:
         network.freeze_bn_affine()
     network.autocast, network.checkpointing = AUTOCAST[cfg.amp], cfg.checkpointing
-    network.to(device, memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)
+    network.to(device)
+    network.to(memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)
     if cfg.compile:
         network.compile_blocks()
     return network, report

@@ -2,6 +2,7 @@
 checkpoints use: conv1 bn1 layer1..layer4 layer5.conv2d_list.0..3."""
 import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -55,12 +56,12 @@ class Head(nn.Module):
         One matrix product for the 9 taps of each convolution, whose results are then shifted and added up:
         much faster than four convolutions with few output channels (`python -m bench head`).
         """
-        used = list(self.conv2d_list)[:self.branches]
+        used: list[Any] = list(self.conv2d_list)[:self.branches]
         taps = [conv.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2) for conv in used]
         products = F.conv2d(x, torch.cat(taps)[:, :, None, None]).flatten(2)
         # Half-precision terms are added up in float32.
-        products = products.to(torch.promote_types(products.dtype, torch.float32)).chunk(len(used), dim=1)
-        shifted = [F.fold(part, x.shape[-2:], 3, dilation=d, padding=d) for part, d in zip(products, DILATIONS)]
+        parts = products.to(torch.promote_types(products.dtype, torch.float32)).chunk(len(used), dim=1)
+        shifted = [F.fold(part, x.shape[-2:], 3, dilation=d, padding=d) for part, d in zip(parts, DILATIONS)]
         return sum(shifted) + sum(conv.bias for conv in used).view(-1, 1, 1)
 
 

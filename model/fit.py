@@ -118,7 +118,7 @@ def _misfit(expected, given, headless):
     return f"{advice}; {', '.join(found)}"
 
 
-def _size(tensors) -> dict:
+def _size(tensors):
     """num_classes, layers and width of the network with these tensors; None for what they do not show."""
     head, stem = tensors.get("layer5.conv2d_list.0.weight"), tensors.get("conv1.weight")
     parts = [name.split(".") for name in tensors]

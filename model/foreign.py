@@ -116,9 +116,9 @@ def _one_of(found, tables, content, path, entry, what, short):
     return found[0]
 
 
-def _tables(content) -> list[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Every dictionary of tensors in nested dictionaries and lists, with the keys that lead to it. One that is found in
-    several places counts once."""
+def _tables(content):
+    """[(words, tensors)] of every dictionary of tensors in nested dictionaries and lists; words: the keys that lead to
+    it. One that is found in several places counts once."""
     found, seen, waiting = [], set(), [((), content)] if isinstance(content, (dict, list, tuple)) else []
     for words, node in waiting:  # which grows
         if id(node) in seen or len(words) > _MOST_WRAPPERS:
@@ -134,7 +134,7 @@ def _tables(content) -> list[tuple[tuple[str, ...], dict[str, Tensor]]]:
     return found
 
 
-def _networks(tables) -> list[Network]:
+def _networks(tables):
     """Every ResNet in the tables, in the file's order. A table holds several where its names differ in their front."""
     found = []
     for words, table in tables:

@@ -34,7 +34,7 @@ class Interface:
     """
 
     input: InputConvention
-    run: Callable[[nn.Module, Tensor], Any] = plain_forward
+    run: Callable[[Any, Tensor], Any] = plain_forward
     output: str = AUTO
     channels: tuple[int, ...] | None = None
     head: tuple[str, ...] | None = None

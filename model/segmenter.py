@@ -27,7 +27,8 @@ class Segmenter(nn.Module):
 
     def __init__(self, network: nn.Module, num_classes: int, interface: Interface):
         super().__init__()
-        self.network, self.num_classes, self.interface = network, num_classes, interface
+        self.network: Any = network
+        self.num_classes, self.interface = num_classes, interface
         self.autocast: torch.dtype | None = None
         self.remarks: list[str] = []
         self._checkpointing = False
@@ -176,7 +177,7 @@ class Segmenter(nn.Module):
 
     # ---- its state is the network's ----------------------------------------------------------------------------------
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """The network's."""
         return self.network.state_dict(*args, **kwargs)
 

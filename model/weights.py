@@ -6,6 +6,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -148,7 +149,7 @@ def save_weights(model: Segmenter | nn.Module, path: str | Path) -> None:
     Raises CheckpointError, with an old file left as it was, if weights are NaN or infinite or the disk refuses.
     """
     path = Path(path)
-    state = model.state_dict()
+    state: Any = model.state_dict()
     takes = model.interface.input if isinstance(model, Segmenter) else HOUSE_INPUT
     named = next((name for name, convention in INPUTS.items() if convention == takes), None)
     state._metadata.setdefault("", {})[_INPUT] = named or dataclasses.asdict(takes)
@@ -159,7 +160,7 @@ def save_weights(model: Segmenter | nn.Module, path: str | Path) -> None:
     write_atomically(path, lambda file: torch.save(state, file))
 
 
-def _split(source) -> tuple[Path, str | None, bool]:
+def _split(source):
     """(file, entry or None, whether its two heads are to be added up). A file whose own name holds a # is taken as it
     is."""
     name, mark, entry = str(source).rpartition("#")
@@ -169,7 +170,7 @@ def _split(source) -> tuple[Path, str | None, bool]:
     return Path(name), entry.removesuffix(BOTH_HEADS).rstrip(".") or None if both else entry, both
 
 
-def _stated_input(content) -> str | InputConvention:
+def _stated_input(content):
     """What a file of `save_weights` states, a name of INPUTS or a convention; empty for others, whose metadata may be
     anything."""
     metadata = getattr(content, "_metadata", None)

@@ -19,17 +19,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch._dynamo  # noqa: F401 (an optimiser imports it: a second in every fork)
+import torch._dynamo  # an optimiser imports it: a second in every fork
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-import run as run_script  # noqa: E402
-import run_so as run_so_script  # noqa: E402
-from trainer import evaluate, rounds  # noqa: E402
-from trainer.loop import Trainer  # noqa: E402
-from trainer.methods import find, known  # noqa: E402
-from utils import checkpoint  # noqa: E402
-from utils.config import load_config  # noqa: E402
-from utils.errors import NothingToDo  # noqa: E402
+import run as run_script
+import run_so as run_so_script
+from trainer import evaluate, rounds
+from trainer.loop import Trainer
+from trainer.methods import find, known
+from utils import checkpoint
+from utils.config import load_config
+from utils.errors import NothingToDo
 
 START = {"source_only": "None", "be": "snapshot/tiny/ld.pth"}  # else the source-only network
 

@@ -213,7 +213,7 @@ THREE = {"classes": ["a", "b", "c"], "label_ids": None, "protocols": None}
      "mine.network_classes: has no effect without mine.protocols"),
     ({}, {"num_classes": 20}, "mine.network_classes: missing: protocols name the network's classes, and nothing says "
      "what its 20 are"),
-    ({"label_ids": {1: 11}}, {}, "mine.label_ids: 1: 11 is outside 0..65535: 0..10"),
+    ({"label_ids": {1: 11}}, {}, "mine.label_ids: 1: 11: expected an id in 0..65535 and a train id in 0..10, or 255"),
     ({"palette": [[1, 2, 3]] * 19}, {}, "mine.palette: expected 11 colours"),
     ({"classes": [str(c) for c in range(256)], "label_ids": None}, {}, "mine.classes: 256 names, at most 255"),
     ({"classes": list(CITYSCAPES_CLASSES), "label_ids": None, "protocols": {"19 classes": {"a": ["sky"]}}}, {},

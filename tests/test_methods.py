@@ -138,6 +138,7 @@ def test_a_users_network_without_batch_norm(world, name):
     if name == "bn_adapt":
         with pytest.raises(ConfigError, match="bn_adapt moves batch-norm statistics, and the network has none"):
             train(name, *words)
+        assert not Path(f"snapshot/small_{name}").exists()  # refused before anything is written
         return
     cfg = load_config("tiny.yml", words, method=name)
     torch.manual_seed(cfg.seed)

@@ -113,7 +113,7 @@ def test_a_clash_is_named(put):
 
 @pytest.mark.parametrize("line", ["from model.theirs import x", "import model.theirs", "from model import theirs"])
 def test_a_clash_with_a_folder_elsewhere_is_named(put, line):
-    """A file that puts a folder with a `model` on sys.path sees ours, which is loaded; moved there, it sees that one."""
+    """A file that puts a folder with a `model` on sys.path sees ours, which is loaded; moved there, it sees it."""
     folder = put("net.py", f"import sys\nsys.path.insert(0, 'other')\n{line}\ndef build(): pass\n",
                  "other/model/__init__.py", "", "other/model/theirs.py", "x = 1")
     try:

@@ -62,6 +62,7 @@ class Trainer:
         self.network, report = build_model(cfg, self.device, load=not self._resumed)
         if not self._resumed:
             require_trained(cfg, report)
+        method.check_network(cfg, self.network)
         if not self.network.has_batch_norm:
             remarks.append("note: the network has no batch norm: fixbn and bn_stats have no effect")
         self.position, self.interrupt = Position(0), Interrupt()

@@ -64,7 +64,7 @@ class Method(Declares):
     the unlabelled target for one round.
 
     Its configuration keys are annotated class attributes made by `utils.config_values.key`; an object has their values.
-    No hook is called before the object is complete, but for the class method `check`.
+    No hook is called before the object is complete, but for the class methods `check`, `check_network` and `usable`.
     """
 
     title: ClassVar[str] = ""  # in tables and figures; empty: the name
@@ -74,6 +74,10 @@ class Method(Declares):
     after: ClassVar[str] = "source_only"  # the stage whose checkpoint it usually starts from
 
     epochs: int = key(1, "passes over the target images in a round", low=1)
+
+    @classmethod
+    def check_network(cls, cfg: Config, network: Segmenter) -> None:
+        """What the method needs of the network, asked before anything is written. Raises ConfigError."""
 
     def __init__(self, setting: Setting):
         super().__init__(setting.cfg.options)

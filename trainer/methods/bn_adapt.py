@@ -7,7 +7,7 @@ alpha-BN: You, Li and Zhao, "Test-time batch statistics calibration for covariat
 import torch
 
 from dataset import loaders
-from model.statistics import TargetStatistics
+from model.statistics import TargetStatistics, batch_norms
 from trainer.methods.base import Method
 from utils.config_values import UNUSED, key
 from utils.errors import ConfigError, TrainingError
@@ -36,11 +36,14 @@ class BatchNormAdaptation(Method):
     bn_variance: str = key("image", "variance of the target: image (mean of the images' variances) or population (plus "
                            "the variance of the images' means)", choices=("image", "population"))
 
+    @classmethod
+    def check_network(cls, cfg, network):
+        if not batch_norms(network):
+            raise ConfigError(f"method: {cfg.method} moves batch-norm statistics, and the network has none: use "
+                              "another method.")
+
     def setup(self):
         self.statistics = TargetStatistics(self.network, self.bn_momentum, self.alpha, self.bn_variance == "population")
-        if not self.statistics.norms:
-            raise ConfigError(f"method: {self.cfg.method} moves batch-norm statistics, and the network has none: use "
-                              "another method.")
 
     def batches(self, round_index, first):
         return loaders.whole_image_loader(self.cfg, self.cfg.target, self.samples[first:], False,
