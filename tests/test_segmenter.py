@@ -426,6 +426,16 @@ def test_what_no_size_helps_stays_what_it_is():
         segmenter(Later(), 3)(torch.ones(2, 3, 8, 8))
 
 
+def test_full_memory_is_not_taken_for_a_wrong_size():
+    class Full(Answer):
+        def forward(self, x):
+            if x.shape[-1] == 9:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return super().forward(x)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        segmenter(Full(), 3)(torch.ones(2, 3, 9, 9))
+
+
 # ---- recomputation ---------------------------------------------------------------------------------------------------
 
 def gradients(made, x, seed=3):
