@@ -18,7 +18,7 @@ def examine(segmenter: Segmenter) -> None:
     hooks, unfit = [], set()
 
     def watch(module, see):
-        versions: list[int] = []
+        versions = []
         hooks.append(module.register_forward_pre_hook(lambda m, args: versions.append(args[0]._version)))
         hooks.append(module.register_forward_hook(lambda m, args, _: see(m, args[0], versions.pop())))
 

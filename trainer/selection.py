@@ -125,7 +125,7 @@ def cbst_select(logits: Tensor, thresholds: Tensor, ignore_index: int = 255) -> 
 
     logits: float [C, H, W]. thresholds: bins of `class_thresholds`, which stand for the confidences delta_c =
     exp(-lambda_c) that the top portion of the pixels predicted as c reach. The label is argmax_c p_c / delta_c, which
-    prefers classes that the network is seldom sure of; the pixel is selected if that ratio reaches 1, as in the
+    prefers classes of low confidence; the pixel is selected if that ratio reaches 1, as in the
     released code; the paper says "exceeds". A class without a threshold is never selected.
     """
     below = logits.float() - logits.float().amax(0)
