@@ -55,14 +55,14 @@ def test_be_step(method, bn_stats):
     found = method("be", student, teacher, f"bn_stats={bn_stats}").losses(given, np.random.default_rng(0))
     assert teacher.seen.equal(given.images) and teacher.statistics == bn_stats
     assert student.seen.equal(given.images.flip(0)) and student.seen_in_training
-    # Weight 1 where the pseudo label stands, whose confidence is 1; weight 0 where the unsure teacher is alone.
+    # Weight 1 for the image with pseudo labels, whose confidence is 1; weight 0 for that of the uncertain teacher.
     expected = -student.logits.log_softmax(0)[2] / 2
     assert list(found) == ["mixed"] and found["mixed"].item() == pytest.approx(expected.item())
     found["mixed"].backward()
     assert student.logits.grad.abs().sum() > 0 and teacher.logits.grad is None
 
 
-def test_be_step_uses_the_teachers_label_where_it_is_sure(method):
+def test_be_step_uses_the_teachers_label_where_it_is_confident(method):
     student, teacher = Fixed([0.0, 1.0, 3.0]), Fixed([0.0, 9.0, 0.5])
     found = method("be", student, teacher).losses(batch([255, 255]), np.random.default_rng(0))
     assert found["mixed"].item() == pytest.approx(-student.logits.log_softmax(0)[1].item())
