@@ -21,7 +21,7 @@ class CheckpointError(UserError):
 
 
 class TrainingError(UserError):
-    """Training cannot go on: a loss or score is NaN or infinite."""
+    """Training cannot go on: numbers are no longer finite, or a method's losses are not what the loop can minimise."""
 
 
 class Stopped(BaseException):

@@ -15,20 +15,27 @@ class RunLog:
     """Writes `<folder>/<stage>.jsonl`, one event a line in strictly valid JSON (NaN becomes null).
 
     tensorboard: also write TensorBoard scalars below `<folder>/<stage>/`. A stage that is run again starts a new log. A
-    resumed one gives the saved `state_dict` and its step; the log goes on from there, and later events are dropped.
+    resumed one gives the saved `state_dict` and its step; the log goes on from there, and later events are dropped. Nothing on the disk
+    changes before `open`, or the first event.
     """
 
     def __init__(self, folder: str | Path, stage: str, tensorboard: bool, saved: dict | None = None,
                  step: int | None = None):
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path, self._board = folder / f"{stage}.jsonl", folder / stage
-        self._events = open(path, "r+" if step is not None and path.exists() else "w", encoding="utf-8")
-        self._events.truncate(min(saved["bytes"] if saved else 0, self._events.seek(0, 2)))
-        self._events.seek(0, 2)
+        self._path, self._board = Path(folder) / f"{stage}.jsonl", Path(folder) / stage
         self._start, self._said = time.time(), set()
         self._writer, self._tensorboard, self._step = None, tensorboard, step
-        if step is None:
+        self._kept, self._events = saved["bytes"] if saved else 0, None
+
+    def open(self) -> None:
+        """Begin the record, or go on with it. No effect when it is open."""
+        if self._events:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        resumed = self._step is not None and self._path.exists()
+        self._events = open(self._path, "r+" if resumed else "w", encoding="utf-8")
+        self._events.truncate(min(self._kept, self._events.seek(0, 2)))
+        self._events.seek(0, 2)
+        if self._step is None:
             for old in self._board.glob("events.out.tfevents.*"):
                 old.unlink()
 
@@ -49,6 +56,7 @@ class RunLog:
     def event(self, kind: str, step: int, /, **values: Any) -> None:
         """Log numbers, or nested dicts of numbers, at a step; None: not defined. In TensorBoard they become scalars
         `kind/key/...`. Raises UserError if the file cannot be written."""
+        self.open()
         record = {"event": kind, "step": step, "seconds": round(time.time() - self._start, 2), **values}
         try:
             self._events.write(json.dumps(_jsonable(record)) + "\n")
@@ -62,7 +70,8 @@ class RunLog:
     def close(self) -> None:
         """Close the files."""
         with contextlib.suppress(OSError):  # `event` has reported it
-            self._events.close()
+            if self._events:
+                self._events.close()
         with contextlib.suppress(OSError):
             if self._writer:
                 self._writer.close()
