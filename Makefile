@@ -51,7 +51,7 @@ bench-%: .venv/.installed
 	$(RUN) -m bench $*
 
 toy-table: .venv/.installed
-	$(RUN) -m bench.toy_accuracy --seeds 0 1 2
+	$(RUN) -m bench.methods bn_adapt ld be --trials 1 --classes
 
 clean:
 	rm -rf data/toy data/bench snapshot/toy log/toy plabel/toy miou_result/toy

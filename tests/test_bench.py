@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from bench import __main__ as entry
-from bench import baseline, gpu, labelling, steps, toy_accuracy, training
+from bench import baseline, gpu, labelling, steps, training
 from bench.harness import ROOT, Check, Row, Spread, Target, agreement, elsewhere, interleave, peak_memory, table
 from bench.inputs import NUM_CLASSES, QUICK, Inputs
 from dataset.labels import CITYSCAPES_IDS
@@ -242,17 +242,6 @@ def test_wrong_words_are_one_line(capsys, words, said):
         entry.main(words)
     error = capsys.readouterr().err
     assert stop.value.code == 2 and said in error and error.startswith("error: ") and error.count("\n") == 1
-
-
-def test_the_toy_table_says_in_one_line_which_stage_failed(tmp_path, monkeypatch, capsys):
-    (tmp_path / "seed5").mkdir()
-    (tmp_path / "seed5" / "mine.txt").touch()
-    monkeypatch.setattr(sys, "argv", ["toy_accuracy", "--seeds", "5", "--root", str(tmp_path)])
-    monkeypatch.chdir(ROOT)
-    assert toy_accuracy.main() == 2
-    error, log = capsys.readouterr().err, tmp_path / "seed5.log"
-    assert error == (f"error: seed 5: python -m dataset.toy ended with exit code 2: the last lines of {log} say why.\n")
-    assert "seed5 is not empty" in log.read_text()
 
 
 @pytest.mark.slow
