@@ -32,11 +32,11 @@ TRIALS = {
     "be": ("", "learning_rate=0.0005", "conf_thresh=0.9", "cb_prop=0.2"),
     "bn_adapt": ("", "bn_momentum=0.1", "alpha=0.2", "bn_variance=population"),
     "cbst": ("", "learning_rate=0.001", "cb_prop=0.4", "round=3 epochs=1 num_steps=75"),
-    "crst_mrkld": ("", "learning_rate=0.001", "cb_prop=0.4 learning_rate=0.001", "kld_weight=0.01"),
+    "crst_mrkld": ("", "learning_rate=0.001", "kld_weight=0.01", "cb_prop=0.4"),
     "infomax": ("", "learning_rate=0.001", "learning_rate=0.0001", "freeze_head=False"),
     "ld": ("", "learning_rate=0.001", "cb_prop=0.4", "entropy=shannon"),
     "maxsquare": ("", "class_balance=0.2", "learning_rate=0.0001", "class_balance=0.2 learning_rate=0.001"),
-    "mean_teacher": ("", "learning_rate=0.001", "conf_thresh=0.9 learning_rate=0.001", "learning_rate=0.003"),
+    "mean_teacher": ("", "learning_rate=0.001", "learning_rate=0.003", "conf_thresh=0.9 learning_rate=0.001"),
     "pseudo_select": ("", "learning_rate=0.001", "cb_prop=0.4", "cb_prop=0.4 learning_rate=0.001"),
 }
 
@@ -154,6 +154,7 @@ def survey(runs: Runs, names: list[str], seeds: list[int], tuning: list[int], tr
     def run(name, words, seed):
         after = "" if name == SOURCE_ONLY else methods.find(name).after
         return Run(seed, name, words, run(after, setting[after], seed) if after else None)
+    runs.execute([Run(seed, SOURCE_ONLY, "", None) for seed in [*tuning, *seeds]])
     for level in levels(names):
         plan = {name: {words: [run(name, words, seed) for seed in tuning] for words in TRIALS.get(name, ANY)[:trials]}
                 for name in level}
