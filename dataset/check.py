@@ -192,7 +192,7 @@ def main(arguments: list[str] | None = None) -> int:
     def run():
         cfg = load_config(given.config, [*given.overrides, *(word for word in given.split if "=" in word)])
         parts, left_out = split or list(PARTS), None
-        if not split and cfg.method != "source_only":
+        if not split and not cfg.method_class.needs_source:
             if cfg.source == cfg.target:
                 left_out = f"source_train ({cfg.source}): not read, it is the target's own section"
             elif not os.path.isdir(cfg.source_data.data_dir):

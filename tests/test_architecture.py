@@ -32,6 +32,16 @@ def test_rooms_import_only_lower_rooms(path):
     assert allowed is None or found <= allowed
 
 
+def test_no_file_outside_knows_a_methods_name():
+    """But for the default of `method`, and the script of stage 0."""
+    names = {p.stem for p in (ROOT / "trainer/methods").glob("*.py")} - {"__init__", "base"}
+    files = [p for room in ROOMS for p in (ROOT / room).rglob("*.py") if p.parent.name != "methods"]
+    found = {(p.relative_to(ROOT).as_posix(), node.value) for p in [*files, ROOT / "run.py", ROOT / "eval.py"]
+             for node in ast.walk(ast.parse(p.read_text(encoding="utf-8")))
+             if isinstance(node, ast.Constant) and node.value in names}
+    assert len(names) >= 12 and found == {("utils/config_keys.py", "ld")}
+
+
 def test_lines_are_short():
     files = [*ROOT.glob("*.py"), *(p for folder in (*ROOMS, "bench", "tests") for p in (ROOT / folder).rglob("*.py"))]
     too_long = [f"{path.relative_to(ROOT).as_posix()}:{number}" for path in sorted(files)

@@ -11,14 +11,13 @@ from dataset.class_sets import class_set
 from dataset.labels import ClassSet
 from dataset.transforms import for_display
 from model.build import build_model, pick_device
-from trainer import evaluate
+from trainer import evaluate, methods
 from utils.config import Config
 from utils.errors import CheckpointError, ConfigError, one_line
 from utils.progress import Progress
 from utils.visualize import IGNORE_COLOUR, colourise, grid
 
 UNCLAIMED_COLOUR = (255, 255, 255)  # of predictions that no class of a protocol claims
-CAPTIONS = {"source_only": "source-only", "ld": "LD", "be": "LDBE"}
 
 
 def headings(checkpoints: list[str]) -> list[str]:
@@ -27,7 +26,8 @@ def headings(checkpoints: list[str]) -> list[str]:
     Raises ConfigError if no checkpoint or one checkpoint twice is given.
     """
     stems = [Path(re.sub(r"(\.[^./#]+)#.*", r"\1", c)).stem for c in checkpoints]  # less the entry of file.pth#entry
-    names = [CAPTIONS.get(stem, stem) for stem in stems]
+    titles = {name: method.title for name, method in methods.known().items()}
+    names = [titles.get(stem, stem) for stem in stems]
     names = [f"{Path(c).parent.name}/{n}" if names.count(n) > 1 else n for c, n in zip(checkpoints, names)]
     names = [c if names.count(n) > 1 else n for c, n in zip(checkpoints, names)]
     if not names or len(set(names)) < len(names):

@@ -175,11 +175,13 @@ class Config:
         return self.method.rpartition(":")[2]
 
     @property
-    def method_class(self) -> type[Declares]:
+    def method_class(self) -> Any:
+        """The class of the method (`trainer.methods.base.Method`)."""
         return find_class("method", self.method)
 
     @property
-    def network_class(self) -> type[Declares]:
+    def network_class(self) -> Any:
+        """The class of the network's family (`model.networks.Network`)."""
         return find_class("model", self.model)
 
     @property

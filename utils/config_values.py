@@ -155,7 +155,7 @@ def _kind_of(hint):
     return hint
 
 
-UNUSED = object()  # assigned to an inherited key, takes it out of a subclass
+UNUSED: Any = object()  # assigned to an inherited key, takes it out of a subclass
 
 
 class Declares:

@@ -2,6 +2,8 @@
 import functools
 import importlib
 import pkgutil
+from types import ModuleType
+from typing import cast
 
 from trainer.methods.base import Method
 from utils.config_values import nearest
@@ -24,10 +26,10 @@ def find(name: str) -> type[Method]:
     if ":" not in name:
         raise ConfigError(f"method: no method {name!r}{nearest(name, known())}; there are {', '.join(known())}, or "
                           "your own as my_file.py:MyMethod.")
-    return load_object(name, "method", Method)
+    return cast(type[Method], load_object(name, "method", Method))
 
 
-def _method_of(module) -> type[Method]:
+def _method_of(module: ModuleType) -> type[Method]:
     """The one method that a module defines."""
     cls, = (c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Method)
             and c.__module__ == module.__name__)
