@@ -28,7 +28,6 @@ CONFIGS = {SOURCE_ONLY: "so_config.yml", "be": "be_config.yml"}  # in --configs;
 # Method -> its trials: what each changes in that file, "" for nothing. A method without a line here has ANY.
 ANY = ("", "learning_rate=0.001", "learning_rate=0.0001", "learning_rate=0.003")
 TRIALS = {
-    SOURCE_ONLY: ("",),
     "be": ("", "learning_rate=0.0005", "conf_thresh=0.9", "cb_prop=0.2"),
     "bn_adapt": ("", "bn_momentum=0.1", "alpha=0.2", "bn_variance=population"),
     "cbst": ("", "learning_rate=0.001", "cb_prop=0.4", "round=3 epochs=1 num_steps=75"),
@@ -146,23 +145,25 @@ def levels(names: list[str]) -> list[list[str]]:
     return [[name for name in depth if depth[name] == i] for i in range(max(depth.values()) + 1)]
 
 
-def survey(runs: Runs, names: list[str], seeds: list[int], tuning: list[int], trials: int) -> dict[str, dict]:
+def survey(runs: Runs, names: list[str], seeds: list[int], tuning: list[int], trials: int,
+           source: str = "") -> dict[str, dict]:
     """Method -> {"setting": the chosen one, "tuned": {setting: mIoU of each tuning seed}, "results": `Runs.result` of
-    each seed}. With one trial there is nothing to choose, and no tuning seed is touched."""
+    each seed}. With one trial there is nothing to choose, and no tuning seed is touched. source: setting of
+    the source-only networks."""
     from trainer import methods
-    setting, tuned, tuning = {}, {}, tuning if trials > 1 else []
+    setting, tuned, tuning = {SOURCE_ONLY: source}, {SOURCE_ONLY: {}}, tuning if trials > 1 else []
     def run(name, words, seed):
         after = "" if name == SOURCE_ONLY else methods.find(name).after
         return Run(seed, name, words, run(after, setting[after], seed) if after else None)
-    runs.execute([Run(seed, SOURCE_ONLY, "", None) for seed in [*tuning, *seeds]])
-    for level in levels(names):
+    runs.execute([run(SOURCE_ONLY, source, seed) for seed in [*tuning, *seeds]])
+    for level in levels(names)[1:]:
         plan = {name: {words: [run(name, words, seed) for seed in tuning] for words in TRIALS.get(name, ANY)[:trials]}
                 for name in level}
         runs.execute([one for of_method in plan.values() for ones in of_method.values() for one in ones])
         for name, of_method in plan.items():
             tuned[name] = {words: [runs.result(one)["miou"] for one in ones] for words, ones in of_method.items()}
             setting[name] = chosen(tuned[name])
-    for level in levels(names):
+    for level in levels(names)[1:]:
         runs.execute([run(name, setting[name], seed) for name in level for seed in seeds])
     return {name: {"setting": setting[name], "tuned": tuned[name],
                    "results": [runs.result(run(name, setting[name], seed)) for seed in seeds]} for name in setting}
@@ -215,7 +216,8 @@ def compare(given) -> None:
     runs = Runs(given.work, given.configs, given.processes, overrides)
     for seed in [*(given.tune if given.trials > 1 else []), *given.seeds]:
         write_toy_world(runs.world(seed), seed)
-    found = survey(runs, names, given.seeds, given.tune, given.trials)
+    found = survey(runs, names, given.seeds, given.tune, given.trials,
+                   f"num_steps={given.source_steps}" if given.source_steps else "")
     write_json(given.work / "methods.json", {"seeds": given.seeds, "tuning seeds": given.tune, "methods": found})
     print(table(found, given.seeds), *([class_table(found)] if given.classes else []), sep="\n\n")
 
@@ -230,6 +232,8 @@ def main(arguments: list[str] | None = None) -> int:
                         help="seeds on which settings are chosen (default: 3 4)")
     parser.add_argument("--trials", type=int, default=len(ANY), metavar="N", help="of each method (default: "
                         "%(default)s); 1: the setting of --configs, and nothing is tuned")
+    parser.add_argument("--source-steps", type=int, metavar="N", help="of the source-only networks (default: as in "
+                        "--configs)")
     parser.add_argument("--classes", action="store_true", help="print the IoU of each class as well")
     parser.add_argument("--work", type=Path, default=Path("data/bench"), metavar="DIR",
                         help="worlds, runs and methods.json (default: %(default)s)")

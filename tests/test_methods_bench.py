@@ -26,7 +26,7 @@ def runs(tmp_path):
 
 def test_every_method_has_the_same_number_of_different_trials_whose_first_is_the_configuration_file():
     assert set(bench.TRIALS) <= set(methods.known())
-    for name, trials in [(n, t) for n, t in bench.TRIALS.items() if n != bench.SOURCE_ONLY] + [("any", bench.ANY)]:
+    for name, trials in [*bench.TRIALS.items(), ("any", bench.ANY)]:
         assert len(trials) == len(set(trials)) == len(bench.ANY) and trials[0] == "", name
 
 
@@ -61,8 +61,9 @@ def test_a_second_stage_starts_from_the_chosen_first_one(monkeypatch, runs):
 
 def test_one_trial_tunes_nothing(monkeypatch, runs):
     asked = fake_runs(monkeypatch, runs, lambda run: 1.0)
-    bench.survey(runs, ["bn_adapt", "be"], [0], [3, 4], 1)
-    assert {(run.seed, run.setting) for run in asked} == {(0, "")}
+    bench.survey(runs, ["bn_adapt", "be"], [0], [3, 4], 1, "num_steps=7")
+    assert {(run.seed, run.setting) for run in asked if run.start} == {(0, "")}
+    assert {(run.seed, run.setting) for run in asked if not run.start} == {(0, "num_steps=7")}
     assert {run.method for run in asked} == {"source_only", "bn_adapt", "ld", "be"}
 
 
