@@ -159,7 +159,8 @@ def survey(runs: Runs, names: list[str], seeds: list[int], tuning: list[int], tr
     for level in levels(names)[1:]:
         plan = {name: {words: [run(name, words, seed) for seed in tuning] for words in TRIALS.get(name, ANY)[:trials]}
                 for name in level}
-        runs.execute([one for of_method in plan.values() for ones in of_method.values() for one in ones])
+        by_trial = zip(*(of_method.values() for of_method in plan.values()))  # a survey cut short has the first trials
+        runs.execute([one for trial in by_trial for ones in trial for one in ones])
         for name, of_method in plan.items():
             tuned[name] = {words: [runs.result(one)["miou"] for one in ones] for words, ones in of_method.items()}
             setting[name] = chosen(tuned[name])
