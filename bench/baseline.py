@@ -2,10 +2,10 @@
 
 Each piece computes what trainer/ and dataset/ compute (same method, same random draws), in the way that first comes to
 mind: the network runs twice over an image that is to be labelled, confidences of all pixels pile up in Python lists,
-every use of the probabilities takes a softmax of its own, quantiles come from sorting, whole images are resized to keep
-a part of them.
-The model of every function is a `network` on the device where it is to run.
+every loss takes a softmax of its own, quantiles come from sorting, whole images are resized to keep
+a part of them. The model of every function is a `network` on the device where it is to run.
 """
+import copy
 import math
 from pathlib import Path
 
@@ -13,9 +13,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.deeplabv2 import DeepLabV2, Head
+from model.ema import ema_decay
+from trainer import losses
+from trainer.classmix import class_mix
 from utils.constants import BGR_MEAN
 
 IGNORE = 255
@@ -29,14 +32,16 @@ class PlainHead(Head):
 
 
 def network(num_classes: int, layers: tuple[int, ...], width: int) -> DeepLabV2:
-    """The network in contiguous format with the plain head, under the same parameter names."""
+    """The network in contiguous format with the plain head and frozen weights of its batch norms."""
     model = DeepLabV2(num_classes, layers, width)
     model.layer5 = PlainHead(width * 32, num_classes)
+    for norm in [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]:
+        norm.requires_grad_(False)
     return model
 
 
-def to_input(image: Image.Image) -> Tensor:
-    """RGB image -> float32 [3, H, W], BGR in 0..255 minus the mean."""
+def network_input(image) -> Tensor:
+    """RGB image or pixels uint8 [H, W, 3] -> float32 [3, H, W], BGR in 0..255 minus the mean."""
     pixels = np.asarray(image, np.float32)[:, :, ::-1] - np.asarray(BGR_MEAN, np.float32)
     return torch.from_numpy(pixels.transpose(2, 0, 1).copy())
 
@@ -44,15 +49,12 @@ def to_input(image: Image.Image) -> Tensor:
 def read_input(path: Path, input_size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
     """The whole image resized to input_size (width, height), float32 [1, 3, h, w], and the file's (height, width)."""
     image = Image.open(path).convert("RGB")
-    return to_input(image.resize(input_size, Image.BICUBIC)).unsqueeze(0), (image.height, image.width)
+    return network_input(image.resize(input_size, Image.BICUBIC)).unsqueeze(0), (image.height, image.width)
 
 
-def read_ids(path: Path, ids: dict[int, int]) -> np.ndarray:
-    """uint8 [H, W] train ids of a label file; ids: label id -> train id."""
-    return map_ids(np.asarray(Image.open(path)), ids)
-
-
-def map_ids(label: np.ndarray, ids: dict[int, int]) -> np.ndarray:
+def train_ids(label, ids: dict[int, int]) -> np.ndarray:
+    """uint8 [H, W] of a label image; ids: label id -> train id, IGNORE for all others."""
+    label = np.asarray(label)
     mapped = np.full(label.shape, IGNORE, np.uint8)
     for label_id, train_id in ids.items():
         mapped[label == label_id] = train_id
@@ -60,6 +62,7 @@ def map_ids(label: np.ndarray, ids: dict[int, int]) -> np.ndarray:
 
 
 def upsampled(model, x: Tensor, size: tuple[int, int]) -> Tensor:
+    """Logits float [B, C, *size] of images float [B, 3, h, w]."""
     return F.interpolate(model.score_map(x), size, mode="bilinear", align_corners=True)
 
 
@@ -103,28 +106,23 @@ def pseudo_labels(model, inputs, names: list[str], deltas: list[float | None], p
 
 
 def validation(model, pairs, num_classes: int) -> Tensor:
-    """Confusion matrix int64 [C, C], rows = truth. pairs: yields (float [1, 3, h, w], truth uint8 tensor [H, W])."""
+    """Confusion matrix int64 [C, C], rows = label. pairs: yields (float [1, 3, h, w], label uint8 tensor [H, W])."""
     confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
     model.eval()
-    for x, truth in pairs:
+    for x, label in pairs:
         with torch.no_grad():
-            prediction = upsampled(model, x, truth.shape)[0].argmax(0)
-        counted = truth != IGNORE
-        rows = F.one_hot(truth[counted].long(), num_classes).float()
+            prediction = upsampled(model, x, label.shape)[0].argmax(0)
+        counted = label != IGNORE
+        rows = F.one_hot(label[counted].long(), num_classes).float()
         columns = F.one_hot(prediction[counted], num_classes).float()
         confusion += (rows.T @ columns).long().cpu()  # float32 counts exactly up to 2^24, more than an image has
     return confusion
 
 
 def ld_losses(logits: Tensor, pseudo_label: Tensor, rank: int, entropy: str = "released") -> dict[str, Tensor]:
-    """The three terms of label denoising, entropy over all pixels; arguments as in `trainer.fused_losses.ld_losses`."""
-    selected = (pseudo_label != IGNORE).sum().clamp(min=1)
-    positive = F.cross_entropy(logits, pseudo_label, ignore_index=IGNORE, reduction="sum") / selected
-    scores = logits if entropy == "shannon" else logits.softmax(1)
-    entropic = -(logits.softmax(1) * scores.log_softmax(1)).sum(1).mean()
-    kth = logits.softmax(1).topk(rank, dim=1).values[:, -1]
-    negative = -(1 - kth).clamp(1e-5, 1).log().mean()
-    return {"positive": positive, "entropy": entropic, "negative": negative}
+    """The three terms of label denoising, entropy over all pixels; arguments as in `fused_losses.ld_losses`."""
+    return {"positive": losses.positive(logits, pseudo_label), "entropy": losses.entropy(logits, kind=entropy),
+            "negative": losses.negative(logits, rank)}
 
 
 def training_sample(image_path: Path, label_path: Path, ids: dict[int, int], rng: np.random.Generator,
@@ -146,71 +144,44 @@ def training_sample(image_path: Path, label_path: Path, ids: dict[int, int], rng
         image, label = image.resize((crop, crop), Image.BICUBIC), label.resize((crop, crop), Image.NEAREST)
     if rng.random() < 0.5:
         image, label = image.transpose(Image.FLIP_LEFT_RIGHT), label.transpose(Image.FLIP_LEFT_RIGHT)
-    return to_input(image), torch.from_numpy(map_ids(np.asarray(label), ids)).long()
+    return network_input(image), torch.from_numpy(train_ids(label, ids)).long()
 
 
-def sgd(groups: list[dict], lr: float, momentum: float, weight_decay: float) -> torch.optim.SGD:
-    """groups: `model.deeplabv2.parameter_groups`, each at `lr` times its `lr_mult`."""
-    groups = [{**group, "lr": lr * group["lr_mult"]} for group in groups]
-    return torch.optim.SGD(groups, lr, momentum, weight_decay=weight_decay, foreach=False)
+class Step:
+    """Training steps on one fixed batch. images: float [B, 3, H, W]; label: int64 [B, H, W]; method: ld or be; cfg: the
+    configuration. losses: of the last step."""
 
+    def __init__(self, model, images: Tensor, label: Tensor, method: str, cfg, rate: float):
+        self.network, self.images, self.label, self.method, self.cfg = model, images, label, method, cfg
+        self.teacher, self.updates, self.losses = copy.deepcopy(model), 0, {}
+        head = [p for name, p in model.named_parameters() if p.requires_grad and name.startswith("layer5.")]
+        rest = [p for name, p in model.named_parameters() if p.requires_grad and not name.startswith("layer5.")]
+        groups = [{"params": rest, "lr": rate * cfg.backbone_lr_mult}, {"params": head, "lr": rate * cfg.head_lr_mult}]
+        self.optimizer = torch.optim.SGD(groups, momentum=cfg.momentum, weight_decay=cfg.weight_decay, foreach=False)
 
-def descend(optimizer: torch.optim.Optimizer, losses: dict[str, Tensor]) -> dict[str, Tensor]:
-    optimizer.zero_grad()
-    sum(losses.values()).backward()
-    optimizer.step()
-    return losses
+    def __call__(self, steps: int = 1) -> None:
+        for _ in range(steps):
+            self.losses = self._losses(np.random.default_rng([self.cfg.seed, 0, 0]))  # round 0, step 0
+            self.optimizer.zero_grad()
+            sum(self.losses.values()).backward()
+            self.optimizer.step()
+            if self.method == "be":
+                average(self.teacher, self.network, ema_decay(self.updates, self.cfg.options["ema_alpha"]))
+                self.updates += 1
 
-
-def ld_step(model, optimizer, images: Tensor, pseudo_label: Tensor, rank: int) -> dict[str, Tensor]:
-    """One step of label denoising; images: float [B, 3, H, W]. Returns its losses."""
-    model.train()
-    return descend(optimizer, ld_losses(model(images), pseudo_label, rank))
-
-
-def be_step(model, teacher, optimizer, images: Tensor, pseudo_label: Tensor, generator: torch.Generator,
-            conf_thresh: float, decay: float) -> dict[str, Tensor]:
-    """One step of boundary enhancement and of the teacher's average; generator: draws the classes to paste, on the CPU.
-    Returns its loss."""
-    model.train()
-    teacher.train()
-    label, conf = teacher_labels(teacher, images)
-    label = torch.where(pseudo_label != IGNORE, pseudo_label, label)
-    conf = torch.where(pseudo_label != IGNORE, torch.ones_like(conf), conf)
-    images, label, conf = class_mix(images, label, conf, generator)
-    losses = descend(optimizer, {"mixed": mixed_cross_entropy(model(images), label, conf, conf_thresh)})
-    average(teacher, model, decay)
-    return losses
-
-
-def teacher_labels(teacher, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Hard label int64 and confidence float, both [B, H, W]."""
-    with torch.no_grad():
-        logits = teacher(images)
-        return logits.softmax(1).argmax(1), logits.softmax(1).max(1).values
-
-
-def class_mix(images: Tensor, label: Tensor, conf: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Half of the classes of image i pasted over image i + 1; shapes as in `trainer.classmix.class_mix`."""
-    mixed = images.clone(), label.clone(), conf.clone()
-    for i in range(len(images)):
-        present = label[i].unique()
-        mask = torch.zeros_like(label[i], dtype=torch.bool)
-        for k in torch.randperm(len(present), generator=generator)[: len(present) // 2]:
-            mask |= label[i] == present[k]
-        for whole, source in zip(mixed, (images, label, conf)):
-            whole[i] = torch.where(mask, source[i], source[(i + 1) % len(images)])
-    return mixed
-
-
-def mixed_cross_entropy(logits: Tensor, label: Tensor, conf: Tensor, conf_thresh: float) -> Tensor:
-    """Per-pixel cross entropy weighted image by image; arguments as in `trainer.losses.mixed_cross_entropy`."""
-    total = count = 0
-    for i in range(len(logits)):
-        loss = F.cross_entropy(logits[i : i + 1], label[i : i + 1], reduction="none")
-        total = total + (conf[i] >= conf_thresh).float().mean() * loss.sum()
-        count = count + (loss > 0).sum()
-    return total / count.clamp(min=1)
+    def _losses(self, rng):
+        if self.method == "ld":
+            rank = losses.negative_rank(self.cfg.num_classes, self.cfg.options["neg_rank_width"], rng)
+            return ld_losses(self.network.train()(self.images), self.label, rank)
+        with torch.no_grad():
+            logits = self.teacher.train()(self.images)
+            label, conf = logits.softmax(1).argmax(1), logits.softmax(1).max(1).values
+        label = torch.where(self.label != IGNORE, self.label, label)
+        conf = torch.where(self.label != IGNORE, torch.ones_like(conf), conf)
+        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        images, label, conf = class_mix(self.images, label, conf, generator)
+        return {"mixed": losses.mixed_cross_entropy(self.network.train()(images), label, conf,
+                                                    self.cfg.options["conf_thresh"])}
 
 
 def average(teacher, student, decay: float) -> None:

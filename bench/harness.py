@@ -1,210 +1,143 @@
-"""Measuring: interleaved medians, work in processes of its own, peak memory, checks, and the table.
+"""Measuring: each variant of a row in a process of its own, in turns; medians, ratios, peak memory, and the table.
 
-A row of the table compares named variants of one piece of work: `obvious` (bench/baseline.py), `ours`, and `floor`, the
-part that nothing can save. Only ratios of one run count: variants take turns, so that a machine that slows down slows
-them all.
+Only ratios of one run count: variants take turns, so that a machine that slows down slows them all. A process of its
+own keeps what one variant asks of the allocator or of cuDNN, and the memory that it holds, from the others.
 """
 import contextlib
-import importlib
-import json
-import operator
+import multiprocessing
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Callable
-
-ROOT = Path(__file__).parent.parent
-MIB = 2**20
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Spread:
+class Spread(NamedTuple):
     """Median and range of one variant's repeats, in the row's unit."""
 
     median: float
     low: float
     high: float
 
-    @classmethod
-    def of(cls, values: list[float]) -> "Spread":
-        return cls(statistics.median(values), min(values), max(values))
-
 
 @dataclass(frozen=True)
-class Target:
-    """A bound on the ratio of two variants' medians; relation: `>=` or `<=`."""
-
-    over: str
-    under: str
-    relation: str
-    bound: float
-
-    def ratio(self, values: dict[str, Spread]) -> float:
-        return values[self.over].median / values[self.under].median
-
-    def met(self, values: dict[str, Spread]) -> bool:
-        return {">=": operator.ge, "<=": operator.le}[self.relation](self.ratio(values), self.bound)
-
-    def __str__(self):
-        return f"{self.over}/{self.under} {self.relation} {self.bound:g}"
-
-
-@dataclass(frozen=True)
-class Check:
-    """An agreement between the obvious version and ours: `value` must not exceed `limit` (NaN fails)."""
-
-    name: str
-    value: float
-    limit: float
-
-    @property
-    def holds(self) -> bool:
-        return self.value <= self.limit
-
-
-@dataclass
 class Row:
-    """One line of the table. values: variant -> Spread; extra: markdown lines that follow the table."""
+    """One line of the table: a piece of work in named variants, usually `baseline` (bench/baseline.py), `product` (the
+    project's code) and `floor` (the part that nothing can save).
 
-    work: str
-    values: dict[str, Spread] = field(default_factory=dict)
-    unit: str = "s"
-    targets: list[Target] = field(default_factory=list)
-    checks: list[Check] = field(default_factory=list)
-    extra: list[str] = field(default_factory=list)
-
-
-def interleave(variants: dict[str, Callable], repeats: int, per: float = 1, synchronize: Callable = lambda: None,
-               clock: Callable[[], float] = time.perf_counter) -> dict[str, Spread]:
-    """Seconds of each variant: one warm-up each, then `repeats` rounds in which every variant runs once.
-
-    per: units of work in one call, by which the time is divided. synchronize: waits for a device's queue; called before
-    each reading of the clock.
+    prepare(inputs, variant, **settings), a function of a module, returns (work, units): a function to be timed, and the
+    units of work in one call, by which its seconds are divided. Where the row's unit is not `s`, work returns the
+    figure itself, a float, and runs once. ratios: of medians, with targets: `baseline/product >= 2`, `product <= 64`,
+    or without one, `large/small`.
     """
-    for work in variants.values():
+
+    title: str
+    prepare: Callable[..., tuple[Callable[[], Any], float]]
+    variants: tuple[str, ...]
+    ratios: tuple[str, ...]
+    settings: dict = field(default_factory=dict)
+    unit: str = "s"
+    repeats: int = 5
+
+
+def measure(row: Row, inputs, repeats: int | None = None) -> dict[str, Spread]:
+    """The figures of each variant. inputs: `bench.inputs.Inputs`. repeats: in place of the row's own."""
+    with contextlib.ExitStack() as processes:
+        works = {v: processes.enter_context(process(row.prepare, inputs, v, row.settings)) for v in row.variants}
+        return interleave(works, repeats or row.repeats) if row.unit == "s" else interleave(works, 1, warm_up=False)
+
+
+def interleave(works: dict[str, Callable[[], float]], repeats: int, warm_up: bool = True) -> dict[str, Spread]:
+    """Call each once to warm up, then `repeats` times in turns; what they return are the figures."""
+    for work in works.values() if warm_up else ():
         work()
-    seconds = {name: [] for name in variants}
-    for _ in range(repeats):
-        for name, work in variants.items():
-            synchronize()
-            start = clock()
-            work()
-            synchronize()
-            seconds[name].append((clock() - start) / per)
-    return {name: Spread.of(values) for name, values in seconds.items()}
+    turns = [[work() for work in works.values()] for _ in range(repeats)]
+    return {name: Spread(statistics.median(v), min(v), max(v)) for name, v in zip(works, zip(*turns))}
 
 
 @contextlib.contextmanager
-def elsewhere(prepare: str, *arguments):
-    """Work in a process of its own, which nothing of this one's settings reaches (its allocator, say).
-
-    prepare: "module:function"; called there with `arguments` (plain JSON values), it returns the work. Yields a
-    function that runs the work once and returns {"result": what it returned, as JSON, "peak": MiB that it added at its
-    peak}. The peak (Linux only, else NaN) is the highest resident set during the work (VmHWM, reset just before) minus
-    the resident set before it. It is not ru_maxrss, which a child process inherits from its parent and which earlier
-    peaks hide.
-    """
-    command = [sys.executable, "-m", "bench.harness", prepare, json.dumps(arguments)]
-    with subprocess.Popen(command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
-        def work():
-            with contextlib.suppress(BrokenPipeError):  # it has ended: the empty answer says so
-                print(file=process.stdin, flush=True)
-            answer = process.stdout.readline()
-            if not answer:
-                raise RuntimeError(f"{prepare} has ended")
-            return json.loads(answer)
-        try:
-            yield work
-        finally:
-            with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
+def process(*arguments):
+    """Work in a process of its own; arguments: of `begin`. Yields a function that runs the work once and returns its
+    seconds a unit, or the float that the work has returned; what the work raises, it raises."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), begin, arguments) as pool:
+        pool.submit(len, "").result()  # now it is prepared
+        yield lambda: pool.submit(run).result()
 
 
-def peak_memory(prepare: str, *arguments) -> float:
-    """MiB that some work adds at its peak when it runs for the first time; arguments as in `elsewhere`."""
-    with elsewhere(prepare, *arguments) as work:
-        return work()["peak"]
+def begin(prepare: Callable, inputs, variant: str, settings: dict) -> None:
+    """In the other process: prepare its work."""
+    global _work, _units
+    sys.stdout = sys.stderr  # stdout has the table alone
+    _work, _units = prepare(inputs, variant, **settings)
 
 
-def _serve(prepare: str, arguments: list) -> None:
-    """The other process: one run for each line of its input, one line of output for each."""
-    answers, sys.stdout = sys.stdout, sys.stderr  # what the work prints is no answer
-    module, function = prepare.split(":")
-    work = getattr(importlib.import_module(module), function)(*arguments)
-    for _ in sys.stdin:
-        before = _resident("VmRSS", reset=True)
-        result = work()
-        print(json.dumps({"result": result, "peak": _resident("VmHWM") - before}), file=answers, flush=True)
+def run() -> float:
+    """In the other process: its figure."""
+    import torch
+    wait = torch.cuda.synchronize if torch.cuda.is_initialized() else lambda: None
+    wait()
+    start = time.perf_counter()
+    value = _work()
+    wait()
+    return value if isinstance(value, float) else (time.perf_counter() - start) / _units
 
 
-def _resident(name: str, reset: bool = False) -> float:
-    """A figure of /proc/self/status, in MiB; reset: put the high-water mark back first."""
-    if not Path("/proc/self/status").exists():
-        return float("nan")
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")  # proc(5)
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(name + ":"):
-            return int(line.split()[1]) * 1024 / MIB
-    raise KeyError(name)
+def resident(name: str) -> float:
+    """MiB of this process (Linux only, else NaN): `VmRSS` now, `VmHWM` at its highest so far. Not ru_maxrss, which a
+    child inherits."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else [f"{name}: nan"]
+    return next(float(line.split()[1]) / 1024 for line in lines if line.startswith(f"{name}:"))
 
 
-def process_seconds(*arguments: str) -> Callable:
-    """Work that runs a fresh Python process with these arguments from the project's root."""
-    return lambda: subprocess.run([sys.executable, *arguments], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+def added_peak(work: Callable[[], Any]) -> float:
+    """MiB that `work` adds to what is resident now, at its peak."""
+    before = resident("VmRSS")
+    if Path("/proc/self/clear_refs").exists():
+        Path("/proc/self/clear_refs").write_text("5")  # proc(5): the highest so far becomes what is resident now
+    work()
+    return resident("VmHWM") - before
 
 
 def machine() -> str:
     """One line: CPU, cores, threads, versions, GPU."""
     import torch
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    name = info.partition("model name")[2].partition("\n")[0].lstrip("\t: ") or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
-    return (f"{names[0] if names else platform.processor() or platform.machine()}, {cores} cores, "
-            f"{torch.get_num_threads()} threads, torch {torch.__version__}, Python {platform.python_version()}, {gpu}")
+    return (f"{name}, {cores} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, Python "
+            f"{platform.python_version()}, {torch.cuda.get_device_name() if torch.cuda.is_available() else 'no GPU'}")
 
 
-def table(rows: list[Row]) -> str:
-    """The measurements as markdown."""
-    head = ("work", "obvious", "ours", "floor", "ratio", "target", "spread")
+def judged(ratio: str, values: dict[str, Spread]) -> tuple[float, bool]:
+    """The value of one of a row's ratios, and whether it meets its target; without one it does."""
+    names, relation, bound = (*ratio.split(), "", "0")[:3]
+    over, _, under = names.partition("/")
+    value = values[over].median / (values[under].median if under else 1)
+    return value, {">=": value >= float(bound), "<=": value <= float(bound), "": True}[relation]
+
+
+def table(measured: list[tuple[Row, dict[str, Spread]]]) -> str:
+    """The figures as Markdown; variants without a column stand with their medians in the last one."""
+    head = ("work", "baseline", "product", "floor", "ratio", "target", "spread")
     lines = ["| " + " | ".join(head) + " |", "|" + " --- |" * len(head)]
-    for row in rows:
-        cells = [_number(row.values[v].median, row.unit) if v in row.values else "-" for v in head[1:4]]
-        ratios = ", ".join(f"{t.ratio(row.values):.2f}" for t in row.targets) if row.values else ""
-        targets = ", ".join(f"{t}{'' if t.met(row.values) else ' (missed)'}" for t in row.targets) if row.values else ""
-        spread = ", ".join(f"{name} {_number(s.low, row.unit)}..{_number(s.high, row.unit)}"
-                           for name, s in row.values.items() if s.low < s.high)
-        lines.append("| " + " | ".join([row.work, *cells, ratios or "-", targets or "-", spread or "-"]) + " |")
+    for row, values in measured:
+        cells = [number(values[v].median, row.unit) if v in values else "-" for v in head[1:4]]
+        found = {ratio: judged(ratio, values) for ratio in row.ratios}
+        spread = [f"{name}{'' if name in head else f' {number(v.median, row.unit)},'} {number(v.low, row.unit)}.."
+                  f"{number(v.high, row.unit)}" for name, v in values.items() if v.low < v.high or name not in head]
+        cells += [", ".join(f"{value:.2f}" for value, _ in found.values()),
+                  ", ".join(f"{ratio}{'' if met else ' (missed)'}" for ratio, (_, met) in found.items()),
+                  ", ".join(spread) or "-"]
+        lines.append("| " + " | ".join([row.title, *cells]) + " |")
     return "\n".join(lines)
 
 
-def agreement(rows: list[Row]) -> str:
-    """The checks as a markdown list."""
-    return "\n".join(f"- {row.work}: {check.name} {check.value:.3g}, at most {check.limit:g}: "
-                     f"{'agrees' if check.holds else 'DISAGREES'}" for row in rows for check in row.checks)
-
-
-def report(rows: list[Row]) -> str:
-    """Machine, table, further tables, agreement."""
-    extra = ["\n".join(row.extra) for row in rows if row.extra]
-    checks = agreement(rows)
-    parts = [f"Machine: {machine()}.", table(rows), *extra]
-    parts += ["Agreement of the obvious version and ours:\n" + checks] if checks else []
-    return "\n\n".join(parts) + "\n"
-
-
-def _number(value: float, unit: str) -> str:
-    if unit == "s" and value < 1:
-        value, unit = 1000 * value, "ms"
-    return f"{value:.4g} {unit}"
-
-
-if __name__ == "__main__":
-    _serve(sys.argv[1], json.loads(sys.argv[2]))
+def number(value: float, unit: str) -> str:
+    """Four digits with a unit; less than a second in milliseconds."""
+    return f"{1000 * value:.4g} ms" if unit == "s" and value < 1 else f"{value:.4g} {unit}"

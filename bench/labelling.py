@@ -1,200 +1,135 @@
-"""Rows of work on whole images: a round of pseudo-labelling, its memory, validation."""
-import json
-from dataclasses import replace
-from pathlib import Path
-
-import numpy as np
+"""Work on whole images: a round of pseudo-labelling, its memory, its growth, validation. A function that begins with
+`inputs, variant` is a `bench.harness.Row.prepare`."""
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench import baseline
-from bench.harness import Check, Row, Spread, Target, elsewhere, interleave, peak_memory
-from bench.inputs import FULL, NUM_CLASSES, QUICK, Inputs
+from bench.harness import resident
+from bench.inputs import NUM_CLASSES, Inputs
 from dataset import loaders
-from dataset.transforms import network_input
-from model.deeplabv2 import DeepLabV2
 from trainer import evaluate
-from trainer.build import build_model
 from utils.schedule import round_portion
 
-RESOLUTION = 2**-7        # relative, of 1 - conf: what a threshold may be off by
-FLOAT32 = 2**-23          # the obvious version knows 1 - conf of confident pixels only to this
-DIFFERING = 1e-4          # share of pixels whose label may differ
-FEW, SOME = 10, 40        # images of the memory row
+FEW, SOME = 10, 40  # images of the memory row
+DECODED = 16        # decoded images in one call: enough to hide what a round does once
 
 
-def round_rows(inputs: Inputs, repeats: int) -> list[Row]:
-    """Thresholds and pseudo labels of all training images, reading and writing files included. Compared are the results
-    on the same network inputs; the obvious version's own, resized by Pillow, are timed."""
-    trainer, here = inputs.trainer(), (str(inputs.root), inputs.size is QUICK)
-    images = [x for x, _ in inputs.plain_inputs()]
-
-    def forward():
-        trainer.model.train()
-        for x in images:
-            with torch.no_grad():
-                trainer.model(x)
-
-    labelled, plain = trainer.label_target(0), plain_round(SameInputs(inputs.root, inputs.size))
-    plain()
-    checks = [threshold_check(plain.deltas, reported_thresholds(trainer)),
-              *label_checks(plain, [sample.label for sample in labelled])]
-    with elsewhere("bench.labelling:prepare_plain_round", *here) as obvious:
-        values = interleave({"obvious": obvious, "ours": lambda: trainer.label_target(0), "floor": forward}, repeats,
-                            per=len(images))
-    targets = [Target("obvious", "ours", ">=", 2.3), Target("ours", "floor", "<=", 1.15)]
-    return [Row("pseudo-label round, per image", values, targets=targets, checks=checks)]
-
-
-class SameInputs(Inputs):
-    """The obvious version's inputs, read as the project reads them."""
-
-    def plain_inputs(self, split: str = "train"):
-        for item in loaders.whole_image_loader(self.config(), "cityscapes", self.samples(split), False):
-            yield network_input(item["image"]), item["size"]
-
-    def plain_pairs(self):
-        for item in self.validation_loader():
-            yield network_input(item["image"]), item["label"]
+def pseudo_label_round(inputs: Inputs, variant: str, decoded: bool = False, model: str = "", **keys):
+    """Thresholds and pseudo labels of all training images, a unit is an image; label files are written. Reading is
+    included, unless `decoded`: images then come from memory. Floor: one forward pass an image, input ready. model:
+    another network, on files of its input size."""
+    inputs = inputs.light(model) if model else inputs
+    if decoded:
+        inputs = inputs.resized("decoded", images=1)
+        inputs.multiply(DECODED)
+    count = len(inputs.samples("train"))
+    if variant == "baseline":
+        torch.backends.cudnn.allow_tf32 = False
+        return plain_round(inputs, inputs.plain_network(), kept(inputs.plain_inputs, decoded)), count
+    trainer = inputs.trainer(**keys)
+    if variant == "floor":
+        trainer.network.use_statistics("batch")
+        return forward(trainer.network, inputs, "train"), count
+    if decoded:
+        items = kept(lambda: map(pinned, inputs.loader("train")), decoded)()
+        loaders.whole_image_loader = lambda *_, **__: items
+    return lambda: trainer.method.prepare_round(0), count
 
 
-def plain_round(inputs: Inputs) -> "PlainRound":
-    """The obvious version of a round with the defaults' portion."""
-    cfg = inputs.config()
-    return PlainRound(inputs, inputs.plain_network(), round_portion(cfg.cb_prop, cfg.portion_step, 0))
+def plain_round(inputs: Inputs, network: nn.Module, images):
+    """The baseline's round with the default portion: a function that writes `<root>/plain_labels/<name>.png` and
+    returns the thresholds. images: a function that returns them, such as `inputs.plain_inputs`."""
+    names = [sample.name for sample in inputs.samples("train")]
+    options = inputs.config().options
+    portion = round_portion(options["cb_prop"], options["portion_step"], 0)
+
+    def work():
+        deltas = baseline.thresholds(network, images(), NUM_CLASSES, portion)
+        baseline.pseudo_labels(network, images(), names, deltas, portion, inputs.root / "plain_labels")
+        return deltas
+    return work
 
 
-def prepare_plain_round(root: str, quick: bool):
-    """The obvious version of the row's work, for a process of its own."""
-    return plain_round(Inputs(Path(root), QUICK if quick else FULL))
+def round_memory(inputs: Inputs, variant: str):
+    """MiB by which the peak memory of a round without a network grows from 10 images to many. The baseline would not
+    end in time: its growth from 10 to 40 images is scaled up."""
+    most = SOME if variant == "baseline" else inputs.size.many
+
+    def round_over(count):
+        small = inputs.resized(f"{variant}{count}", cityscapes=(256, 128), gta5=(64, 64), images=1)
+        small.multiply(count)
+        (plain_round(small, Stub(NUM_CLASSES), small.plain_inputs) if variant == "baseline" else
+         stub_round(small, NUM_CLASSES))()
+
+    def work():
+        round_over(FEW)
+        before = resident("VmHWM")
+        round_over(most)
+        return (resident("VmHWM") - before) * (inputs.size.many - FEW) / (most - FEW)
+    return work, 1
 
 
-class PlainRound:
-    """The obvious version's round, called as often as wanted: leaves label files, keeps and returns `deltas`."""
-
-    def __init__(self, inputs: Inputs, model, portion: float):
-        self.inputs, self.model, self.portion = inputs, model, portion
-        self.folder = inputs.root / "plain_labels"
-        self.names = [sample.name for sample in inputs.samples("train")]
-
-    def __call__(self):
-        self.deltas = baseline.thresholds(self.model, self.inputs.plain_inputs(), NUM_CLASSES, self.portion)
-        baseline.pseudo_labels(self.model, self.inputs.plain_inputs(), self.names, self.deltas, self.portion,
-                               self.folder)
-        return self.deltas
-
-    def label_files(self) -> list[Path]:
-        return [self.folder / f"{name}.png" for name in self.names]
+def round_growth(inputs: Inputs, variant: str, axis: str):
+    """A round without a network, at the size `variant` of an axis (`Size.grown`); labels are twice as high and wide as
+    the network's input."""
+    images, classes, side, units = inputs.size.grown(axis, int(variant))
+    small = inputs.resized(f"{axis}{variant}", cityscapes=(2 * side, side), input_size=(side, side // 2), gta5=(64, 64),
+                           images=1)
+    small.multiply(images)
+    folder = {"type": "folder", "data_dir": str(small.streets / "cityscapes"), "images": "leftImg8bit/{split}",
+              "classes": [f"class {c}" for c in range(classes)], "input_size": list(small.size.input_size)}
+    work = stub_round(small, classes, source="own", target="own", own=folder, val=False)
+    return work, units if axis == "images" else units * images
 
 
-def reported_thresholds(trainer) -> list[float | None]:
-    """delta_c of the newest round in the run's log."""
-    lines = (Path(trainer.cfg.log) / trainer.cfg.note / f"{trainer.stage}.jsonl").read_text().splitlines()
-    return list([e for e in map(json.loads, lines) if e["event"] == "pseudo_label"][-1]["threshold"].values())
+def validation(inputs: Inputs, variant: str, decoded: bool = False, **keys):
+    """The confusion matrix of the validation images; reading, units and floor as in `pseudo_label_round`."""
+    count = inputs.size.images * (DECODED if decoded else 1)
+    if variant == "baseline":
+        torch.backends.cudnn.allow_tf32 = False
+        network, pairs = inputs.plain_network(), kept(inputs.plain_pairs, decoded, DECODED)
+        return lambda: baseline.validation(network, pairs(), NUM_CLASSES), count
+    network, device = inputs.trainer(**keys).network, torch.device(inputs.device)
+    if variant == "floor":
+        return forward(network.eval(), inputs, "val"), inputs.size.images
+    items = kept(lambda: map(pinned, inputs.loader("val")), decoded, DECODED)
+    return lambda: evaluate.evaluate(network, items(), NUM_CLASSES, device), count
 
 
-def threshold_check(plain: list[float | None], ours: list[float | None]) -> Check:
-    """Largest relative difference of 1 - delta_c, less what float32 cannot tell; infinite where one has none."""
-    def difference(a, b):
-        if a is None or b is None:
-            return 0.0 if a is b else float("inf")
-        return max(0.0, abs(a - b) - FLOAT32) / max(1 - a, FLOAT32)
-    return Check("thresholds, relative difference of 1 - conf", max(map(difference, plain, ours)), RESOLUTION)
+def forward(network: nn.Module, inputs: Inputs, split: str):
+    """A function that passes each image through the network as it is."""
+    images = [x for x, _ in inputs.plain_inputs(split)]
+    return torch.no_grad()(lambda: [network(x) for x in images] and None)
 
 
-def label_checks(obvious: PlainRound, files: list[Path]) -> list[Check]:
-    """Pixels labelled differently: their share, and how many of them no near tie explains."""
-    pixels = differing = unexplained = 0
-    for (x, size), mine, plain in zip(obvious.inputs.plain_inputs(), files, obvious.label_files()):
-        differs = torch.from_numpy(np.asarray(Image.open(mine)) != np.asarray(Image.open(plain)))
-        pixels, differing = pixels + differs.numel(), differing + int(differs.sum())
-        if differs.any():
-            obvious.model.train()
-            with torch.no_grad():
-                logits = baseline.upsampled(obvious.model, x, size)[0]
-            unexplained += int((~near_tie(logits, differs, obvious.deltas, obvious.portion)).sum())
-    return [Check(f"labels that differ, share of pixels ({differing} of {pixels})", differing / pixels, DIFFERING),
-            Check("labels that differ without a confidence or margin within the resolution", unexplained, 0)]
+def kept(read, decoded: bool, copies: int = 1):
+    """`read`, or, with `decoded`, a function that returns what it has read once, `copies` times."""
+    items = list(read()) * copies if decoded else None
+    return (lambda: items) if decoded else read
 
 
-def near_tie(logits: Tensor, where: Tensor, deltas: list[float | None], portion: float) -> Tensor:
-    """bool, one for each pixel of the mask `where`: is its 1 - conf within RESOLUTION of a threshold's, or are its two
-    largest logits? logits: float [C, H, W]."""
-    conf = logits.softmax(0).max(0).values.flatten()
-    own = conf.sort(descending=True).values[baseline.top_count(portion, conf.numel()) - 1].double()
-    top, classes = logits[:, where].double().topk(2, dim=0)
-    doubt = 1 - 1 / (logits[:, where].double() - top[0]).exp().sum(0)
-    delta = torch.tensor([torch.nan if d is None else d for d in deltas], dtype=torch.float64, device=logits.device)
-    def close(threshold):
-        return (doubt - (1 - threshold)).abs() <= RESOLUTION * (1 - threshold) + FLOAT32
-    return (top[0] - top[1] <= RESOLUTION) | close(delta[classes[0]]) | close(own)
+def pinned(item: dict) -> dict:
+    """A loader's item in pinned memory, where there is a GPU."""
+    gpu = torch.cuda.is_available()
+    return {k: v.pin_memory() if gpu and isinstance(v, Tensor) else v for k, v in item.items()}
 
 
-class StubNetwork(DeepLabV2):
-    """A network that costs nothing: a linear map of 8x8 averages in place of the score map."""
+class Stub(nn.Module):
+    """A network that costs next to nothing: a linear map of 8x8 averages."""
 
     def __init__(self, num_classes: int):
-        super().__init__(num_classes, (1, 1, 1, 1), 1)
-        self.mix = torch.nn.Conv2d(3, num_classes, 1)
-        torch.nn.init.normal_(self.mix.weight, std=0.1)
+        super().__init__()
+        self.mix = nn.Conv2d(3, num_classes, 1)
 
-    def score_map(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         return self.mix(F.avg_pool2d(x, 8))
 
-
-def memory_rows(inputs: Inputs, repeats: int) -> list[Row]:
-    """What the memory of a round with a stub network grows by from 10 images to many. The obvious version would not
-    end in time: its growth from 10 to 40 images is scaled up. `repeats` has no effect."""
-    quick, many = inputs.size is QUICK, inputs.size.many
-    def peak(variant, count):
-        return peak_memory("bench.labelling:prepare_round", str(inputs.root / "memory"), quick, variant, count)
-    ours = peak("ours", many) - peak("ours", FEW)
-    obvious = (peak("obvious", SOME) - peak("obvious", FEW)) * (many - FEW) / (SOME - FEW)
-    values = {name: Spread.of([v]) for name, v in (("obvious", obvious), ("ours", ours), ("limit", 64.0))}
-    return [Row(f"memory of a round, growth from {FEW} to {many} images (limit 64 MiB; obvious scaled up from {SOME})",
-                values, "MiB", [Target("ours", "limit", "<=", 1)])]
+    score_map = forward  # as the baseline calls it
 
 
-def prepare_round(root: str, quick: bool, variant: str, count: int):
-    """Work of one process of the memory row: a round over `count` images (hard links to a small one)."""
-    size = replace(QUICK if quick else FULL, cityscapes=(256, 128), gta5=(64, 64), layers=(1, 1, 1, 1), width=1,
-                   images=1)
-    inputs = Inputs(Path(root) / f"{variant}{count}", size)
-    inputs.root.mkdir(parents=True)
-    inputs.multiply(count)
-    if variant == "obvious":
-        return PlainRound(inputs, StubNetwork(NUM_CLASSES), 0.1)
-    trainer = inputs.trainer()
-    trainer.model = StubNetwork(NUM_CLASSES)
-    return lambda: len(trainer.label_target(0))
-
-
-def validation_rows(inputs: Inputs, repeats: int) -> list[Row]:
-    """The confusion matrix of the validation images, reading included."""
-    cpu = torch.device("cpu")
-    model, _ = build_model(inputs.config(), cpu)
-    images, pixels = [x for x, _ in inputs.plain_inputs("val")], inputs.size.images * np.prod(inputs.size.cityscapes)
-
-    def ours():
-        return evaluate.evaluate(model, inputs.validation_loader(), NUM_CLASSES, cpu)
-
-    def forward():
-        model.eval()
-        for x in images:
-            with torch.no_grad():
-                model(x)
-
-    with elsewhere("bench.labelling:plain_validation", str(inputs.root), inputs.size is QUICK) as obvious:
-        moved = (torch.tensor(obvious()["result"]) - ours()).abs().sum().item() / 2 / pixels
-        values = interleave({"obvious": obvious, "ours": ours, "floor": forward}, repeats, per=len(images))
-    return [Row("validation, per image", values, targets=[Target("ours", "floor", "<=", 1.08)],
-                checks=[Check("pixels counted elsewhere, share", moved, DIFFERING)])]
-
-
-def plain_validation(root: str, quick: bool):
-    """The obvious version of the row's work, for a process of its own."""
-    inputs = Inputs(Path(root), QUICK if quick else FULL)
-    plain = inputs.plain_network()
-    return lambda: baseline.validation(plain, inputs.plain_pairs(), NUM_CLASSES).tolist()
+def stub_round(inputs: Inputs, classes: int, **keys):
+    """The project's round with a stub for its network."""
+    trainer = inputs.trainer(model=f"{__name__}:Stub", model_args={"num_classes": classes}, num_classes=classes,
+                             init_weight="None", **keys)
+    return lambda: trainer.method.prepare_round(0)

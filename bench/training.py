@@ -1,140 +1,171 @@
-"""Rows of training: losses, samples, the start of a run."""
-from dataclasses import replace
+"""Work of training: losses, head, samples, whole steps, the start of a run. A function that begins with `inputs,
+variant` is a `bench.harness.Row.prepare`."""
+import subprocess
+import sys
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 from bench import baseline
-from bench.harness import Check, Row, Target, elsewhere, interleave, process_seconds
+from bench.harness import added_peak
 from bench.inputs import NUM_CLASSES, Inputs
+from bench.labelling import pinned
 from dataset import files, segmentation, views
 from dataset.labels import CITYSCAPES_IDS
-from dataset.transforms import network_input
+from model.deeplabv2 import Head
 from trainer import fused_losses
+from utils.allocator import keep_freed_memory
 
-EPOCHS = 4  # crops of each image in one call of the sample row
-
-
-def loss_rows(inputs: Inputs, repeats: int) -> list[Row]:
-    """The three LD terms of given logits and their gradient; the floor is one log-softmax with its gradient."""
-    logits, label = loss_input(inputs.size.crop)
-    upstream = torch.randn(logits.shape, generator=torch.Generator().manual_seed(1))
-
-    def ours():
-        return with_gradient(fused_losses.ld_losses, logits, label)
-
-    def floor():
-        logits.detach().requires_grad_().log_softmax(1).backward(upstream)
-
-    checks = loss_checks(with_gradient(baseline.ld_losses, logits, label), ours())
-    with elsewhere("bench.training:plain_losses", inputs.size.crop) as obvious:
-        values = interleave({"obvious": obvious, "ours": ours, "floor": floor}, repeats)
-    side = inputs.size.crop
-    return [Row(f"losses of an LD step, batch {len(logits)}, {side}x{side}, forward and backward", values,
-                targets=[Target("obvious", "ours", ">=", 2)], checks=checks)]
+RATE = 1e-6    # learning rate of steps that are timed
+EPOCHS = 4     # crops of each image in one call of the sample row
+MATRIX = 8192  # side of the matrices whose product gives a GPU's rate
+FIRST_STEP = """import os, run; from trainer.loop import Trainer; from utils.cli import run_stage
+Trainer.step = lambda *_: os._exit(0)
+run_stage('', 'config/ldbe_config.yml', run.run); raise SystemExit('no step was reached')"""
+IMPORTS = "import torch, torchvision; from model.deeplabv2 import DeepLabV2; DeepLabV2({}, {}, {})"
 
 
-def loss_input(side: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Random logits float [3, C, side, side] and labels, a third of the pixels labelled."""
+def ld_losses(inputs: Inputs, variant: str):
+    """The three LD terms of given logits and their gradient, batch 3. Baseline: as the paper writes them. Floor: one
+    log-softmax with its gradient."""
+    logits, label = loss_input(3, NUM_CLASSES, inputs.size.crop)
+    if variant != "baseline":
+        keep_freed_memory()  # as a run on the CPU does
+    if variant == "floor":
+        upstream = torch.randn(logits.shape)
+        return lambda: logits.detach().requires_grad_().log_softmax(1).backward(upstream), 1
+    function = {"baseline": baseline.ld_losses, "product": fused_losses.ld_losses}[variant]
+    return lambda: with_gradient(function, logits, label), 1
+
+
+def loss_growth(inputs: Inputs, variant: str, axis: str):
+    """The same terms of one crop, at the size `variant` of an axis (`Size.grown`)."""
+    _, classes, side, units = inputs.size.grown(axis, int(variant))
+    keep_freed_memory()
+    logits, label = loss_input(1, classes, side)
+    return lambda: with_gradient(fused_losses.ld_losses, logits, label), units
+
+
+def loss_input(batch: int, classes: int, side: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Random logits float [batch, classes, side, side] and labels, a third of the pixels labelled."""
     generator = torch.Generator().manual_seed(0)
-    logits = 3 * torch.randn(3, NUM_CLASSES, side, side, generator=generator)
-    label = torch.randint(0, 3 * NUM_CLASSES, (3, side, side), generator=generator)
-    return logits, label.masked_fill(label >= NUM_CLASSES, baseline.IGNORE)
+    logits = 3 * torch.randn(batch, classes, side, side, generator=generator)
+    label = torch.randint(0, 3 * classes, (batch, side, side), generator=generator)
+    return logits, label.masked_fill(label >= classes, baseline.IGNORE)
 
 
-def with_gradient(function, logits, label):
+def with_gradient(function, logits, label, rank: int | None = None, **options):
     """(named losses, gradient of their sum)"""
     z = logits.detach().requires_grad_()
-    terms = function(z, label, NUM_CLASSES // 2)
+    terms = function(z, label, rank or logits.shape[1] // 2, **options)
     sum(terms.values()).backward()
     return terms, z.grad
 
 
-def plain_losses(side: int):
-    """The obvious version of the row's work, for a process of its own."""
-    logits, label = loss_input(side)
-
-    def work():
-        with_gradient(baseline.ld_losses, logits, label)
-    return work
-
-
-def loss_checks(obvious, ours) -> list[Check]:
-    """obvious, ours: (named losses, gradient)."""
-    gradient = (obvious[1] - ours[1]).abs().max() / obvious[1].abs().max()
-    return [Check("losses, relative difference", relative_difference(obvious[0], ours[0]), 1e-6),
-            Check("gradient, largest difference over largest value", gradient.item(), 1e-5)]
+def network_head(inputs: Inputs, variant: str):
+    """The network's head on the features of one crop, forward and backward."""
+    channels, side = inputs.size.width * 32, -(-inputs.size.crop // 8)
+    x = torch.randn(1, channels, side, side)
+    if variant == "baseline":
+        head = baseline.PlainHead(channels, NUM_CLASSES)
+    else:
+        keep_freed_memory()
+        head, x = (part.to(memory_format=torch.channels_last) for part in (Head(channels, NUM_CLASSES), x))
+    return lambda: head_with_gradients(head, x), 1
 
 
-def relative_difference(a: dict, b: dict) -> float:
-    """The largest over named losses."""
-    if set(a) != set(b):
-        return float("inf")
-    return max(abs(a[k].item() - b[k].item()) / max(abs(a[k].item()), 1e-12) for k in a)
+def head_with_gradients(head, x):
+    """(scores, gradients of x and of the parameters)"""
+    scores = head(x.requires_grad_())
+    return scores, torch.autograd.grad(scores.square().mean(), [x, *head.parameters()])
 
 
-def sample_rows(inputs: Inputs, repeats: int) -> list[Row]:
-    """Random crops of one data set after the other, read in this process. The floor decodes image and label."""
-    return [_sample_row(inputs, dataset, repeats) for dataset in ("gta5", "cityscapes")]
-
-
-def _sample_row(inputs, dataset, repeats):
+def training_sample(inputs: Inputs, variant: str, dataset: str):
+    """Random crops, read on one thread, as in a process that reads for a training. The product's are 8-bit: the whole
+    batch becomes floating-point at once, on the device. Floor: decoding image and label."""
+    torch.set_num_threads(1)
     cfg, samples = inputs.config(), inputs.samples("train", dataset)
-    table = segmentation.label_table(cfg.section(dataset), NUM_CLASSES)
     keys = [(0, epoch, index) for epoch in range(EPOCHS) for index in range(len(samples))]
+    sizes = cfg.input_tgt, cfg.crop_tgt, cfg.scales
+    table = segmentation.label_table(cfg.section(dataset), NUM_CLASSES)
 
-    def obvious():
-        return [baseline.training_sample(samples[key[2]].image, samples[key[2]].label, CITYSCAPES_IDS,
-                                         np.random.default_rng([cfg.seed, *key]), cfg.input_tgt, cfg.crop_tgt,
-                                         cfg.scales) for key in keys]
+    def plain(key):
+        rng, sample = np.random.default_rng([cfg.seed, *key]), samples[key[2]]
+        return baseline.training_sample(sample.image, sample.label, CITYSCAPES_IDS, rng, *sizes)
 
-    def ours():
-        crops = views.TrainingCrops(samples, table, cfg.input_tgt, cfg.crop_tgt, cfg.scales, cfg.mirror, cfg.seed)
-        return [crops[key] for key in keys]  # 8-bit: the whole batch becomes floating-point at once, on the device
-
-    def decode():
-        for _, _, index in keys:
-            files.read_image(samples[index].image)
-            files.read_label_ids(samples[index].label)
-
-    checks = sample_checks(obvious(), [(network_input(item["image"].unsqueeze(0))[0], item["label"].long())
-                                       for item in ours()])
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as in a process that reads for a training
-    values = interleave({"obvious": obvious, "ours": ours, "floor": decode}, repeats, per=len(keys))
-    torch.set_num_threads(threads)
-    width, height = getattr(inputs.size, dataset)
-    size = sum(s.image.stat().st_size for s in samples) / len(samples) / 1e6
-    return Row(f"one training sample, {dataset} ({width}x{height}, {size:.1f} MB)", values, checks=checks,
-               targets=[Target("obvious", "ours", ">=", 1.6), Target("ours", "floor", "<=", 1.25)])
+    def decoded(key):
+        return files.read_image(samples[key[2]].image), files.read_label_ids(samples[key[2]].label)
+    crop = {"baseline": plain, "floor": decoded,
+            "product": views.TrainingCrops(samples, table, *sizes, cfg.mirror, cfg.seed).__getitem__}[variant]
+    return lambda: [crop(key) for key in keys], len(keys)
 
 
-def sample_checks(obvious, ours) -> list[Check]:
-    """obvious, ours: lists of (network input, label). A pixel whose source lies half-way between two may take either,
-    and the smallest images are enlarged to the crop: labels agree where ours is one of the obvious version's within
-    two pixels."""
-    image = max((a - b).abs().mean().item() for (a, _), (b, _) in zip(obvious, ours))
-    label = max((~_near(a, b)).double().mean().item() for (_, a), (_, b) in zip(obvious, ours))
-    return [Check("image, mean difference in grey levels", image, 0.1),
-            Check("label, share of pixels with another label than any within two pixels", label, 0)]
+def train_step(inputs: Inputs, variant: str, method: str, count: int, steps: int = 1, memory: bool = False,
+               model: str = "", **keys):
+    """A step of a method on one fixed batch of `count` crops, optimiser and teacher included; `steps` in one call.
+
+    Variants: `baseline` (float32), `TF32` (the same with TF32 convolutions), `product` (with `keys`), `defaults`
+    (without), `checkpointing`, `floor` (forward and backward of the network alone), `matrices` (bf16 products of large
+    matrices with as many floating-point operations as the baseline's step). model: another network. memory: MiB that
+    building everything and two steps, the second with momentum, add at their peak. Pages of libraries that are first
+    touched there count as well: about 150 MiB, the same in all variants.
+    """
+    torch.backends.cudnn.allow_tf32 = variant != "baseline"
+    inputs = inputs.light(model) if model else inputs
+    batch = pinned(inputs.batch(count))
+
+    def build():
+        if variant in ("baseline", "TF32", "matrices"):
+            return plain_step(inputs, method, batch)
+        changed = {"product": keys, "checkpointing": {"checkpointing": True}}.get(variant, {})
+        return ProductStep(inputs, method, batch, **changed)
+    if memory:
+        return lambda: added_peak(lambda: build()(2)), 1
+    step = build()
+    if variant == "matrices":
+        return matrix_products(step)
+    if variant == "floor":
+        network, x = step.network.train(), step.network.prepare(batch["image"].to(inputs.device))
+        upstream = torch.randn_like(network(x))
+        return lambda: network(x).backward(upstream), 1
+    return lambda: step(steps), steps
 
 
-def _near(label, other):
-    """bool [H, W]: where `other` equals one of the 5 x 5 values of `label` around the pixel."""
-    padded = torch.nn.functional.pad(label[None].float(), (2, 2, 2, 2), mode="replicate")[0]
-    height, width = label.shape
-    return torch.stack([padded[y: y + height, x: x + width] == other for y in range(5) for x in range(5)]).any(0)
+def plain_step(inputs: Inputs, method: str, batch: dict, rate: float = RATE) -> baseline.Step:
+    """The baseline's training steps on one fixed batch."""
+    images = torch.stack([baseline.network_input(image) for image in batch["image"]]).to(inputs.device)
+    cfg = inputs.config(method=method, batch_size=len(images))
+    return baseline.Step(inputs.plain_network(), images, batch["label"].to(inputs.device), method, cfg, rate)
 
 
-def start_rows(inputs: Inputs, repeats: int) -> list[Row]:
-    """run.py until its first step begins, pseudo labels of three small images before it included."""
-    size = replace(inputs.size, cityscapes=(128, 64), gta5=(64, 64), input_size=(128, 64), images=3)
-    small = Inputs(inputs.root / "start", size)
-    small.root.mkdir()
-    command = small.yaml(note="start", worker=2, overwrite=True)
-    build = f"import torch, torchvision; from model.deeplabv2 import DeepLabV2; DeepLabV2({NUM_CLASSES}, " \
-            f"{tuple(inputs.size.layers)}, {inputs.size.width})"
-    values = interleave({"ours": process_seconds("-m", "bench.start", "--config", str(command)),
-                         "floor": process_seconds("-c", build)}, repeats)
-    return [Row("start of run.py to its first step (floor: imports and the network)", values,
-                targets=[Target("ours", "floor", "<=", 1.3)])]
+class ProductStep:
+    """The project's training steps on one fixed batch, through the loop that trains."""
+
+    def __init__(self, inputs: Inputs, method: str, batch: dict, rate: float = RATE, **keys):
+        self.batch, self.rate = batch, rate
+        self.trainer = inputs.trainer(method=method, batch_size=len(batch["label"]), **keys)
+        self.network = self.trainer.network
+
+    def __call__(self, steps: int = 1) -> None:
+        self.trainer.position.step = 0  # the same random numbers every time
+        self.trainer.run_steps([self.batch] * steps, self.rate)
+
+
+def matrix_products(step: baseline.Step):
+    """(bf16 products of large matrices, how many times the work of `step` they are)"""
+    with FlopCounterMode(display=False) as counter:
+        step()
+    a, b = (torch.randn(MATRIX, MATRIX, device=step.label.device, dtype=torch.bfloat16) for _ in range(2))
+    return lambda: [a @ b for _ in range(10)], 10 * 2 * MATRIX**3 / counter.get_total_flops()
+
+
+def start_of_a_run(inputs: Inputs, variant: str):
+    """run.py in a fresh process until its first step begins, pseudo labels of three small images before it included.
+    Floor: imports and building the network."""
+    small, size = inputs.resized("start", cityscapes=(128, 64), gta5=(64, 64), input_size=(128, 64)), inputs.size
+    arguments = [FIRST_STEP, "--config", str(small.yaml(note="start", worker=2, overwrite=True))]
+    if variant == "floor":
+        arguments = [IMPORTS.format(NUM_CLASSES, size.layers, size.width)]
+    command = [sys.executable, "-c", *arguments]
+    return lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL), 1

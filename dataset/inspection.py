@@ -171,9 +171,10 @@ def unknown_ids(cfg: Config, section_name: str, samples: list[Sample]) -> list[s
             continue
         if unknown := sorted({*found.tolist()} - known):
             more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
+            meant = f", where {unknown[0]}: 255 says that this is meant" if key == "label_ids" else ""
             return [f"warning: {sample.label}: label ids {', '.join(map(str, unknown[:_SHOWN]))}{more} are not in the "
-                    f"table and are ignored: check {section_name}.{key} (python -m dataset.check counts the ids that "
-                    "the files hold)"]
+                    f"table and are ignored: check {section_name}.{key}{meant} (python -m dataset.check counts the ids "
+                    "that the files hold)"]
     return []
 
 

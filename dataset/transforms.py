@@ -1,13 +1,10 @@
-"""Paired transforms of image and label, pure given a generator, and the network's input convention."""
-import functools
+"""Paired transforms of image and label, pure given a generator."""
 import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-
-from utils.constants import HOUSE_INPUT, InputConvention
 
 
 @dataclass(frozen=True)
@@ -71,22 +68,6 @@ def resize_image(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def for_display(pixels: np.ndarray) -> np.ndarray:
     """uint8 [H, W, K] -> uint8 [H, W, 3] for figures: the first three bands as RGB, or, of fewer, the first as grey."""
     return pixels[:, :, :3] if pixels.shape[2] >= 3 else pixels[:, :, :1].repeat(3, 2)
-
-
-def network_input(images: torch.Tensor, convention: InputConvention = HOUSE_INPUT) -> torch.Tensor:
-    """uint8 [B, H, W, 3], RGB -> float32 [B, 3, H, W] in the convention that the network was trained with (default:
-    BGR, 0..255, minus the mean); on the device where the images are."""
-    offset, scale = _offset_and_scale(convention, images.device)
-    channels = images.permute(0, 3, 1, 2).contiguous()
-    pixels = (channels.flip(1) if convention.order == "bgr" else channels).float() - offset
-    return pixels if convention.std == (1, 1, 1) and convention.maximum == 255 else pixels / scale
-
-
-@functools.cache
-def _offset_and_scale(convention: InputConvention, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float32 [3, 1, 1] each; kept, since a GPU would wait for every copy of them."""
-    with torch.inference_mode(False):  # whoever asks first, training uses them too
-        return tuple(torch.tensor(v, device=device).view(3, 1, 1) for v in convention.on_pixels())
 
 
 def _needed_part(extent: int, resized: int, start: int, length: int) -> tuple[slice, int, int]:

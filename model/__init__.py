@@ -1,0 +1,1 @@
+"""Networks behind one interface, their weights, and the teacher."""

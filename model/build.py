@@ -1,6 +1,9 @@
 """Configuration -> device and network."""
+from typing import cast
+
 import torch
 
+from model.networks import Network
 from model.segmenter import Segmenter
 from model.weights import LoadReport, load_weights
 from utils.allocator import keep_freed_memory
@@ -20,7 +23,7 @@ def build_model(cfg: Config, device: torch.device, weights: str | None = None,
     """
     if device.type == "cpu" and not cfg.checkpointing:
         keep_freed_memory()
-    family = cfg.network_class(cfg.options)
+    family = cast(Network, cfg.network_class(cfg.options))
     network = family.segmenter(cfg.model, cfg.num_classes)
     source = (weights or cfg.init_weight) if load else None
     if source is None and family.brings_weights:
@@ -31,7 +34,8 @@ def build_model(cfg: Config, device: torch.device, weights: str | None = None,
     if cfg.fixbn:
         network.freeze_bn_affine()
     network.autocast, network.checkpointing = AUTOCAST[cfg.amp], cfg.checkpointing
-    network.to(device, memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)
+    network.to(device)
+    network.to(memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)
     if cfg.compile:
         network.compile_blocks()
     return network, report

@@ -2,6 +2,7 @@
 checkpoints use: conv1 bn1 layer1..layer4 layer5.conv2d_list.0..3."""
 import functools
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,7 @@ class Bottleneck(nn.Module):
             nn.BatchNorm2d(out_channels)) if project else None
 
     def forward(self, x: Tensor) -> Tensor:
+        """Float [B, in_channels, h, w] -> [B, 4 channels, h / stride, w / stride]."""
         shortcut = x if self.downsample is None else self.downsample(x)
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.relu(self.bn2(self.conv2(x)))
@@ -54,12 +56,12 @@ class Head(nn.Module):
         One matrix product for the 9 taps of each convolution, whose results are then shifted and added up:
         much faster than four convolutions with few output channels (`python -m bench head`).
         """
-        used = list(self.conv2d_list)[:self.branches]
+        used: list[Any] = list(self.conv2d_list)[:self.branches]
         taps = [conv.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2) for conv in used]
         products = F.conv2d(x, torch.cat(taps)[:, :, None, None]).flatten(2)
         # Half-precision terms are added up in float32.
-        products = products.to(torch.promote_types(products.dtype, torch.float32)).chunk(len(used), dim=1)
-        shifted = [F.fold(part, x.shape[-2:], 3, dilation=d, padding=d) for part, d in zip(products, DILATIONS)]
+        parts = products.to(torch.promote_types(products.dtype, torch.float32)).chunk(len(used), dim=1)
+        shifted = [F.fold(part, x.shape[-2:], 3, dilation=d, padding=d) for part, d in zip(parts, DILATIONS)]
         return sum(shifted) + sum(conv.bias for conv in used).view(-1, 1, 1)
 
 
@@ -103,7 +105,7 @@ class DeepLabV2(nn.Module):
                 x = run(part, part, x)
         return self.layer5(x)
 
-    def compile_blocks(self) -> list[nn.Module]:
+    def compile_blocks(self) -> list[Bottleneck]:
         """Fuse each bottleneck with torch.compile, in place; returns them."""
         bottlenecks = [module for module in self.modules() if isinstance(module, Bottleneck)]
         for module in bottlenecks:

@@ -27,7 +27,7 @@ class Teacher:
     def update(self, student: nn.Module) -> None:
         """Move towards the student's weights as they are now."""
         decay = ema_decay(self.updates, self.ema_alpha)
-        mine, theirs = list(self.model.parameters()), [p.detach() for p in student.parameters()]
+        mine, theirs = ([p.detach() for p in network.parameters()] for network in (self.model, student))
         torch._foreach_mul_(mine, decay)
         torch._foreach_add_(mine, theirs, alpha=1 - decay)
         if copied := list(self.model.buffers()):  # a network without batch norm may have none
@@ -35,8 +35,10 @@ class Teacher:
         self.updates += 1
 
     def state_dict(self) -> dict:
+        """Its weights and the number of updates so far."""
         return {"model": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from where `state_dict` was."""
         self.model.load_state_dict(state["model"])
         self.updates = state["updates"]

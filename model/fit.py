@@ -9,6 +9,9 @@ from model.foreign import describe, some
 from utils.config_keys import KEYS, known_classes
 from utils.errors import CheckpointError
 
+_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
+           torch.int8, torch.uint8, torch.bool)
+
 
 def require_fit(source: str | Path, expected: dict[str, Tensor], given: dict[str, Tensor], headless: bool) -> None:
     """Raise CheckpointError, which starts with `source`, unless every tensor of `expected` is given, of its shape and
@@ -36,6 +39,34 @@ def require_same(source: str | Path, expected: dict[str, Tensor], given: dict[st
         advice = f"it has {', '.join(map(str, counts))} outputs there: build the network with as many, by " \
                  "model_args, and name those that are the classes in output_channels, or set num_classes"
     raise CheckpointError(f"{source}: does not fit the network, {', '.join(found)}: {advice}.")
+
+
+def require_in_range(source: str | Path, expected: dict[str, Tensor], given: dict[str, Tensor]) -> None:
+    """Raise CheckpointError where a value is not finite in the network's own dtype, or a variance negative."""
+    if broken := [k for k, v in given.items() if fault(v) or k.endswith("running_var") and (v < 0).any()]:
+        raise CheckpointError(f"{source}: {some(broken)} hold values out of range (beyond "
+                              f"{expected[broken[0]].dtype}, or a negative variance): this is no usable network, give "
+                              "another checkpoint.")
+
+
+def counter(tensor: Tensor) -> Tensor:
+    """A whole number, of any type and in one dimension or none, as int64 []; anything else as it is."""
+    whole = tensor.numel() == 1 and tensor.double().frac().eq(0).all()
+    return tensor.long().reshape(()) if whole else tensor
+
+
+def fault(tensor: Tensor) -> str | None:
+    """What makes a tensor unfit as a weight, or None."""
+    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
+        return f"is a {tensor.layout} tensor of {tensor.dtype} on {tensor.device.type}, expected plain numbers"
+    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
+        return f"claims {tuple(tensor.shape)} values, more than the file holds"
+    return None if finite(tensor) else "holds NaN or infinite values"
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether there is neither NaN nor infinity in it."""
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
 def _require_kinds(source, expected, given):
@@ -87,7 +118,7 @@ def _misfit(expected, given, headless):
     return f"{advice}; {', '.join(found)}"
 
 
-def _size(tensors) -> dict:
+def _size(tensors):
     """num_classes, layers and width of the network with these tensors; None for what they do not show."""
     head, stem = tensors.get("layer5.conv2d_list.0.weight"), tensors.get("conv1.weight")
     parts = [name.split(".") for name in tensors]

@@ -9,12 +9,12 @@ from utils.constants import InputConvention
 from utils.errors import CheckpointError
 
 # Words that a network's entry in a file, or the front of its names, goes by.
-_WORDS = frozenset("""
+_WORDS = frozenset(re.findall(r"\S+", """
     state_dict model_state_dict net_state_dict network_state_dict state_dict_ema ema_state_dict model_state net_state
     model_dict model_weights model net network params params_ema weights checkpoint module _forward_module
     ema ema_model model_ema ema_net net_ema ema_weights averaged_model swa_model online_model shadow
     teacher student teacher_model student_model model_teacher model_student ema_teacher
-    generator net_g netg g segmentor seg_model segmenter base_model""".split())
+    generator net_g netg g segmentor seg_model segmenter base_model"""))
 _TECHNICAL = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # put between names by torch itself
 _RESIDUE = ("total_ops", "total_params")  # buffers that a FLOP counter leaves in every module
 _BLOCK = re.compile(r"(.*?)(?:Scale\.)?layer1\.\d+\.conv1\.weight")  # a name by which a ResNet is found
@@ -45,6 +45,7 @@ class Network:
 
     @property
     def label(self) -> str:
+        """The words as they are given behind the # of a checkpoint."""
         return _printable(".".join(self.words))
 
     @property
@@ -58,6 +59,7 @@ class Network:
         return any(word.lower() not in _WORDS for word in self.words)
 
     def answers_to(self, entry: list[str]) -> bool:
+        """Whether these words stand somewhere among its own."""
         return any(list(self.words[i:i + len(entry)]) == entry for i in range(len(self.words)))
 
 
@@ -90,7 +92,7 @@ def find_named(content: object, path: str, expected: set[str], entry: str | None
     return _one_of(most or best[:1], tables, content, path, entry, "the configuration's", "such network")
 
 
-def _one_of(found, tables, content, path, entry, what, short) -> Network:
+def _one_of(found, tables, content, path, entry, what, short):
     """The network that `entry` names among those found; without it, the only one."""
     if entry is not None:
         words = [word for word in entry.split(".") if word and word not in _TECHNICAL]
@@ -114,9 +116,9 @@ def _one_of(found, tables, content, path, entry, what, short) -> Network:
     return found[0]
 
 
-def _tables(content) -> list[tuple[tuple[str, ...], dict[str, Tensor]]]:
-    """Every dictionary of tensors in nested dictionaries and lists, with the keys that lead to it. One that is found in
-    several places counts once."""
+def _tables(content):
+    """[(words, tensors)] of every dictionary of tensors in nested dictionaries and lists; words: the keys that lead to
+    it. One that is found in several places counts once."""
     found, seen, waiting = [], set(), [((), content)] if isinstance(content, (dict, list, tuple)) else []
     for words, node in waiting:  # which grows
         if id(node) in seen or len(words) > _MOST_WRAPPERS:
@@ -132,7 +134,7 @@ def _tables(content) -> list[tuple[tuple[str, ...], dict[str, Tensor]]]:
     return found
 
 
-def _networks(tables) -> list[Network]:
+def _networks(tables):
     """Every ResNet in the tables, in the file's order. A table holds several where its names differ in their front."""
     found = []
     for words, table in tables:
@@ -150,7 +152,7 @@ def _networks(tables) -> list[Network]:
     return found
 
 
-def _named(words, table, expected, tables) -> list[tuple[float, Network]]:
+def _named(words, table, expected, tables):
     """(share of `expected` that it has, network) for every front of a table's names behind which some of them are."""
     table = _without_technical(table)
     counts = Counter(".".join(parts[:i]) for name in table for parts in [name.split(".")] for i in range(len(parts))

@@ -1,7 +1,8 @@
 """What a network's input and output are like, and the way between them and ours: pure functions on tensors."""
 import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ _NAMES = ("out", "logits")  # of the scores in a network's output
 
 
 def plain_forward(network: nn.Module, x: Tensor) -> Any:
+    """What the network returns."""
     return network(x)
 
 
@@ -27,16 +29,18 @@ class Interface:
     what is called out or logits), a name, or an index as text. channels: which of their channels are the classes, in
     this order; None: all. head: what the names of the head's parameters begin with; None: those of the last module that
     has any. size_multiple: the network takes heights and widths that are multiples of it. align_corners: of the
-    bilinear upsampling.
+    bilinear upsampling. own_blocks: the network recomputes and compiles its blocks by itself, by an attribute
+    `checkpointing` and a method `compile_blocks`, which returns them.
     """
 
     input: InputConvention
-    run: Callable[[nn.Module, Tensor], Any] = plain_forward
+    run: Callable[[Any, Tensor], Any] = plain_forward
     output: str = AUTO
     channels: tuple[int, ...] | None = None
     head: tuple[str, ...] | None = None
     size_multiple: int = 1
     align_corners: bool = False
+    own_blocks: bool = False
 
     def prepared(self, pixels: Tensor) -> Tensor:
         """Pixels uint8 or float [B, H, W, K] in 0..255, RGB for three bands, as read -> float32 [B, K, H, W] as the
@@ -73,7 +77,7 @@ class Interface:
             factors = tuple(extent / n * (1 + 1e-9) for extent, n in zip(wanted, scores.shape[-2:]))
             whole = F.interpolate(scores, scale_factor=factors, mode="bilinear", align_corners=False,
                                   recompute_scale_factor=False)
-        return whole if padded == image_size else whole[..., :size[0], :size[1]]
+        return whole if padded == tuple(image_size) else whole[..., :size[0], :size[1]]
 
     def scores(self, found: Any, num_classes: int) -> Tensor:
         """What `run` has returned -> logits [B, num_classes, h, w]. One channel z for two classes stands for the logits
@@ -143,7 +147,8 @@ def _described(found, depth=2):
 def _offset_and_scale(convention: InputConvention, device: torch.device) -> tuple[Tensor, Tensor]:
     """Float32 [K, 1, 1] each; kept, since a GPU would wait for every copy of them."""
     with torch.inference_mode(False):  # whoever asks first, training uses them too
-        return tuple(torch.tensor(v, device=device).view(-1, 1, 1) for v in convention.on_pixels())
+        offset, scale = (torch.tensor(v, device=device).view(-1, 1, 1) for v in convention.on_pixels())
+    return offset, scale
 
 
 @functools.cache

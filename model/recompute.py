@@ -1,29 +1,20 @@
 """Saving memory in training: what is inside a block is computed again in the backward pass (Chen et al., 2016)."""
 import contextlib
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from utils.errors import TrainingError
 
-
-def recomputed(call: Callable, owner: nn.Module, *args: Any, again=contextlib.nullcontext, preserve_rng_state=True,
-               **kwargs: Any) -> Any:
+def recomputed(call: Callable, owner: nn.Module, *args: Any, again: Callable = contextlib.nullcontext,
+               preserve_rng_state: bool = True, **kwargs: Any) -> Any:
     """call(*args, **kwargs), whose inner tensors are computed again when the backward pass needs them; then torch's
-    generators draw the same numbers and the running statistics of `owner`, whose forward pass it is, stay. again():
-    a context manager to enter for the second time as well.
-
-    Raises TrainingError, in the backward pass, where an argument has been changed in place meanwhile.
-    """
-    tensors = [value for value in args if isinstance(value, Tensor) and not value.is_inference()]
-    versions = [tensor._version for tensor in tensors]
-
+    generators draw the same numbers, and the running statistics of `owner`, whose forward pass it is, stay. again():
+    a context manager to enter for the second time as well. Torch raises RuntimeError, in the backward pass, where an
+    argument has been changed in place meanwhile."""
     @contextlib.contextmanager
     def second_time():
-        if versions != [tensor._version for tensor in tensors]:
-            raise TrainingError(f"checkpointing: the network changes the input of a {type(owner).__name__} in place, "
-                                "which cannot be computed again: set checkpointing=False.")
         with copied_buffers(owner), again():
             yield
 
@@ -39,7 +30,7 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
     def walk(parent):
         for child in parent.children():
             held = isinstance(parent, (nn.Sequential, nn.ModuleList))
-            if held and any(child.children()) and not isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            if held and list(child.children()) and not isinstance(child, (nn.ModuleList, nn.ModuleDict)):
                 if id(child) not in seen:
                     seen.add(id(child))
                     yield child
@@ -49,7 +40,7 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextlib.contextmanager
-def copied_buffers(module: nn.Module):
+def copied_buffers(module: nn.Module) -> Iterator[None]:
     """Within, the module works on copies of its buffers: a second look at the same batch must not move the running
     statistics twice."""
     kept = [(owner, name, buffer) for owner in module.modules() for name, buffer in owner.named_buffers(recurse=False)]

@@ -2,7 +2,8 @@
 here and in `interface.py` alone."""
 import contextlib
 import functools
-from typing import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from model import recompute
 from model.interface import Interface
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
 
 
 class Segmenter(nn.Module):
@@ -26,14 +27,14 @@ class Segmenter(nn.Module):
 
     def __init__(self, network: nn.Module, num_classes: int, interface: Interface):
         super().__init__()
-        self.network, self.num_classes, self.interface = network, num_classes, interface
+        self.network: Any = network
+        self.num_classes, self.interface = num_classes, interface
         self.autocast: torch.dtype | None = None
         self.remarks: list[str] = []
         self._checkpointing = False
         self._norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
         self._watched = list(self._norms)  # batch norms that may see one value per channel
-        # A network with these does it by itself.
-        self._blocks = [] if hasattr(network, "checkpointing") else list(recompute.blocks(network))
+        self._blocks = [] if interface.own_blocks else list(recompute.blocks(network))
         self._fused: dict[nn.Module, Callable] = {}  # block -> its compiled forward pass
 
     # ---- input and output --------------------------------------------------------------------------------------------
@@ -46,35 +47,37 @@ class Segmenter(nn.Module):
     def score_map(self, x: Tensor) -> Tensor:
         """Logits float32 (float64 for float64) [B, C, h, w] at the network's own resolution; x: from `prepare`."""
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None), self._adjusted(len(x)):
-            found = self.interface.run(self.network, self.interface.padded(x))
+            found = self._run(self.interface.padded(x))
         scores = self.interface.scores(found, self.num_classes)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Logits float [B, C, *size], upsampled bilinearly; x: from `prepare`; size: (height, width) of the result,
         default that of x."""
-        image_size = tuple(x.shape[-2:])
-        return self.interface.resized(self.score_map(x), tuple(size or image_size), image_size)
+        height, width = x.shape[-2:]
+        return self.interface.resized(self.score_map(x), size or (height, width), (height, width))
 
     def upsample(self, scores: Tensor, size: tuple[int, int], image_size: tuple[int, int] | None = None) -> Tensor:
         """One image's score map float [C, h, w] -> logits float [C, *size], as `forward` upsamples. image_size:
         (height, width) of the image that gave the scores, default `size`; it matters where that had to be padded."""
-        return self.interface.resized(scores.unsqueeze(0), tuple(size), tuple(image_size or size))[0]
+        return self.interface.resized(scores.unsqueeze(0), size, image_size or size)[0]
 
     # ---- how it is computed ------------------------------------------------------------------------------------------
 
     @property
     def has_batch_norm(self) -> bool:
+        """Whether the network has any batch norm, whose statistics can be switched."""
         return bool(self._norms)
 
     @property
     def checkpointing(self) -> bool:
+        """Whether what is inside each block is computed again in the backward pass."""
         return self._checkpointing
 
     @checkpointing.setter
     def checkpointing(self, wanted: bool) -> None:
         self._checkpointing = wanted
-        if hasattr(self.network, "checkpointing"):
+        if self.interface.own_blocks:
             self.network.checkpointing = wanted
         elif wanted and not self._blocks:
             self.remark("checkpointing has no effect: the network has no blocks in a Sequential or ModuleList")
@@ -111,7 +114,7 @@ class Segmenter(nn.Module):
         code, so that a deep network compiles as fast as a shallow one. Where a block cannot be compiled (no compiler,
         say), it runs as it is."""
         torch._dynamo.config.suppress_errors = True
-        if hasattr(self.network, "compile_blocks"):
+        if self.interface.own_blocks:
             compiled = self.network.compile_blocks()
         else:
             pooled = {id(norm) for norm in self._norms if getattr(norm, "_single", False)}
@@ -124,6 +127,31 @@ class Segmenter(nn.Module):
         """Say it once."""
         if text not in self.remarks:
             self.remarks.append(text)
+
+    def _run(self, x):
+        try:
+            return self.interface.run(self.network, x)
+        except (RuntimeError, ValueError, AssertionError) as error:
+            if multiple := self._fitting_multiple(x):
+                size, reason = " x ".join(map(str, x.shape[-2:])), first_line(error).rstrip(".")
+                raise ConfigError(f"size_multiple: the network fails on an input of {size} pixels, height x width "
+                                  f"({type(error).__name__}: {reason}): set size_multiple={multiple}, with which it "
+                                  "does not.") from error
+            raise
+
+    def _fitting_multiple(self, x):
+        """The smallest power of two to whose multiples an input of the size of x must be padded for the network to
+        take it; None if none of them helps, or if it takes one image of that size: then it is not the size."""
+        self.eval()
+        tried = set()
+        for multiple in (2**i for i in range(10)):
+            size = tuple(-(-extent // multiple) * multiple for extent in x.shape[-2:])
+            with contextlib.suppress(RuntimeError, ValueError, AssertionError), torch.no_grad():
+                if size not in tried:
+                    self.interface.run(self.network, x.new_zeros(1, x.shape[1], *size))
+                    return multiple if tried else None
+            tried.add(size)
+        return None
 
     def _adjusted(self, batch_size):
         """Context of a forward pass: fused and recomputed blocks, and batch norms that have one value to normalise."""
@@ -149,16 +177,20 @@ class Segmenter(nn.Module):
 
     # ---- its state is the network's ----------------------------------------------------------------------------------
 
-    def state_dict(self, *args, **kwargs):
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """The network's."""
         return self.network.state_dict(*args, **kwargs)
 
-    def load_state_dict(self, state: Mapping[str, Tensor], strict: bool = True, assign: bool = False):
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """The network's."""
         return self.network.load_state_dict(state, strict=strict, assign=assign)
 
-    def named_parameters(self, *args, **kwargs):
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        """The network's."""
         return self.network.named_parameters(*args, **kwargs)
 
-    def named_buffers(self, *args, **kwargs):
+    def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
+        """The network's."""
         return self.network.named_buffers(*args, **kwargs)
 
     def __getstate__(self):

@@ -4,6 +4,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
+def batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    """The batch norms of a network that keep running statistics."""
+    return [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+
+
 class TargetStatistics:
     """Running statistics of all batch norms of a network, gathered over images that it sees one at a time.
 
@@ -17,7 +22,7 @@ class TargetStatistics:
     """
 
     def __init__(self, network: nn.Module, momentum: float | None, alpha: float, population: bool):
-        self.norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+        self.norms = batch_norms(network)
         self.momentum, self.alpha, self.population, self.images = momentum, alpha, population, 0
         for norm in self.norms:
             norm.momentum = 1.0  # a forward pass leaves the statistics of its batch
@@ -25,6 +30,7 @@ class TargetStatistics:
 
     @property
     def finite(self) -> bool:
+        """Whether the target's statistics hold neither NaN nor infinity."""
         return bool(self.target.isfinite().all())
 
     def add_image(self) -> None:
@@ -47,9 +53,11 @@ class TargetStatistics:
         return torch.stack([mean, var, mean.square()])
 
     def state_dict(self) -> dict:
+        """The images so far, and the moments of source and target."""
         return {"images": self.images, "source": self.source, "target": self.target}
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from where `state_dict` was."""
         self.images = state["images"]
         self.source.copy_(state["source"])
         self.target.copy_(state["target"])

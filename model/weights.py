@@ -6,6 +6,7 @@ import dataclasses
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from model.checkpoint_file import read_content
 from model.conversion import convert, convert_input, recognise_input, sum_of_heads, untrained_branches
 from model.deeplabv2 import DeepLabV2
-from model.fit import require_fit, require_same
+from model.fit import counter, fault, finite, require_fit, require_in_range, require_same
 from model.foreign import Network, find_named, find_network, some
 from model.segmenter import Segmenter
 from utils.checkpoint import write_atomically
@@ -26,8 +27,6 @@ PLAIN = "same names"  # of a LoadReport's format: nothing had to be done to the 
 _HOUSE = "bgr255"  # name of the input that loaded networks take
 _INPUT = "input"  # in the metadata of our files, the name of the input that the network takes
 _KNOWN_INPUT = {"Caffe initialisation": "bgr255", "torchvision ImageNet": "rgb01"}  # of initialisations without a head
-_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16,
-           torch.int8, torch.uint8, torch.bool)
 
 
 @dataclass(frozen=True)
@@ -79,8 +78,8 @@ def read_network(source: str | Path, expected: set[str] | None = None) -> Networ
     content = read_content(path)
     network = find_named(content, str(path), expected, entry) if expected else find_network(content, str(path), entry)
     for name, tensor in network.tensors.items():
-        if fault := _fault(tensor):
-            raise CheckpointError(f"{path}: {name!r} {fault}: this is no usable network, give another checkpoint.")
+        if what := fault(tensor):
+            raise CheckpointError(f"{path}: {name!r} {what}: this is no usable network, give another checkpoint.")
     if not both:
         return replace(network, input="" if network.words else _stated_input(content))
     try:
@@ -112,14 +111,14 @@ def load_weights(model: Segmenter | nn.Module, source: str | Path | None, init_i
 def _load_deeplab(model, expected, source, init_input):
     network = Network((), _imagenet()) if str(source) == IMAGENET else read_network(source)
     name, given, dropped = convert(network.tensors)
-    given = {k: _counter(v) if k.endswith("num_batches_tracked") else v for k, v in given.items()}
+    given = {k: counter(v) if k.endswith("num_batches_tracked") else v for k, v in given.items()}
     require_fit(source, expected, given, name in _KNOWN_INPUT)
     given = {k: v.to(expected[k].dtype) for k, v in given.items()}
     stated = network.input if isinstance(network.input, str) else ""
     converted, warnings = _input_of(name, given, stated, "auto" if str(source) == IMAGENET else init_input)
     if converted:
         given = convert_input(given, INPUTS[converted])
-    _require_in_range(source, expected, given)
+    require_in_range(source, expected, given)
     model.load_state_dict(given, strict=False)
     random_start = tuple(k for k in expected if k not in given and not k.endswith("num_batches_tracked"))
     warnings += _head_warnings(source, name, given, network.tensors, model.layer5.branches)
@@ -130,10 +129,10 @@ def _load_deeplab(model, expected, source, init_input):
 def _load_plain(network, expected, source, takes):
     """takes: the input that the network is given, or None."""
     found = read_network(source, set(expected))
-    given = {k: _counter(v) if k.endswith("num_batches_tracked") else v for k, v in found.tensors.items()}
+    given = {k: counter(v) if k.endswith("num_batches_tracked") else v for k, v in found.tensors.items()}
     require_same(source, expected, given)
     given = {k: v.to(expected[k].dtype) for k, v in given.items()}
-    _require_in_range(source, expected, given)
+    require_in_range(source, expected, given)
     nn.Module.load_state_dict(network, given, strict=False)  # complete, as has been checked
     stated = INPUTS.get(found.input, found.input) if isinstance(found.input, str) else found.input
     warnings = []
@@ -143,13 +142,6 @@ def _load_plain(network, expected, source, takes):
     return LoadReport(PLAIN, len(given), len(expected), (), found.others, found.label, "", tuple(warnings))
 
 
-def _require_in_range(source, expected, given):
-    if broken := [k for k, v in given.items() if _fault(v) or k.endswith("running_var") and (v < 0).any()]:
-        raise CheckpointError(f"{source}: {some(broken)} hold values out of range (beyond "
-                              f"{expected[broken[0]].dtype}, or a negative variance): this is no usable network, give "
-                              "another checkpoint.")
-
-
 def save_weights(model: Segmenter | nn.Module, path: str | Path) -> None:
     """Write the plain state dict, atomically: a reader finds the old file or the whole new one. Its input is stated in
     the `_metadata` that torch keeps with a state dict, so that `load_weights` need not judge by the weights' scale.
@@ -157,18 +149,18 @@ def save_weights(model: Segmenter | nn.Module, path: str | Path) -> None:
     Raises CheckpointError, with an old file left as it was, if weights are NaN or infinite or the disk refuses.
     """
     path = Path(path)
-    state = model.state_dict()
+    state: Any = model.state_dict()
     takes = model.interface.input if isinstance(model, Segmenter) else HOUSE_INPUT
     named = next((name for name, convention in INPUTS.items() if convention == takes), None)
     state._metadata.setdefault("", {})[_INPUT] = named or dataclasses.asdict(takes)
     state.update({k: v.detach().cpu().contiguous() for k, v in state.items()})
-    broken = [k for k, v in state.items() if not _finite(v)]
+    broken = [k for k, v in state.items() if not finite(v)]
     if broken:
         raise CheckpointError(f"{path}: not written, {some(broken)} hold NaN or infinite values: lower learning_rate.")
     write_atomically(path, lambda file: torch.save(state, file))
 
 
-def _split(source) -> tuple[Path, str | None, bool]:
+def _split(source):
     """(file, entry or None, whether its two heads are to be added up). A file whose own name holds a # is taken as it
     is."""
     name, mark, entry = str(source).rpartition("#")
@@ -178,7 +170,7 @@ def _split(source) -> tuple[Path, str | None, bool]:
     return Path(name), entry.removesuffix(BOTH_HEADS).rstrip(".") or None if both else entry, both
 
 
-def _stated_input(content) -> str | InputConvention:
+def _stated_input(content):
     """What a file of `save_weights` states, a name of INPUTS or a convention; empty for others, whose metadata may be
     anything."""
     metadata = getattr(content, "_metadata", None)
@@ -237,22 +229,3 @@ def _head_warnings(source, name, given, original, used):
         warnings.append("layer6, which is not used, looks trained too: if this file is CLAN's, whose authors score the "
                         f"sum of both heads, give {path}#{entry + '.' if entry else ''}{BOTH_HEADS}")
     return warnings
-
-
-def _counter(tensor):
-    """A whole number, of any type and in one dimension or none, as int64 []; anything else as it is."""
-    whole = tensor.numel() == 1 and tensor.double().frac().eq(0).all()
-    return tensor.long().reshape(()) if whole else tensor
-
-
-def _fault(tensor):
-    """What makes a tensor unfit as a weight, or None."""
-    if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
-        return f"is a {tensor.layout} tensor of {tensor.dtype} on {tensor.device.type}, expected plain numbers"
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        return f"claims {tuple(tensor.shape)} values, more than the file holds"
-    return None if _finite(tensor) else "holds NaN or infinite values"
-
-
-def _finite(tensor):
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())

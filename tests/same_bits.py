@@ -70,7 +70,8 @@ def main() -> int:
     given, failed = parser.parse_args(), False
     with tempfile.TemporaryDirectory() as root:
         checkouts = {Path(root, "ours"): HERE, Path(root, "theirs"): given.other.resolve()}
-        world = ["--root", f"{root}/world", *"--size 128 64 --source 8 --synthia 0 --train 10 --val 3".split()]
+        world = ["--root", f"{root}/world", "--size", "128", "64", "--source", "8", "--synthia", "0", "--train", "10",
+                 "--val", "3"]
         run((HERE, [given.python, "-m", "dataset.toy", *world]))
         for folder in checkouts:
             folder.mkdir()

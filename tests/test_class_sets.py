@@ -17,7 +17,6 @@ from dataset import check, segmentation
 from dataset.class_sets import class_set
 from dataset.labels import CITYSCAPES_CLASSES, CITYSCAPES_IDS, IGNORE_INDEX, Classes, ClassSet, Protocol, own_class_set
 from dataset.toy import write_toy_world
-from dataset.transforms import network_input
 from model.deeplabv2 import DeepLabV2
 from trainer.evaluate import means, protocol_scores, score_table, unseen_classes
 from trainer.report import UNCLAIMED_COLOUR, palettes
@@ -32,7 +31,8 @@ CAMVID = {"sky": ["sky"], "building": ["building", "wall"], "pole": ["pole"], "r
           "pavement": ["sidewalk"], "tree": ["vegetation", "terrain"], "sign": ["sign", "light"], "fence": ["fence"],
           "car": ["car", "truck", "bus", "train"], "pedestrian": ["person"], "bicyclist": ["rider", "bicycle"]}
 SECTION = {"type": "folder", "data_dir": "world/cityscapes", "input_size": [64, 32],
-           "images": "leftImg8bit/{split}/{name}_leftImg8bit.png", "labels": "gtFine/{split}/{name}_gtFine_labelIds.png",
+           "images": "leftImg8bit/{split}/{name}_leftImg8bit.png",
+           "labels": "gtFine/{split}/{name}_gtFine_labelIds.png",
            "classes": list(CAMVID), "protocols": {"CamVid 11": CAMVID},
            "label_ids": {label_id: list(CAMVID).index(k) for label_id, c in CITYSCAPES_IDS.items()
                          for k, members in CAMVID.items() if CITYSCAPES_CLASSES[c] in members}}
@@ -192,8 +192,8 @@ THREE = {"classes": ["a", "b", "c"], "label_ids": None, "protocols": None}
 
 
 @pytest.mark.parametrize("section, keys, said", [
-    ({"protocols": {"p": {"sky": ["skye"]}}}, {}, "mine.protocols: p: sky: the network has no class 'skye' (did you mean "
-     "'sky'?); the 19 street classes are road, sidewalk,"),
+    ({"protocols": {"p": {"sky": ["skye"]}}}, {}, "mine.protocols: p: sky: the network has no class 'skye' (did you "
+     "mean 'sky'?); the 19 street classes are road, sidewalk,"),
     ({"protocols": {"p": {"skyy": ["sky"]}}}, {}, "mine.protocols: p: the labels have no class 'skyy' (did you mean "
      "'sky'?); they have sky, building,"),
     ({"protocols": {"p": {"sky": ["sky"], "tree": ["sky"]}}}, {}, "p: 'sky' is listed under 'sky' and under 'tree'"),
@@ -213,7 +213,7 @@ THREE = {"classes": ["a", "b", "c"], "label_ids": None, "protocols": None}
      "mine.network_classes: has no effect without mine.protocols"),
     ({}, {"num_classes": 20}, "mine.network_classes: missing: protocols name the network's classes, and nothing says "
      "what its 20 are"),
-    ({"label_ids": {1: 11}}, {}, "mine.label_ids: 1: 11 is outside 0..65535: 0..10"),
+    ({"label_ids": {1: 11}}, {}, "mine.label_ids: 1: 11: expected an id in 0..65535 and a train id in 0..10, or 255"),
     ({"palette": [[1, 2, 3]] * 19}, {}, "mine.palette: expected 11 colours"),
     ({"classes": [str(c) for c in range(256)], "label_ids": None}, {}, "mine.classes: 256 names, at most 255"),
     ({"classes": list(CITYSCAPES_CLASSES), "label_ids": None, "protocols": {"19 classes": {"a": ["sky"]}}}, {},
@@ -308,7 +308,7 @@ def root(tmp_path_factory):
     torch.manual_seed(0)
     model = DeepLabV2(19, (1, 1, 1, 1), 4)
     images = [np.array(Image.open(path)) for path in sorted((root / "world/cityscapes/leftImg8bit").rglob("*.png"))]
-    x = network_input(torch.from_numpy(np.stack(images)))
+    x = torch.from_numpy(np.stack(images)[..., ::-1] - np.float32((104, 117, 123))).permute(0, 3, 1, 2)
     with torch.no_grad():  # so that many classes are predicted
         for layer in model.modules():
             if isinstance(layer, torch.nn.BatchNorm2d):

@@ -28,11 +28,12 @@ import eval as eval_script
 import run as run_script
 import run_so as run_so_script
 from dataset.toy import write_toy_world
-from dataset.transforms import network_input
 from model.checkpoint_file import read_content
 from model.conversion import convert_input, recognise_input, untrained_branches
 from model.deeplabv2 import DeepLabV2
 from model.foreign import find_network
+from model.interface import Interface
+from model.networks import DEEPLAB
 from model.weights import load_weights, save_weights
 from utils.cli import run_stage
 from utils.constants import HOUSE_INPUT, INPUTS
@@ -315,7 +316,7 @@ def fed(convention, seed=0, width=4, steps=3):
         small = torch.randint(0, 256, (4, 3, 6, 8), generator=generator).float()
         images = F.interpolate(small, (64, 80), mode="bilinear").permute(0, 2, 3, 1).byte()
         with torch.no_grad():
-            model(network_input(images, convention).double())
+            model(Interface(convention).prepared(images).double())
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = 0.1
@@ -350,13 +351,13 @@ def test_a_converted_network_gives_the_originals_logits(given, wanted, train):
 @pytest.mark.parametrize("convention", INPUTS)
 def test_network_input_is_what_the_convention_says(convention):
     rgb = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
-    found, c = network_input(rgb, INPUTS[convention]), INPUTS[convention]
+    found, c = Interface(INPUTS[convention]).prepared(rgb), INPUTS[convention]
     assert found.dtype == torch.float32 and found.shape == (2, 3, 5, 7) and found.is_contiguous()
     for channel in range(3):
         pixels = rgb[..., 2 - channel if c.order == "bgr" else channel].double() * c.maximum / 255
         expected = (pixels - c.mean[channel]) / c.std[channel]
         assert torch.allclose(found[:, channel].double(), expected, atol=1e-5 * c.maximum)
-    assert network_input(rgb).equal(network_input(rgb, HOUSE_INPUT))
+    assert DEEPLAB.prepared(rgb).equal(Interface(HOUSE_INPUT).prepared(rgb))
 
 
 @pytest.mark.parametrize("width", [2, 4, 16])

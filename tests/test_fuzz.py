@@ -19,6 +19,7 @@ from dataset.toy.files import png_rgb16
 from model.deeplabv2 import DeepLabV2
 from model.weights import load_weights
 from utils.config import KEYS, SECTION_DEFAULTS, SECTION_KEYS, load_config, to_yaml
+from utils.config_keys import find_class
 from utils.errors import CheckpointError, ConfigError, DataError
 
 # The same examples on every run; the folder of a test is shared by its examples.
@@ -108,20 +109,22 @@ def valid(key):
     return one
 
 
-FREE = [k for k in KEYS if k not in ("multigpu", "resume", "restore_from", "source", "target", "fix_seed")]
+FREE = {k: key for keys in (KEYS, *(cls.keys for cls in (find_class("method", "be"), find_class("model", "deeplab"))))
+        for k, key in keys.items()
+        if k not in ("multigpu", "resume", "restore_from", "source", "target", "fix_seed", "method", "model")}
 
 
 @given(st.data())
 def test_valid_values_arrive_and_read_back(tmp_path, data):
-    names = data.draw(st.lists(st.sampled_from(FREE), unique=True, max_size=5))
-    tree = {name: data.draw(valid(KEYS[name]), label=name) for name in names}
+    names = data.draw(st.lists(st.sampled_from([*FREE]), unique=True, max_size=5))
+    tree = {name: data.draw(valid(FREE[name]), label=name) for name in names}
     fits = {"num_classes": 19, "neg_rank_width": 3, "batch_size": 2, "round_start": 0}  # these depend on others
     tree = {k: fits.get(k, v) for k, v in tree.items()}
     path = tmp_path / "c.yml"
-    path.write_text(yaml.safe_dump({"batch_size": 2, **tree}, allow_unicode=True), encoding="utf-8")
+    path.write_text(yaml.safe_dump({"method": "be", "batch_size": 2, **tree}, allow_unicode=True), encoding="utf-8")
     cfg = load_config(path)
     for name, value in tree.items():
-        assert getattr(cfg, name) == (tuple(value) if isinstance(value, list) else value)
+        assert cfg.value(name) == (tuple(value) if isinstance(value, list) else value)
     assert round_trip(path)
 
 

@@ -382,6 +382,13 @@ def test_a_run_stopped_in_a_wait_goes_on_to_the_same_bits(world, monkeypatch, ca
     assert [[{**e, "seconds": 0} for e in record] for record in records][0] == [{**e, "seconds": 0} for e in records[1]]
 
 
+def test_a_signal_whose_exception_is_lost_ends_a_wait_all_the_same():
+    """As it is where Python ignores exceptions: in the hooks of a fork, in destructors."""
+    with within(5), pytest.raises(Stopped, match="SIGTERM"), Interrupt() as interrupt:
+        threading.Timer(0.3, lambda: setattr(interrupt, "requested", "SIGTERM")).start()
+        list(ReadingLoader(for_ever, range(3), 1))
+
+
 def test_a_long_wait_is_said_with_what_is_waited_for(monkeypatch, capsys):
     monkeypatch.setattr(processes, "_PATIENCE", 0.1)
     with within(3), signal_after(0.35, signal.SIGTERM), pytest.raises(Stopped), Interrupt():

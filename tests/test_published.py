@@ -153,7 +153,8 @@ def test_the_published_code_agrees_but_where_documented(monkeypatch):
                           text=True)
     assert done.returncode == 0 and DISAGREES not in done.stdout.rpartition("\n\n")[0], done.stdout + done.stderr
     from bench.published import steps
-    monkeypatch.setattr(steps.fused_losses, "MIN_OTHERS", 0.999)  # a wrong loss of ours is found
+    from trainer import fused_losses
+    monkeypatch.setattr(fused_losses, "MIN_OTHERS", 0.999)  # a wrong loss of ours is found
     with released.on_cpu():
         wrong = {row.what for row in steps.rows(released.load(Path(CODE))) if row.verdict == DISAGREES}
     assert wrong == {"negative loss", "gradient of their sum"}

@@ -22,6 +22,7 @@ from dataset.segmentation import find_samples
 from dataset.toy import write_toy_world
 from trainer import evaluate
 from trainer.loop import Trainer
+from trainer.methods import known
 from utils import checkpoint
 from utils.cli import EXIT_STOPPED
 from utils.config import load_config
@@ -56,23 +57,49 @@ def world(prepared, tmp_path, monkeypatch):
     return Path(".")
 
 
-def crash(folder, stage, trials, seed):
-    done = subprocess.run([sys.executable, ROOT / "tests/crash.py", folder, stage, str(trials), str(seed)],
+def crash(folder, methods, trials, seed):
+    done = subprocess.run([sys.executable, ROOT / "tests/crash.py", folder, ",".join(methods), str(trials), str(seed)],
                           capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("equal") == trials and "killed" in done.stdout
+    assert done.stdout.count("equal") == trials * len(methods) and "killed" in done.stdout
     return sum(int(line.split("killed ")[1].split()[0]) for line in done.stdout.splitlines())
 
 
-@pytest.mark.parametrize("stage", ["source_only", "be"])
-def test_killed_runs_end_with_the_same_bits(world, stage):
-    assert crash(world.resolve(), stage, 2, 1) >= 2
+def test_killed_runs_of_every_method_end_with_the_same_bits(world):
+    assert crash(world.resolve(), known(), 2, 1) >= 2 * len(known())
+
+
+MINE = """
+import torch
+
+from trainer.methods.base import Method
+from utils.config_values import key
+
+
+class Mine(Method):
+    \"\"\"Minimises the spread of the logits.\"\"\"
+
+    spread: float = key(0.5, "weight of the spread", low=0)
+
+    def losses(self, batch, rng):
+        noisy = batch.images + float(rng.normal()) * torch.randn_like(batch.images)
+        return {"spread": self.spread * self.network(noisy).std(1).mean()}
+"""
+
+
+def test_a_method_from_a_file_of_its_own_is_killed_and_ends_with_the_same_bits(world):
+    Path("mine.py").write_text(MINE)
+    assert MINE.strip().count("\n") < 15
+    assert crash(world.resolve(), ["mine.py:Mine"], 3, 1) >= 3
+    assert yaml.safe_load(Path("snapshot/tiny/Mine.yml").read_text())["spread"] == 0.5
+    before, after = weights("snapshot/tiny/source_only.pth"), weights("snapshot/tiny/Mine.pth")
+    assert not before["layer5.conv2d_list.0.weight"].equal(after["layer5.conv2d_list.0.weight"])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", ["source_only", "ld", "be"])
-def test_many_killed_runs_end_with_the_same_bits(world, stage):
-    assert crash(world.resolve(), stage, 20, 2) >= 25
+@pytest.mark.parametrize("method", known())
+def test_many_killed_runs_end_with_the_same_bits(world, method):
+    assert crash(world.resolve(), [method], 20, 2) >= 25
 
 
 def kill_at(monkeypatch, trainer, step, number=signal.SIGTERM):

@@ -266,7 +266,7 @@ def test_target_crops_have_their_own_size_and_change_with_the_round(gta5, tmp_pa
     gta5()
     cfg = load_config(tmp_path / "config.yml", ["target=gta5", "crop_tgt=12", "input_tgt=20", "scales=[1.0]"])
     samples = segmentation.find_samples("gta5", cfg.target_data, "train")
-    first, again, second = (next(iter(loaders.round_loader(cfg, samples, r, 1))) for r in (0, 0, 1))
+    first, again, second = (next(iter(loaders.round_loader(cfg, samples, 1, r))) for r in (0, 0, 1))
     assert first["image"].shape == (2, 12, 12, 3) and first["label"].shape == (2, 12, 12)
     assert first["image"].equal(again["image"]) and not first["image"].equal(second["image"])
     # At scale 1 the crop holds pixels of the image as they are: its shorter edge is input_tgt already.
@@ -298,4 +298,4 @@ def test_whole_images_are_resized_and_labels_are_not(gta5, tmp_path):
     (2975, 3, 1, 5000, 991), (51, 4, 4, 1000, 51), (300, 4, 3, 100, 100), (1, 4, 1, 10, 1)])
 def test_round_length(tmp_path, images, batch, epochs, num_steps, steps):
     cfg = config(tmp_path, f"batch_size: {batch}\nepochs: {epochs}\nnum_steps: {num_steps}")
-    assert loaders.round_steps(cfg, images) == steps
+    assert loaders.round_steps(cfg, images, epochs) == steps

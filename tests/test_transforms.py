@@ -5,13 +5,11 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
 from dataset import transforms
-from utils.constants import BGR_MEAN
 
 SIZES = [(72, 144), (144, 72), (31, 97), (200, 201), (17, 60)]
 
@@ -144,11 +142,3 @@ def test_labels_of_16_bits_keep_their_ids():
     ids = np.random.default_rng(0).integers(0, 65536, (40, 50), dtype=np.uint16)
     cut = transforms.cut_label(ids, transforms.Window((40, 50), 3, 7, 30, False), 30)
     assert cut.dtype == np.uint16 and (cut == ids[3:33, 7:37]).all()
-
-
-def test_network_input_is_bgr_minus_mean():
-    rgb = torch.randint(0, 256, (2, 5, 7, 3), dtype=torch.uint8)
-    x = transforms.network_input(rgb)
-    assert x.dtype == torch.float32 and x.shape == (2, 3, 5, 7) and x.is_contiguous()
-    for channel in range(3):
-        assert torch.allclose(x[:, channel], rgb[..., 2 - channel].float() - BGR_MEAN[channel])

@@ -130,6 +130,7 @@ def test_the_check_says_it_in_the_same_words_and_lists_the_ids(world, monkeypatc
 @pytest.mark.parametrize("ids, label_ids, unknown", [
     ([0, 1, 2], None, ""), ([0, 1, 2, 255], None, ""), ([0, 1, 2, 7], None, "7"), ([0, 1, 2, 19, 254], None, "19, 254"),
     ([7, 8, 11], {7: 0, 8: 1, 11: 2}, ""), ([7, 8, 11, 0], {7: 0, 8: 1, 11: 2}, "0"),
+    ([7, 8, 11, 0], {7: 0, 8: 1, 11: 2, 0: 255}, ""), ([7, 8, 11, 0, 3], {7: 0, 8: 1, 11: 2, 0: 255}, "3"),
     ([0, 1, 2, *range(100, 109)], None, "100, 101, 102, 103, 104, 105 and 3 more")])
 @pytest.mark.parametrize("words", [(), ("on_bad_sample=skip",)])
 def test_ids_that_the_table_does_not_know_are_named_before_the_run(world, monkeypatch, capsys, ids, label_ids, unknown,
@@ -141,6 +142,7 @@ def test_ids_that_the_table_does_not_know_are_named_before_the_run(world, monkey
         labels = 2 if script is run_so_script else 1  # its own, and validation's
         assert len(lines) == (labels if unknown else 0)
         assert all(line.startswith("warning: d/labels/") and f"label ids {unknown} are not" in line for line in lines)
+        assert all(f"{unknown.split(',')[0]}: 255 says that this is meant" in line for line in lines)
 
 
 def test_labels_that_cannot_be_read_are_named_by_their_reader_alone(world, monkeypatch, capsys):

@@ -111,6 +111,21 @@ def test_a_clash_is_named(put):
     assert all(part in refusal("mine/net.py:build") for part in ("line 1", "model.foreign", "mine/model", "rename"))
 
 
+@pytest.mark.parametrize("line", ["from model.theirs import x", "import model.theirs", "from model import theirs"])
+def test_a_clash_with_a_folder_elsewhere_is_named(put, line):
+    """A file that puts a folder with a `model` on sys.path sees ours, which is loaded; moved there, it sees it."""
+    folder = put("net.py", f"import sys\nsys.path.insert(0, 'other')\n{line}\ndef build(): pass\n",
+                 "other/model/__init__.py", "", "other/model/theirs.py", "x = 1")
+    try:
+        text = refusal("net.py:build")
+    finally:
+        sys.path.remove("other")
+    assert all(part in text for part in ("line 3", "this project's package model", "move the file into the folder"))
+    (folder / "net.py").rename(folder / "other/net.py")
+    assert load_object("other/net.py:build", "model")() is None
+    sys.path.remove("other")
+
+
 @pytest.mark.parametrize("text, expected", [
     ("x = 1\ny = 1 / 0\n", ["mine.py, line 2: ZeroDivisionError: division by zero"]),
     ("import there_is_no_such_package\n", ["line 1: ModuleNotFoundError: No module named 'there_is_no_such_package'"]),
@@ -155,9 +170,8 @@ def test_a_class_must_derive_from_the_base(put):
 def test_errors_while_the_users_code_runs(put):
     put("mine.py", "def build():\n    return [][1]\n")
     build = load_object("mine.py:build", "model")
-    with pytest.raises(ConfigError, match=r"model: mine.py:build: .*mine.py, line 2: IndexError"):
-        with running("mine.py:build", "model"):
-            build()
-    with pytest.raises(DataError, match="as it is"):
-        with running("mine.py:build", "model"):
-            raise DataError("as it is")
+    line = r"model: mine.py:build: .*mine.py, line 2: IndexError"
+    with pytest.raises(ConfigError, match=line), running("mine.py:build", "model"):
+        build()
+    with pytest.raises(DataError, match="as it is"), running("mine.py:build", "model"):
+        raise DataError("as it is")

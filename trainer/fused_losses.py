@@ -74,18 +74,20 @@ def _forward_tile(z, label, selected, in_entropy, rank, kind):
     z = widened(z)
     top = z.amax(1)
     shifted = z - top.unsqueeze(1)
-    exp = shifted.exp()
+    of_label = shifted.gather(1, label.unsqueeze(1)).squeeze(1)
+    exp = shifted.exp() if kind == "shannon" else shifted.exp_()
     total = exp.sum(1)
     log_total = total.log()
     if kind == "shannon":
         entropy = kept = log_total - (exp * shifted).sum(1) / total  # every summand is >= 0: nothing cancels
     else:
-        p = exp / total.unsqueeze(1)
-        kept = p.exp().sum(1).log()
-        entropy = kept - (p * p).sum(1)
+        p = exp.div_(total.unsqueeze(1))
+        squares = (p * p).sum(1)
+        kept = p.exp_().sum(1).log()
+        entropy = kept - squares
     kth = kth_largest(z, rank)
     p_k = (kth - top).exp() / total
-    cross_entropy = log_total - shifted.gather(1, label.unsqueeze(1)).squeeze(1)
+    cross_entropy = log_total - of_label
     terms = (cross_entropy * selected, entropy * in_entropy, -(1 - p_k).clamp(min=MIN_OTHERS).log())
     return (torch.stack([term.sum(dtype=torch.float64) for term in terms]),
             torch.stack([top, log_total, kept, kth]))
@@ -97,20 +99,20 @@ def _backward_tile(z, label, selected, in_entropy, saved, weights, kind):
     entropy's derivative by p, -log p (- 1, which cancels) or softmax(p) - 2 p."""
     wide = z.to(saved.dtype)
     top, log_total, kept, kth = saved
-    log_p = wide - top.unsqueeze(1) - log_total.unsqueeze(1)
+    log_p = (wide - top.unsqueeze(1)).sub_(log_total.unsqueeze(1))
     p_k = (kth - top - log_total).exp()
     positive, entropic = weights[0] * selected, weights[1] * in_entropy
     negative = weights[2] * torch.where(1 - p_k > MIN_OTHERS, p_k / (1 - p_k), 0)
-    p = log_p.exp()
     if kind == "shannon":
-        by_p, mean = -log_p, kept
+        p, by_p, mean = log_p.exp(), log_p.neg_(), kept
     else:
-        by_p = (p - kept.unsqueeze(1)).exp() - 2 * p
+        p = log_p.exp_()
+        by_p = (p - kept.unsqueeze(1)).exp_().sub_(p, alpha=2)
         mean = (p * by_p).sum(1)
-    grad = p * ((positive - negative - entropic * mean).unsqueeze(1) + entropic.unsqueeze(1) * by_p)
+    grad = by_p.mul_(entropic.unsqueeze(1)).add_((positive - negative - entropic * mean).unsqueeze(1)).mul_(p)
     of_rank = (wide == kth.unsqueeze(1)).to(grad.dtype)
-    grad = grad + of_rank * (negative / of_rank.sum(1)).unsqueeze(1)
-    return grad.scatter_add(1, label.unsqueeze(1), -positive.unsqueeze(1)).to(z.dtype)
+    grad += of_rank.mul_((negative / of_rank.sum(1)).unsqueeze(1))
+    return grad.scatter_add_(1, label.unsqueeze(1), -positive.unsqueeze(1)).to(z.dtype)
 
 
 def kth_largest(z: Tensor, rank: int) -> Tensor:
@@ -120,15 +122,16 @@ def kth_largest(z: Tensor, rank: int) -> Tensor:
     (`python -m bench losses`).
     """
     planes = list(z.unbind(1))
-    for high, low in _selection_network(len(planes), rank):
-        planes[high], planes[low] = torch.maximum(planes[high], planes[low]), torch.minimum(planes[high], planes[low])
+    for high, low, keep_high, keep_low in _selection_network(len(planes), rank):
+        a, b = planes[high], planes[low]
+        planes[high], planes[low] = keep_high and torch.maximum(a, b), keep_low and torch.minimum(a, b)
     return planes[rank - 1]
 
 
 @functools.cache
-def _selection_network(n: int, rank: int) -> tuple[tuple[int, int], ...]:
+def _selection_network(n: int, rank: int) -> tuple[tuple[int, int, bool, bool], ...]:
     """Compare-exchange pairs of Batcher's merge exchange (Knuth, TAOCP vol. 3, algorithm 5.2.2M), less those that
-    cannot reach the output of the given rank."""
+    cannot reach the output of the given rank: (place of the larger value, of the smaller, whether each is used)."""
     pairs = []
     p = largest = 1 << (n - 1).bit_length() >> 1
     while p > 0:
@@ -140,7 +143,7 @@ def _selection_network(n: int, rank: int) -> tuple[tuple[int, int], ...]:
     needed, kept = {rank - 1}, []
     for pair in reversed(pairs):
         if needed & set(pair):
-            kept.append(pair)
+            kept.append((*pair, pair[0] in needed, pair[1] in needed))
             needed |= set(pair)
     return tuple(reversed(kept))
 

@@ -61,6 +61,7 @@ class Trainer:
         if method.starts_from == TRAINED and not self._resumed and report.initialised:
             raise CheckpointError(f"init_weight: {cfg.init_weight} ({report.format}) leaves {report.initialised[0]} "
                                   f"and others at random: stage {cfg.stage} starts from a trained network.")
+        method.check_network(cfg, self.network)
         if not self.network.has_batch_norm:
             remarks.append("note: the network has no batch norm: fixbn and bn_stats have no effect")
         self.position = Position(0)
@@ -116,11 +117,12 @@ class Trainer:
     def run_steps(self, loader, base_lr: float) -> None:
         """All batches of `loader`, which begins at `position`."""
         cfg, position, first = self.cfg, self.position, self.position.step
-        self._build_optimizer()
+        if self.method.trains:
+            self._build_optimizer()
         pace = Progress(loader, cfg.stage, 0, cfg.screen, "step", first)
         for step, item in enumerate(self._awaited(pace), first):
             rate = poly_lr(base_lr, step, cfg.num_steps, cfg.power)
-            for group in self.optimizer.param_groups:
+            for group in self.optimizer.param_groups if self.optimizer else ():
                 group["lr"] = rate * group["lr_mult"]
             losses = self.step(item)
             position.global_step += 1

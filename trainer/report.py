@@ -94,11 +94,10 @@ def palettes(classes: ClassSet, declared: tuple[str, ...]) -> dict[str, tuple[li
     Both sides of a protocol are drawn in the labels' colours: a class in that of its first train id, labels that are
     not scored as ignored pixels, predictions that no class claims in white.
     """
-    def of_protocol(protocol):
+    def drawn(protocol, groups, count, other):
         colours = [classes.labels.palette[ids[0]] for ids in protocol.labelled]
-        return tuple([next((c for c, group in zip(colours, groups) if i in group), other) for i in range(len(side))]
-                     for groups, side, other in ((protocol.labelled, classes.labels, IGNORE_COLOUR),
-                                                 (protocol.predicted, classes, UNCLAIMED_COLOUR)))
+        return [next((c for c, group in zip(colours, groups) if i in group), other) for i in range(count)]
     full = next(iter(classes.protocols))
-    shown = declared if full in declared else (full, *declared)
-    return {name: of_protocol(classes.protocols[name]) for name in shown}
+    shown = {name: classes.protocols[name] for name in (declared if full in declared else (full, *declared))}
+    return {name: (drawn(p, p.labelled, len(classes.labels), IGNORE_COLOUR),
+                   drawn(p, p.predicted, len(classes), UNCLAIMED_COLOUR)) for name, p in shown.items()}

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from utils.counting import count
+from utils.tiles import tiles
 
 _CUT = 13                                # bits of a float32 that its bin leaves out
 _FIRST = (127 - 80 << 23) >> _CUT        # 2^-80: one bin for all that is below, as packed scores end at e^-64
@@ -48,10 +49,18 @@ def predict(logits: Tensor) -> tuple[Tensor, Tensor]:
     logits: float [C, H, W]. Returns label int64 [H, W] = argmax_c p_c, and uncertainty float32 [H, W] =
     1 - max_c p_c = S / (1 + S) with S = sum over the other classes of exp(z_c - z_max), in 0..1.
     """
-    logits = logits.float()
-    top, label = logits.max(dim=0)
-    others = (logits - top).exp_().scatter_(0, label.unsqueeze(0), 0).sum(0)
-    return label, others / (1 + others)
+    num_classes, flat = len(logits), logits.float().flatten(1)
+    label = torch.empty(flat.shape[1], dtype=torch.int64, device=logits.device)
+    uncertainty = torch.empty(flat.shape[1], device=logits.device)
+    # The largest rank among the classes that reach the maximum: the first of them, in a fraction of argmax's time.
+    rank = torch.arange(num_classes, 0, -1, dtype=torch.uint8, device=logits.device).unsqueeze(1)
+    for part in tiles(flat.shape[1], num_classes, logits.device):
+        z = flat[:, part]
+        top = z.amax(0)
+        first = (num_classes - ((z == top) * rank).amax(0).long()).clamp_(max=num_classes - 1)  # of NaN: any class
+        others = (z - top).exp_().scatter_(0, first.unsqueeze(0), 0).sum(0)
+        label[part], uncertainty[part] = first, others / (1 + others)
+    return label.view(logits.shape[1:]), uncertainty.view(logits.shape[1:])
 
 
 def uncertainty_bin(uncertainty: Tensor) -> Tensor:

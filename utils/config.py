@@ -276,8 +276,8 @@ def _check_section(cfg, name, require):
         ": the source's labels must have the network's classes; if it is not used, set source to the target's name."))
     require(labelled <= 255, f"{name}.classes: {labelled} names, at most 255 can be told apart.")
     for label_id, train_id in (section.label_ids or {}).items():
-        require(0 <= label_id < 65536 and 0 <= train_id < labelled, f"{name}.label_ids: {label_id}: {train_id} is "
-                f"outside 0..65535: 0..{labelled - 1}.")
+        require(0 <= label_id < 65536 and (0 <= train_id < labelled or train_id == 255), f"{name}.label_ids: {label_id}"
+                f": {train_id}: expected an id in 0..65535 and a train id in 0..{labelled - 1}, or 255 to ignore it.")
     if section.palette is not None:
         require(len(section.palette) == labelled and all(len(c) == 3 for c in section.palette),
                 f"{name}.palette: expected {labelled} colours of 3 numbers.")

@@ -42,8 +42,9 @@ class DataConfig:
     labels: str | None = key(None, "folder only: where their labels are, with as many *; None: there are none",
                              may_change=True)
     classes: tuple[str, ...] | None = key(None, "folder only: names of the classes, in the order of the train ids")
-    label_ids: Mapping[int, int] | None = key(None, "folder only: id in the label file -> train id, all others are "
-                                              "ignored; None: the id is the train id")
+    label_ids: Mapping[int, int] | None = key(None, "folder only: id in the label file -> train id, or 255 for an id "
+                                              "that is ignored; so are all others, with a warning; None: the id is the "
+                                              "train id")
     protocols: Mapping[str, Mapping[str, tuple[str, ...]]] | None = key(None, "scores of the target: name -> "
                                                                         "{class: [the network's classes that count "
                                                                         "as it]}; needed where labels have other "

@@ -32,7 +32,7 @@ class NothingToDo(Exception):
     """What was asked for is done already; the argument says so."""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """What another's error says, for a message of one line."""
     return (str(error) or type(error).__name__).splitlines()[0][:120]
 

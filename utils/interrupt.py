@@ -65,6 +65,13 @@ def waiting():
         _waiting = False
 
 
+def check_wait() -> None:
+    """Raise Stopped, in a `waiting` block, if a signal has come: what its handler raised is lost where Python ignores
+    exceptions (the hooks of a fork, destructors)."""
+    if _waiting and _current:
+        _current.check()
+
+
 @contextlib.contextmanager
 def signals_end():
     """Within the block any of SIGNALS raises KeyboardInterrupt, as SIGINT does by itself, where it would have ended the

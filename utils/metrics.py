@@ -39,7 +39,7 @@ def grouped_iou(confusion: Tensor, labelled: Groups, predicted: Groups) -> tuple
     neither labels nor predictions has no IoU (None) and is left out of the mean; the mean of no class at all is None.
     """
     rows, columns = (_members(g, n) for g, n in zip((labelled, predicted), confusion.shape))
-    kept = rows @ confusion.double().to(rows.device)  # [K, C], whole numbers, as all below: float64 is exact
+    kept = rows @ confusion.cpu().double()  # [K, C], whole numbers, as all below: float64 is exact
     merged = kept @ columns.T
     intersection = merged.diagonal()
     union = merged.sum(0) + kept.sum(1) - intersection
@@ -50,9 +50,9 @@ def grouped_iou(confusion: Tensor, labelled: Groups, predicted: Groups) -> tuple
 
 def right_predictions(confusion: Tensor, labelled: Groups, predicted: Groups) -> tuple[Tensor, Tensor]:
     """Pixels of each predicted class that are right, and all of them, under a protocol (see `grouped_iou`): float64 [C]
-    each, whole numbers. Pixels of rows that belong to no class of the protocol are not counted."""
+    each on the CPU, whole numbers. Pixels of rows that belong to no class of the protocol are not counted."""
     rows, columns = (_members(g, n) for g, n in zip((labelled, predicted), confusion.shape))
-    kept = confusion.double().to(rows.device) * rows.sum(0).unsqueeze(1)
+    kept = confusion.cpu().double() * rows.sum(0).unsqueeze(1)
     return (kept * (rows.T @ columns)).sum(0), kept.sum(0)
 
 

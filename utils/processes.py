@@ -19,7 +19,7 @@ from typing import Any, Callable, Iterable, Iterator
 import numpy as np
 
 from utils.errors import UserError, one_line
-from utils.interrupt import SIGNALS, signals_held
+from utils.interrupt import SIGNALS, check_wait, signals_held
 from utils.progress import say
 
 _KILLED = -getattr(signal, "SIGKILL", 9)  # exit code
@@ -64,11 +64,13 @@ def map_in_order(function: Callable, keys: Iterable, processes: int, finish: Cal
 
 
 def _result(future, key, title):
-    silent = 0
-    while not wait([future], _PATIENCE).done:
-        silent += _PATIENCE
-        say(one_line(f"warning: no answer for {silent} s on {title(key)}: does its disk still answer? A signal "
-                     "(Ctrl-C) ends the wait."))
+    pause, waited = min(1, _PATIENCE), 0
+    while not wait([future], pause).done:
+        check_wait()
+        waited += 1
+        if waited % round(_PATIENCE / pause) == 0:
+            say(one_line(f"warning: no answer for {waited * pause:g} s on {title(key)}: does its disk still answer? A "
+                         "signal (Ctrl-C) ends the wait."))
     return future.result()
 
 

@@ -6,9 +6,9 @@ import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Iterator
 
 from utils.config_values import expanded, nearest
 from utils.errors import ConfigError, UserError, first_line
@@ -196,7 +196,10 @@ def _is_ours(file, folder):
 def _clash(error, hidden, folder):
     """Where an import fails because of a shared name: which, and what to do."""
     wanted = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ImportError) else ""
-    if wanted not in hidden:
-        return ""
-    return f" ({folder / wanted} has the name of a package of this project, {wanted}, and is what the file's imports " \
-           "see: rename it if the file means this project's)"
+    if wanted in hidden:
+        return f" ({folder / wanted} has the name of a package of this project, {wanted}, and is what the file's " \
+               "imports see: rename it if the file means this project's)"
+    if wanted and folder != _ROOT and _folder_of(sys.modules.get(wanted)) == _ROOT:
+        return f" (the file's imports see this project's package {wanted}: if the file means another one, of its own " \
+               f"or one that it puts on sys.path, move the file into the folder that holds that {wanted})"
+    return ""

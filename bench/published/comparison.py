@@ -1,6 +1,6 @@
 """Verdicts: two codes' results for one input, and what the fidelity notes say of the first."""
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Callable
 
 import numpy as np
 

@@ -14,13 +14,15 @@ from PIL import Image
 
 from bench.inputs import photo
 from bench.published.comparison import Row, outcome
+from bench.published.ours import CLASSES
 from dataset import labels, loaders, segmentation, views
-from dataset.transforms import Window, cut_image, cut_label, draw_window, network_input
+from dataset.transforms import Window, cut_image, cut_label, draw_window
+from model.networks import deeplab
 from utils.config import parse_config
 from utils.config_keys import KEYS, SECTION_DEFAULTS, DataConfig
 from utils.metrics import class_iou, confusion_matrix
 
-CLASSES, CROP, EDGE, T, IMAGES = 19, 600, 720, 5000, 2975
+CROP, EDGE, T, IMAGES = 600, 720, 5000, 2975
 SCALES = KEYS["scales"].default
 GREY = 2 / 151  # two grey levels over the largest number of a network input
 
@@ -61,7 +63,8 @@ def _loader_rows(published):
         published.loaders.init_source_dataset(keys)
     cfg = parse_config("source: synthia", "-")
     steps = IMAGES // 3 if asked["drop_last"] else -(-IMAGES // 3)
-    return [Row("steps of a round", f"{IMAGES} images in batches of 3", steps, loaders.round_steps(cfg, IMAGES)),
+    return [Row("steps of a round", f"{IMAGES} images in batches of 3", steps,
+                loaders.round_steps(cfg, IMAGES, cfg.options["epochs"])),
             Row("stage 0 on SYNTHIA: `num_classes` once its loader is built (theirs: 16, for 19 outputs)", "19",
                 keys.num_classes, cfg.num_classes, documented=16)]
 
@@ -96,11 +99,11 @@ def _file_rows(published):
     result = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
-        names = _write_streets(root)
+        names, prepare = _write_streets(root), deeplab(CLASSES, (1, 1, 1, 1), width=1).prepare
         for title, size, tolerance in (("network input of a whole image, not resized", (512, 256), 0.0),
                                        ("the same at half the size, bicubic", (256, 128), GREY)):
             theirs, ours = _whole_images(published, root, names, size)
-            result.append(Row(title, "512 x 256 pixels", theirs[0][0], network_input(ours[0]["image"])[0], tolerance))
+            result.append(Row(title, "512 x 256 pixels", theirs[0][0], prepare(ours[0]["image"])[0], tolerance))
         result.append(Row("its label", "512 x 256 pixels", theirs[0][1], ours[0]["label"]))
         result.append(Row("a label of another size than its image (theirs: taken as it is)", "512 x 128 for 512 x 256",
                           outcome(lambda: theirs[2]), outcome(lambda: ours[2]), documented="runs"))

@@ -1,16 +1,18 @@
 """Network, what of it is trained, optimiser groups."""
+import itertools
 from types import SimpleNamespace
 from unittest.mock import patch
 
 import torch
 
 from bench.published.comparison import Row, outcome
-from model.deeplabv2 import Bottleneck, DeepLabV2, freeze_bn_affine, parameter_groups
-from trainer.build import build_model
+from bench.published.ours import CLASSES
+from model.build import build_model
+from model.deeplabv2 import Bottleneck
+from model.networks import deeplab
 from utils.config import parse_config
 from utils.config_keys import KEYS
 
-CLASSES = 19
 RESIDUAL = 0.2  # scale of the residual branches, at which a random network neither explodes nor dies
 
 
@@ -20,12 +22,13 @@ def rows(published) -> list[Row]:
 
 def _forward_rows(published):
     torch.manual_seed(0)
-    ours = DeepLabV2(CLASSES)
+    ours = deeplab(CLASSES)
     for block in ours.modules():
         if isinstance(block, Bottleneck):
             torch.nn.init.constant_(block.bn3.weight, RESIDUAL)
-    second_head = {name.replace("layer5", "layer6"): t for name, t in ours.layer5.state_dict(prefix="layer5.").items()}
-    with patch("torch.load", return_value=ours.state_dict() | second_head):  # strict: every name must be there
+    state = ours.state_dict()
+    second_head = {name.replace("layer5", "layer6"): t for name, t in state.items() if name.startswith("layer5")}
+    with patch("torch.load", return_value=state | second_head):  # strict: every name must be there
         theirs = published.network.Deeplab(CLASSES, "a checkpoint")
     ours, theirs = ours.double().train(), theirs.double().train()
     size, file_size = (36, 44), (72, 88)
@@ -35,7 +38,8 @@ def _forward_rows(published):
     for network in (theirs, ours):
         output = network(x)[0] if network is theirs else network(x)
         outputs.append(output)
-        tensors = (network.conv1.weight, network.layer3[5].conv2.weight, network.layer5.conv2d_list[3].weight)
+        named = dict(network.named_parameters())
+        tensors = [named[f"{name}.weight"] for name in ("conv1", "layer3.5.conv2", "layer5.conv2d_list.3")]
         gradients.append(torch.cat([g.flatten() / g.norm() for g in torch.autograd.grad(
             (output * weights).mean(), tensors)]))
     statistics = [torch.cat([t.flatten() for name, t in sorted(n.named_buffers()) if "running" in name])
@@ -45,7 +49,7 @@ def _forward_rows(published):
         twice = [torch.nn.Upsample(file_size, mode="bilinear", align_corners=True)(logits) for logits in evaluated]
         once = ours(x, size=file_size)
         features = torch.randn(1, 2048, 28, 30, dtype=torch.float64)  # beyond the widest dilation
-        heads = theirs.layer5(features), ours.layer5(features)
+        heads = theirs.layer5(features), ours.network.layer5(features)
     given = f"ResNet-101, 2 x {size[0]} x {size[1]} pixels, float64"
     return [Row("network, training mode", given, *outputs, 1e-7),
             Row("its gradients at three depths", given, *gradients, 1e-6),
@@ -59,8 +63,8 @@ def _forward_rows(published):
 def _small(published):
     """(theirs, ours) with one block a stage."""
     theirs = published.network.ResNet(published.network.Bottleneck, [1, 1, 1, 1], CLASSES, is_teacher=True)
-    ours = DeepLabV2(CLASSES, (1, 1, 1, 1))
-    freeze_bn_affine(ours)
+    ours = deeplab(CLASSES, (1, 1, 1, 1))
+    ours.freeze_bn_affine()
     return theirs, ours
 
 
@@ -76,7 +80,7 @@ def _parameter_rows(published):
         found = [id(p) for p in group["params"]]
         return [found.count(id(dict(network.named_parameters())[name])) for name in both]
     backbone, whole = theirs.optim_parameters(1e-4)
-    mine = [listed(ours, group) for group in parameter_groups(ours, 3, 10)]
+    mine = [listed(ours, group) for group in ours.parameter_groups(3, 10)]
     said = [0 if of_head else 1 if name.startswith("conv1") else 4 if "downsample" in name else 3
             for name, of_head in zip(both, head)]
     ratio = whole["lr"] / backbone["lr"]
@@ -97,16 +101,16 @@ def _pace_rows(published):
     paces = []
     theirs, ours = _small(published)
     for network, groups in ((theirs, theirs.optim_parameters(1e-3)),
-                            (ours, [{**group, "lr": 1e-3 * group["lr_mult"]} for group in parameter_groups(
-                                ours, KEYS["backbone_lr_mult"].default, KEYS["head_lr_mult"].default)])):
-        tensor = network.layer2[0].conv2.weight
+                            (ours, [{**group, "lr": 1e-3 * group["lr_mult"]} for group in ours.parameter_groups(
+                                KEYS["backbone_lr_mult"].default, KEYS["head_lr_mult"].default)])):
+        tensor = dict(network.named_parameters())["layer2.0.conv2.weight"]
         tensor.data = torch.zeros(tensor.shape, dtype=torch.float64)
         tensor.grad = torch.ones_like(tensor)
         optimizer, places = torch.optim.SGD(groups, 1e-3, momentum=0.9), [0.0]
         for _ in range(200):
             optimizer.step()
             places.append(tensor[0, 0, 0, 0].item())
-        steps = [a - b for a, b in zip(places, places[1:])]
+        steps = [a - b for a, b in itertools.pairwise(places)]
         paces.append((steps[-1], (steps[-1] - steps[6]) / (steps[-1] - steps[5])))
     (their_pace, their_share), (our_pace, our_share) = paces
     return [Row("pace of a bottleneck's tensor under a constant gradient", "200 steps", their_pace, our_pace, 1e-6),

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from bench.published.comparison import Row, outcome
+from bench.published.ours import CLASSES, method
 from dataset.loaders import crop_keys
 from trainer import selection
 from utils.config_keys import KEYS
-from utils.schedule import poly_lr, round_lr, round_portion
+from utils.schedule import poly_lr
 
-CLASSES, PORTION = 19, 0.1
+PORTION = 0.1
 BIN = 2.0**-10  # of a threshold's uncertainty, relative
 T = 5000
 
@@ -142,7 +143,7 @@ def _their_loop(published, rounds, epochs, length):
     """What their loop over rounds does, as it is, with stand-ins for what it calls. It trains a network of one number,
     with `num_steps` 100."""
     config = SimpleNamespace(
-        neptune=False, resume=False, round=rounds, epochs=epochs, method="ld", cb_prop=KEYS["cb_prop"].default,
+        neptune=False, resume=False, round=rounds, epochs=epochs, method="ld", cb_prop=method("ld").cb_prop,
         learning_rate=KEYS["learning_rate"].default, num_steps=100, power=KEYS["power"].default, momentum=0.9,
         weight_decay=0.0, plabel="", note="", print_freq=1000, val_freq=1000, save_freq=1000,
         gta5=SimpleNamespace(data_list=""), cityscapes=SimpleNamespace(data_list=""))
@@ -178,11 +179,11 @@ def _number():
 def _loop_rows(published):
     rounds, epochs, length = 3, 2, 4
     theirs = _their_loop(published, rounds, epochs, length)
-    default = {name: declared.default for name, declared in KEYS.items()}
+    ours = method("ld")
     def rates(total):
-        return [poly_lr(round_lr(default["learning_rate"], r, default["round_lr_decay"]), t, total, default["power"])
-                for r in range(rounds) for t in range(epochs * length)]
-    portions = [round_portion(default["cb_prop"], default["portion_step"], r) for r in range(rounds)]
+        return [poly_lr(ours.base_lr(r), t, total, ours.cfg.power) for r in range(rounds)
+                for t in range(epochs * length)]
+    portions = [ours.portion(r) for r in range(rounds)]
     orders = {tuple(crop_keys(1234, r, 1000, 9)) for r in range(rounds)}
     sure = torch.eye(CLASSES)[0].view(-1, 1, 1).expand(-1, 4, 5) * 80
     saturated = selection.threshold_confidence(_our_thresholds([sure], PORTION))[0].item()
@@ -191,7 +192,7 @@ def _loop_rows(published):
     return [Row("portion of each round", given, theirs.portions, portions, 1e-12),
             Row("rate of each step with `num_steps` 5000", given, listed, rates(T), 1e-12),
             Row("the same with `num_steps` 100 (theirs: 5000)", given, listed, rates(100), 1e-12, rates(T)),
-            Row("rate of the head over it", given, np.divide(head, listed), [default["head_lr_mult"]] * len(head),
+            Row("rate of the head over it", given, np.divide(head, listed), [ours.cfg.head_lr_mult] * len(head),
                 1e-12),
             Row("a round starts with a new optimiser", given, theirs.fresh, [True] * rounds),
             Row("different orders of crops (theirs: every round draws the same)", given, len(set(theirs.draws)),

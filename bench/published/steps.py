@@ -2,25 +2,21 @@
 import copy
 import functools
 from types import SimpleNamespace
-from unittest.mock import MagicMock, patch
+from unittest.mock import patch
 
 import numpy as np
 import torch
 from torch import nn
 
 from bench.published.comparison import Row, outcome
-from dataset.transforms import network_input
-from model.ema import Teacher
-from trainer import fused_losses, losses
+from bench.published.ours import CLASSES, batch, method, segmenter
+from trainer import losses
 from trainer.classmix import class_mix
-from trainer.ldbe_trainer import LDBETrainer
-from trainer.source_only_trainer import SourceOnlyTrainer
-from utils.config import parse_config
-from utils.config_keys import KEYS
+from trainer.methods.be import BoundaryEnhancement
 
-CLASSES, SHAPE = 19, (2, 24, 31)
+SHAPE = 2, 24, 31
 GIVEN = "2 x 24 x 31 pixels, float64"
-CONF_THRESH = KEYS["conf_thresh"].default
+CONF_THRESH = BoundaryEnhancement.conf_thresh
 
 
 def rows(published) -> list[Row]:
@@ -40,10 +36,10 @@ def _their_ld(published, logits, label, shift):
     return [found.loss_source.item(), found.loss_entropy.item(), found.loss_neg.item()], z.grad
 
 
-def _our_ld(logits, label, shift, **keys):
+def _our_ld(logits, label, shift, *words):
     z = logits.clone().requires_grad_()
-    rank = losses.negative_rank(logits.shape[1], 3, SimpleNamespace(integers=lambda low, high: shift))
-    terms = fused_losses.ld_losses(z, label, rank, **keys)
+    draws = SimpleNamespace(integers=lambda low, high: shift)
+    terms = method("ld", lambda _: z, *words).losses(batch(torch.zeros(len(z), 3, 1, 1), label), draws)
     sum(terms.values()).backward()
     return [terms[name].item() for name in ("positive", "entropy", "negative")], z.grad
 
@@ -53,7 +49,7 @@ def _ld_rows(published):
     logits = 3 * torch.randn(SHAPE[0], CLASSES, *SHAPE[1:], dtype=torch.float64)
     label = torch.randint(CLASSES, SHAPE).masked_fill(torch.rand(SHAPE) < 0.6, 255)
     theirs, ours, shannon = zip(*((_their_ld(published, logits, label, shift), _our_ld(logits, label, shift),
-                                   _our_ld(logits, label, shift, entropy="shannon")) for shift in range(-3, 4)))
+                                   _our_ld(logits, label, shift, "entropy=shannon")) for shift in range(-3, 4)))
     def term(found, index):
         return [terms[index] for terms, _ in found]
     p = logits.softmax(1)
@@ -84,16 +80,16 @@ def _edge_rows(published):
 def _source_rows(published):
     """Their loss of stage 0 with the network's logits handed in as it expects them, and with what the network gives."""
     torch.manual_seed(2)
-    batch = {"image": torch.randint(256, (2, 24, 31, 3), dtype=torch.uint8),
-             "label": torch.randint(CLASSES, SHAPE).masked_fill(torch.rand(SHAPE) < 0.3, 255)}
-    network = nn.Conv2d(3, CLASSES, 3, padding=1)
-    images = network_input(batch["image"])
+    pixels = torch.randint(256, (2, 24, 31, 3), dtype=torch.uint8)
+    label = torch.randint(CLASSES, SHAPE).masked_fill(torch.rand(SHAPE) < 0.3, 255)
+    network = segmenter(nn.Conv2d(3, CLASSES, 3, padding=1))
+    images = network.prepare(pixels)
     def theirs(answer):
         trainer = SimpleNamespace(model=lambda x: answer(network(x)), losses=SimpleNamespace())
-        published.source_only.Trainer.iter(trainer, (images, batch["label"], 0, 0, None))
+        published.source_only.Trainer.iter(trainer, (images, label, 0, 0, None))
         return trainer.losses.seg_loss
     def ours():
-        return SourceOnlyTrainer.step(MagicMock(model=network, device="cpu"), batch, None)["cross_entropy"]
+        return method("source_only", network).losses(batch(images, label), None)["cross_entropy"]
     return [Row("stage 0: cross entropy", "2 x 24 x 31 pixels", theirs(lambda z: {"out": z}), ours(), 1e-6),
             Row("stage 0: a step with the network as it is (theirs: asks a tuple for `out`)", "so_run.py",
                 outcome(lambda: theirs(lambda z: (z, None))), outcome(ours), documented="TypeError")]
@@ -114,11 +110,12 @@ def _be_rows(published):
     """A whole step. Both networks have a batch norm, so that it matters what the teacher sees in one pass."""
     torch.manual_seed(5)
     label = torch.randint(CLASSES, (3, 24, 31)).masked_fill(torch.rand(3, 24, 31) < 0.7, 255)
-    batch = {"image": torch.randint(256, (3, 24, 31, 3), dtype=torch.uint8), "label": label}
-    batch["image"][0] //= 3  # one image's statistics are not the batch's
+    pixels = torch.randint(256, (3, 24, 31, 3), dtype=torch.uint8)
+    pixels[0] //= 3  # one image's statistics are not the batch's
     student, teacher = (nn.Sequential(nn.BatchNorm2d(3), nn.Conv2d(3, CLASSES, 1)) for _ in range(2))
     for network in (student, teacher):
         network[1].weight.data *= 8
+    images = segmenter(student).prepare(pixels)
     shifts = int(np.random.default_rng(6).integers(2**63))
     results = []
     for side in ("theirs", "ours"):
@@ -127,12 +124,12 @@ def _be_rows(published):
             trainer = SimpleNamespace(ema=SimpleNamespace(model=lambda x: (guide(x), None)), losses=SimpleNamespace(),
                                       model=lambda x: (mine(x), None))
             torch.manual_seed(shifts)
-            published.ldbe.Trainer.dis_iter(trainer, (network_input(batch["image"]), label, 0, 0, None))
+            published.ldbe.Trainer.dis_iter(trainer, (images, label, 0, 0, None))
             loss = trainer.losses.loss_s
         else:
-            trainer = MagicMock(model=mine, teacher=SimpleNamespace(model=guide), device="cpu",
-                                cfg=parse_config("", "-", method="be"))
-            loss = LDBETrainer.be_step(trainer, batch, np.random.default_rng(6))["mixed"]
+            step = method("be", segmenter(mine))
+            step.teacher.model = segmenter(guide)
+            loss = step.losses(batch(images, label), np.random.default_rng(6))["mixed"]
             loss.backward()
         results.append((loss, mine[1].weight.grad, guide[0].running_mean))
     loss, gradient, seen = zip(*results)
@@ -144,8 +141,8 @@ def _be_rows(published):
 def _teacher_rows(published):
     torch.manual_seed(7)
     student = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).double()
-    alpha = KEYS["ema_alpha"].default
-    theirs, ours = published.ldbe.EMA(student, alpha), Teacher(student, alpha)
+    be = method("be", student)
+    theirs, ours = published.ldbe.EMA(student, be.ema_alpha), be.teacher
     start = student[1].running_mean.clone()
     tracks = [], []
     for _ in range(150):

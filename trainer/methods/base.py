@@ -55,15 +55,20 @@ class Method(Declares):
     the unlabelled target for one round.
 
     Its configuration keys are annotated class attributes made by `utils.config_values.key`; an object has their values.
-    No hook is called before the object is complete, but for the class method `check`.
+    No hook is called before the object is complete, but for the class methods `check`, `check_network` and `usable`.
     """
 
     title: ClassVar[str] = ""  # in tables and figures; empty: the name
     needs_source: ClassVar[bool] = False  # trains on the labelled source in place of the target
+    trains: ClassVar[bool] = True  # False: its losses are always {}, and no optimiser is made
     starts_from: ClassVar[str] = TRAINED
     after: ClassVar[str] = "source_only"  # the stage whose checkpoint it usually starts from
 
     epochs: int = key(1, "passes over the target images in a round", low=1)
+
+    @classmethod
+    def check_network(cls, cfg: Config, network: Segmenter) -> None:
+        """What the method needs of the network, asked before anything is written. Raises ConfigError."""
 
     def __init__(self, setting: Setting):
         super().__init__(setting.cfg.options)
@@ -100,7 +105,7 @@ class Method(Declares):
     def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """Losses of one batch by name; their sum is minimised. The network is in training mode. rng: this step's own,
         from seed, round and step; torch's global generator is seeded from them too. A step without losses, {}, leaves
-        the optimiser alone."""
+        the parameters alone."""
         raise NotImplementedError(f"{type(self).__name__} has no losses")
 
     def after_step(self, batch: Batch) -> None:

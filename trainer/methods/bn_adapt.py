@@ -1,12 +1,13 @@
 """Batch-norm adaptation: the target's statistics in place of the source's. No parameter moves.
 
 Precise batch norm: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021 (arXiv 2105.07576). A mixture of source and
-target: Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020.
+target: Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020;
+alpha-BN: You, Li and Zhao, "Test-time batch statistics calibration for covariate shift", 2021 (arXiv 2110.04065).
 """
 import torch
 
 from dataset import loaders
-from model.statistics import TargetStatistics
+from model.statistics import TargetStatistics, batch_norms
 from trainer.methods.base import Method
 from utils.config_values import UNUSED, key
 from utils.errors import ConfigError, TrainingError
@@ -25,6 +26,7 @@ class BatchNormAdaptation(Method):
     """
 
     title = "BN"
+    trains = False
     epochs = UNUSED
 
     bn_momentum: float | None = key(None, "weight of each image in an exponential moving average that starts from the "
@@ -34,11 +36,14 @@ class BatchNormAdaptation(Method):
     bn_variance: str = key("image", "variance of the target: image (mean of the images' variances) or population (plus "
                            "the variance of the images' means)", choices=("image", "population"))
 
+    @classmethod
+    def check_network(cls, cfg, network):
+        if not batch_norms(network):
+            raise ConfigError(f"method: {cfg.method} moves batch-norm statistics, and the network has none: use "
+                              "another method.")
+
     def setup(self):
         self.statistics = TargetStatistics(self.network, self.bn_momentum, self.alpha, self.bn_variance == "population")
-        if not self.statistics.norms:
-            raise ConfigError(f"method: {self.cfg.method} moves batch-norm statistics, and the network has none: use "
-                              "another method.")
 
     def batches(self, round_index, first):
         return loaders.whole_image_loader(self.cfg, self.cfg.target, self.samples[first:], False,

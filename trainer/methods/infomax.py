@@ -20,13 +20,15 @@ class InformationMaximisation(Method):
     diversity_weight: float = key(1.0, "w, weight of the entropy of the mean prediction", low=0)
     freeze_head: bool = key(True, "leave the head as the source has trained it, as SHOT does")
 
+    @classmethod
+    def check_network(cls, cfg, network):
+        if cfg.options["freeze_head"] and not network.parameter_groups(1, 1)[0]["params"]:
+            raise ConfigError("freeze_head: True leaves nothing to train, the network is all head; set it to False, or "
+                              "name the head's parameters by the key head.")
+
     def setup(self):
         if self.freeze_head:
-            backbone, head = (group["params"] for group in self.network.parameter_groups(1, 1))
-            if not backbone:
-                raise ConfigError("freeze_head: True leaves nothing to train, the network is all head; set it to "
-                                  "False, or name the head's parameters.")
-            for parameter in head:
+            for parameter in self.network.parameter_groups(1, 1)[1]["params"]:
                 parameter.requires_grad_(False)
 
     def losses(self, batch, rng):

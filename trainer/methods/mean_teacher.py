@@ -15,8 +15,8 @@ class MeanTeacher(Method):
     (`losses.confidence_weighted_cross_entropy`). After each step theta' <- a theta' + (1 - a) theta.
 
     Without the source: both papers paste classes of labelled source images over the target's and train on the source
-    beside; DAFormer's rare class sampling and feature distance need it too. Probabilities of jitter and blur and the
-    strength are DAFormer's, drawn for each image here, for a batch there.
+    beside; DAFormer's rare class sampling and feature distance need it too. Strength and probabilities of jitter
+    and blur are DAFormer's; whether they happen is drawn for each image here, for a batch there.
     """
 
     title = "Mean teacher"

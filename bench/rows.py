@@ -1,0 +1,73 @@
+"""Every row of the table, by the name that the command line takes."""
+from bench import labelling, training
+from bench.harness import Row
+from bench.inputs import Size
+
+LIGHT = {"model": "torchvision/lraspp_mobilenet_v3_large"}
+PAIR, ALL = ("baseline", "product"), ("baseline", "product", "floor")
+
+
+def rows(size: Size, device: str) -> dict[str, list[Row]]:
+    """Those of a device. On a GPU the product runs with amp=bf16, and whole images are decoded before: reading them
+    takes longer than the network."""
+    gpu = device == "cuda"
+    whole = {"settings": {"decoded": True, "amp": "bf16"} if gpu else {}, "repeats": 9 if gpu else 5}
+    found = {
+        "round": [Row("pseudo-label round, per image", labelling.pseudo_label_round, ALL, (
+            ["baseline/product >= 6"] if gpu else ["baseline/product >= 2.3", "product/floor <= 1.15"]), **whole)],
+        "validation": [Row("validation, per image", labelling.validation, ALL,
+                           ["baseline/product >= 6" if gpu else "product/floor <= 1.08"], **whole)],
+        "step": [row for method in ("ld", "be") for row in (gpu_step if gpu else cpu_step)(size, method)],
+        "keys": [Row(f"LD step with {key}: {value}, batch {3 if gpu else 1}", training.train_step,
+                     ("defaults", "product"), ["product/defaults"],
+                     {"method": "ld", "count": 3 if gpu else 1, key: value})
+                 for key, value in (("channels_last", False), ("compile", True), ("amp", "bf16"),
+                                    ("checkpointing", True))]}
+    return found if gpu else found | cpu_rows(size)
+
+
+def cpu_step(size: Size, method: str) -> list[Row]:
+    """Seconds and peak memory of a step, also with activations recomputed."""
+    count = {"ld": 1, "be": 2}[method]
+    title, variants = f"{method.upper()} step, batch {count}, crop {size.crop}", (*PAIR, "checkpointing")
+    settings = {"method": method, "count": count}
+    return [Row(title, training.train_step, variants, ["baseline/product >= 1.2", "baseline/checkpointing >= 0.7"],
+                settings),
+            Row(f"{title}, peak memory", training.train_step, variants,
+                ["product/baseline <= 1", "checkpointing/baseline <= 0.45"], {**settings, "memory": True}, "MiB")]
+
+
+def gpu_step(size: Size, method: str) -> list[Row]:
+    """Seconds of a step beside the baseline with and without TF32, and beside the card's rate."""
+    title = f"{method.upper()} step, batch 3, crop {size.crop} (matrices: as many operations in bf16)"
+    return [Row(title, training.train_step, (*PAIR, "TF32", "matrices"),
+                ["baseline/product >= 3", "TF32/product >= 1", "product/matrices <= 2.5"],
+                {"method": method, "count": 3, "steps": 5, "amp": "bf16"}, repeats=9)]
+
+
+def cpu_rows(size: Size) -> dict[str, list[Row]]:
+    """Those that only a CPU has."""
+    side, growth = -(-size.crop // 8), {
+        "round without the network": (labelling.round_growth, size.axes),
+        "LD losses": (training.loss_growth, ("classes", "sides"))}
+    return {
+        "round_memory": [Row(f"memory of a round, growth from {labelling.FEW} to {size.many} images (baseline scaled "
+                             f"up from {labelling.SOME})", labelling.round_memory, PAIR, ["product <= 64"],
+                             unit="MiB")],
+        "losses": [Row(f"losses of an LD step, batch 3, {size.crop}x{size.crop}, forward and backward",
+                       training.ld_losses, ALL, ["baseline/product >= 2"], repeats=15)],
+        "sample": [Row(f"one training sample, {name} ({'x'.join(map(str, getattr(size, name)))})",
+                       training.training_sample, ALL, ["baseline/product >= 1.6", "product/floor <= 1.25"],
+                       {"dataset": name}, repeats=15) for name in ("gta5", "cityscapes")],
+        "head": [Row(f"head of the network, batch 1, {size.width * 32} x {side} x {side}, forward and backward",
+                     training.network_head, PAIR, ["baseline/product >= 1"], repeats=15)],
+        "start": [Row("start of run.py to its first step (floor: imports and the network)", training.start_of_a_run,
+                      ("product", "floor"), ["product/floor <= 1.3"], repeats=7)],
+        "scaling": [Row(f"{work}, by {axis}", prepare, tuple(map(str, size.axes[axis])),
+                        [f"{n}/{size.axes[axis][0]}" for n in size.axes[axis][1:]], {"axis": axis})
+                    for work, (prepare, axes) in growth.items() for axis in axes],
+        "light": [Row("light network: pseudo-label round, per image", labelling.pseudo_label_round,
+                      ("product", "floor"), ["product/floor <= 2.0"], LIGHT),
+                  Row(f"light network: LD step, batch 3, crop {size.crop} (floor: forward and backward)",
+                      training.train_step, ("product", "floor"), ["product/floor <= 1.25"],
+                      {"method": "ld", "count": 3, **LIGHT})]}

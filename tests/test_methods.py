@@ -1,0 +1,191 @@
+"""What holds for every method: its keys, two rounds, its state, its random numbers."""
+import io
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from test_pipeline import TINY, toy_world, weights  # noqa: F401 (a fixture)
+
+from model.build import build_model
+from trainer.loop import Trainer
+from trainer.methods import find, known
+from utils.config import KEYS, config_help, config_remarks, load_config
+from utils.config_values import UNUSED, Declares, key
+from utils.errors import ConfigError
+
+RANDOM = sorted(set(known()) - {"bn_adapt"})  # the others draw crops at least
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory, toy_world):  # noqa: F811
+    """A folder with a tiny world and the source-only network; the working directory."""
+    root = tmp_path_factory.mktemp("methods")
+    (root / "world").symlink_to(toy_world)
+    (root / "tiny.yml").write_text(yaml.safe_dump({**TINY, "tensorboard": False, "val": False}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        train("source_only", "init_weight=None", "note=source")
+        yield root
+
+
+def train(name, *words):
+    """A finished trainer; two rounds where the method has rounds, else two passes."""
+    longer = [] if "round" in find(name).keys or "epochs" not in find(name).keys else ["epochs=2"]
+    start = "init_weight=snapshot/source/source_only.pth"
+    trainer = Trainer(load_config("tiny.yml", [start, *longer, *words], method=name))
+    trainer.run()
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def trained(world):
+    return {name: train(name) for name in known()}
+
+
+def same(a, b):
+    """Whether two states hold the same bits."""
+    if isinstance(a, torch.Tensor):
+        return a.equal(b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    return a == b
+
+
+@pytest.mark.parametrize("name", known())
+def test_a_run_has_moved_the_network_and_nothing_is_broken(trained, name):
+    before, after = weights("snapshot/source/source_only.pth"), weights(f"snapshot/tiny/{name}.pth")
+    assert all(after[k].isfinite().all() for k in after)
+    moved = {k for k in before if not before[k].equal(after[k])}
+    assert moved & {"bn1.running_mean"} and trained[name].position.global_step >= 4
+    assert ("layer1.0.conv1.weight" in moved) == (name != "bn_adapt")
+    assert ("layer5.conv2d_list.0.weight" in moved) == (name not in ("bn_adapt", "infomax"))
+    if name == "bn_adapt":
+        assert all(k.endswith(("running_mean", "running_var", "num_batches_tracked")) for k in moved)
+
+
+@pytest.mark.parametrize("name", known())
+def test_the_same_seed_gives_the_same_bits_and_another_seed_others(trained, name):
+    first, again = weights(f"snapshot/tiny/{name}.pth"), train(name, "note=again").network.state_dict()
+    assert same(first, dict(again))
+    other = train(name, "note=other", "seed=77").network.state_dict()
+    assert same(first, dict(other)) == (name not in RANDOM)
+
+
+@pytest.mark.parametrize("name", known())
+def test_state_survives_a_file_and_another_object(trained, name):
+    """What `parts` give is plain, and another object of the method has it all after `load_state_dict`."""
+    trainer = trained[name]
+    file = io.BytesIO()
+    torch.save({part: value.state_dict() for part, value in trainer.method.parts().items()}, file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    start = "init_weight=snapshot/source/source_only.pth"
+    words = [start] if name != "source_only" else ["init_weight=None"]
+    fresh = Trainer(load_config("tiny.yml", [*words, "note=fresh", "overwrite=true"], method=name))
+    try:
+        parts = fresh.method.parts()
+        assert state.keys() == parts.keys()
+        for part, value in parts.items():
+            value.load_state_dict(state[part])
+            assert same(dict(value.state_dict()), dict(state[part]))
+    finally:
+        fresh.lock.release()
+
+
+@pytest.mark.parametrize("name", known())
+def test_keys_are_in_the_help_and_in_the_saved_configuration(trained, name):
+    text, saved = config_help(), yaml.safe_load(Path(f"snapshot/tiny/{name}.yml").read_text())
+    for k, declared in find(name).keys.items():
+        lines = text.split("\n")
+        at = [i for i, line in enumerate(lines) if line == declared.help_line(k).split("\n")[0]]
+        assert any(name in lines[i + 2].partition("of: ")[2].split(", ") for i in at), k
+        assert k in saved and saved[k] == trained[name].cfg.options[k]
+    others = {k for cls in known().values() for k in cls.keys} - set(find(name).keys)
+    assert not others & set(saved)
+
+
+@pytest.mark.parametrize("name", known())
+def test_a_key_of_another_method_gives_one_remark(world, name):
+    others = {k: d.default for cls in known().values() for k, d in cls.keys.items() if k not in find(name).keys}
+    for k, default in others.items():
+        cfg = load_config("tiny.yml", [f"{k}={default}"], method=name)
+        lines = [line for line in config_remarks(cfg) if f" {k} (" in line]
+        assert len(lines) == 1 and f"no effect on method {name}" in lines[0]
+        named = lines[0].partition(f" {k} (of ")[2].partition(")")[0].removesuffix(" and others").split(", ")
+        assert named and all(k in find(owner).keys for owner in named)
+        assert k not in cfg.options
+    assert not [line for line in config_remarks(load_config("tiny.yml", [], method=name)) for k in find(name).keys
+                if f" {k} (" in line]
+
+
+NETWORK = """
+from torch import nn
+
+
+def build():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 19, 1))
+"""
+
+
+@pytest.mark.parametrize("name", known())
+def test_a_users_network_without_batch_norm(world, name):
+    """All methods run, but for the one that needs a batch norm, which says so."""
+    Path("small.py").write_text(NETWORK)
+    words = ["model=small.py:build", f"note=small_{name}", "init_weight=None"]
+    words += ["conf_thresh=0"] if "conf_thresh" in find(name).keys else []
+    if name == "bn_adapt":
+        with pytest.raises(ConfigError, match="bn_adapt moves batch-norm statistics, and the network has none"):
+            train(name, *words)
+        assert not Path(f"snapshot/small_{name}").exists()  # refused before anything is written
+        return
+    cfg = load_config("tiny.yml", words, method=name)
+    torch.manual_seed(cfg.seed)
+    before = build_model(cfg, torch.device("cpu"))[0].state_dict()
+    after = train(name, *words).network.state_dict()
+    moved = {k for k in before if not before[k].equal(after[k])}
+    assert before.keys() == after.keys() and moved == {k for k in before if name != "infomax" or not k.startswith("3.")}
+
+
+def test_methods_are_told_from_each_other():
+    classes = known()
+    assert len({cls.title for cls in classes.values()}) == len(classes)
+    assert all(cls.title and cls.__doc__ for cls in classes.values())
+    assert all(k not in KEYS for cls in classes.values() for k in cls.keys)
+    for name in classes:
+        text = Path(__file__).parent.parent.joinpath("trainer", "methods", f"{name}.py").read_text()
+        assert text.count("\nclass ") <= 2 and len(text.split("\n")) <= 75
+
+
+def test_a_method_without_losses_has_no_optimiser(trained, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim, "SGD", None)
+        train("bn_adapt", "note=plain")
+    events = Path("log/tiny/bn_adapt.jsonl").read_text()
+    assert '"lr"' not in events and '"loss"' not in events
+    assert all(not p.requires_grad or p.grad is None for p in trained["bn_adapt"].network.parameters())
+
+
+def test_a_key_that_a_class_does_without_stays_away_from_its_subclasses():
+    class A(Declares):
+        x: int = key(1, "x")
+        y: int = key(2, "y")
+
+    class B(A):
+        x = UNUSED
+        y = 3
+
+    class D(B):
+        z: int = key(4, "z")
+
+    class Mixed(D, A):
+        pass
+    assert {k: d.default for k, d in D.keys.items()} == {"y": 3, "z": 4}
+    assert {k: d.default for k, d in Mixed.keys.items()} == {"x": 1, "y": 3, "z": 4}
+    assert vars(D({"y": 5, "z": math.pi})) == {"y": 5, "z": math.pi}
+
+
+def test_an_unknown_method_is_refused_with_the_nearest_name(world):
+    with pytest.raises(ConfigError, match="no method 'bnadapt'.*bn_adapt"):
+        load_config("tiny.yml", ["method=bnadapt"])
