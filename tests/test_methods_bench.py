@@ -4,9 +4,10 @@ import json
 import pytest
 
 from bench import methods as bench
-from bench.harness import ROOT
 from dataset.toy import write_toy_world
 from trainer import methods
+
+ROOT = bench.Path(bench.__file__).parent.parent
 
 TINY = ["layers=[1, 1, 1, 1]", "width=4", "num_steps=2", "epochs=1", "batch_size=2", "crop_src=32", "crop_tgt=32"]
 
