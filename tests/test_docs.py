@@ -133,7 +133,8 @@ def test_the_key_reference_is_the_declarations():
 
 
 def test_every_method_has_its_row_with_its_own_keys():
-    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", text_of(ROOT / "docs" / "methods.md").split("## Results")[0], re.MULTILINE)
+    page = text_of(ROOT / "docs" / "methods.md").split("## Results")[0]
+    rows = re.findall(r"^\| `(\w+)` \|(.*)\|$", page, re.MULTILINE)
     found = {name: set(re.findall(r"`(\w+)`", cells.split(" | ")[3])) for name, cells in rows}
     assert found == {name: set(cls.keys) - set(SelfTraining.keys) for name, cls in methods.known().items()}
 
