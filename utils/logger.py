@@ -5,7 +5,7 @@ import math
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from utils import progress
 from utils.errors import UserError
@@ -15,8 +15,8 @@ class RunLog:
     """Writes `<folder>/<stage>.jsonl`, one event a line in strictly valid JSON (NaN becomes null).
 
     tensorboard: also write TensorBoard scalars below `<folder>/<stage>/`. A stage that is run again starts a new log. A
-    resumed one gives the saved `state_dict` and its step; the log goes on from there, and later events are dropped. Nothing on the disk
-    changes before `open`, or the first event.
+    resumed one gives the saved `state_dict` and its step; the log goes on from there, and later events are dropped.
+    Nothing on the disk changes before `open`, or the first event.
     """
 
     def __init__(self, folder: str | Path, stage: str, tensorboard: bool, saved: dict | None = None,
@@ -24,7 +24,8 @@ class RunLog:
         self._path, self._board = Path(folder) / f"{stage}.jsonl", Path(folder) / stage
         self._start, self._said = time.time(), set()
         self._writer, self._tensorboard, self._step = None, tensorboard, step
-        self._kept, self._events = saved["bytes"] if saved else 0, None
+        self._kept = saved["bytes"] if saved else 0
+        self._events: TextIO | None = None
 
     def open(self) -> None:
         """Begin the record, or go on with it. No effect when it is open."""
