@@ -16,7 +16,7 @@ class RunLog:
 
     tensorboard: also write TensorBoard scalars below `<folder>/<stage>/`. A stage that is run again starts a new log. A
     resumed one gives the saved `state_dict` and its step; the log goes on from there, and later events are dropped.
-    Nothing on the disk changes before `open` or the first event.
+    Nothing on the disk changes before `open`, or the first event.
     """
 
     def __init__(self, folder: str | Path, stage: str, tensorboard: bool, saved: dict | None = None,
