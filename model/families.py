@@ -44,8 +44,8 @@ class Foreign(Network):
                                   "None: 1", low=0, above=True)
     input_mean: tuple[float, ...] | None = key(None, "mean of each band of the input, in the range of input_max and "
                                                "the order of input_order; None: ImageNet's")
-    input_std: tuple[float, ...] | None = key(None, "standard deviation of each band; None: ImageNet's", low=0,
-                                              above=True)
+    input_std: tuple[float, ...] | None = key(None, "standard deviation of each band, in the range of input_max; None: "
+                                              "ImageNet's", low=0, above=True)
     output: str = key(AUTO, "which part of the network's output is the scores: a name, or an index from 0; auto: a "
                       "tensor, or what is called out or logits")
     output_channels: tuple[int, ...] | None = key(None, "which of the scores' channels are the classes, in their "
@@ -89,11 +89,16 @@ class Foreign(Network):
         def value(given, default):
             return default if given is None else given
         taken = known.input
-        taken = InputConvention(value(self.input_order, taken.order), value(self.input_max, taken.maximum),
-                                value(self.input_mean, taken.mean), value(self.input_std, taken.std))
+        maximum = value(self.input_max, taken.maximum)
+        mean, std = (tuple(v * (maximum / taken.maximum) for v in values) for values in (taken.mean, taken.std))
+        taken = InputConvention(value(self.input_order, taken.order), maximum, value(self.input_mean, mean),
+                                value(self.input_std, std))
         if len(taken.mean) != len(taken.std) or len(taken.mean) > 16:
             raise ConfigError(f"input_mean: {len(taken.mean)} values, input_std: {len(taken.std)}: give one for each "
                               "band to both, 1 to 16.")
+        if max(taken.mean) > maximum:
+            raise ConfigError(f"input_mean: {max(taken.mean):g} is beyond input_max, {maximum:g}: give input_mean and "
+                              "input_std in the range of input_max, or set input_max=255.")
         return Interface(taken, known.run, known.output if self.output == AUTO else self.output, self.output_channels,
                          value(self.head, known.head), value(self.size_multiple, known.size_multiple),
                          value(self.output_align_corners, known.align_corners))

@@ -118,9 +118,24 @@ class Segmenter(nn.Module):
         else:
             pooled = {id(norm) for norm in self._norms if getattr(norm, "_single", False)}
             compiled = [b for b in self._blocks if not any(id(m) in pooled for m in b.modules())]
-            self._fused = {block: torch.compile(block.forward) for block in compiled}
+            self._fused = {block: self._tolerant(block) for block in compiled}
         inside = {id(m) for block in compiled for m in block.modules()}
         self._watched = [norm for norm in self._norms if id(norm) not in inside]
+
+    def _tolerant(self, block):
+        """The compiled forward pass of a block, and from the first call on that fails the plain one: compiled code may
+        refuse strides or sizes that it was not made for."""
+        compiled = torch.compile(block.forward)
+
+        def forward(*args, **kwargs):
+            try:
+                return compiled(*args, **kwargs)
+            except (AssertionError, RuntimeError) as error:
+                result = type(block).forward(block, *args, **kwargs)  # raises its own error, if it is the block's fault
+                self.remark(f"compile: a {type(block).__name__} runs as it is ({first_line(error)})")
+                self._fused[block] = functools.partial(type(block).forward, block)
+                return result
+        return forward
 
     def remark(self, text: str) -> None:
         """Add a note to `remarks`, unless it is there already."""

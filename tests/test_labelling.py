@@ -19,8 +19,8 @@ from trainer.rounds import label_round
 from utils.background import Background, host_copy
 from utils.config import load_config
 from utils.counting import count
+from utils.disk_buffer import TensorBuffer
 from utils.errors import TrainingError, UserError
-from utils.spool import TensorSpool
 
 PORTION = 0.2
 RESOLUTION = 2**-7  # of 1 - conf: bins of 2^-10 and scores of 2^-10 stay well within it
@@ -199,24 +199,24 @@ def binned(scores):
 
 
 @pytest.mark.parametrize("budget", [0, 5000, 10**8])
-def test_spool_gives_back_what_it_took(tmp_path, budget):
+def test_buffer_gives_back_what_it_took(tmp_path, budget):
     g = torch.Generator().manual_seed(0)
     tensors = [torch.randint(-2**15, 2**15, (3, i + 1, 40), dtype=torch.int16, generator=g) for i in range(30)]
-    with TensorSpool(budget, tmp_path) as spool:
+    with TensorBuffer(budget, tmp_path) as buffer:
         for tensor in tensors:
-            spool.append(tensor)
+            buffer.append(tensor)
         for _ in range(2):
-            assert all(a.equal(b) for a, b in zip(tensors, spool, strict=True))
+            assert all(a.equal(b) for a, b in zip(tensors, buffer, strict=True))
         assert not list(tmp_path.iterdir())  # the scratch file has no name
 
 
-def test_a_full_disk_under_the_spool_is_one_clear_error(tmp_path, monkeypatch):
-    with TensorSpool(0, tmp_path) as spool:
+def test_a_full_disk_under_the_buffer_is_one_clear_error(tmp_path, monkeypatch):
+    with TensorBuffer(0, tmp_path) as buffer:
         def full(*_):
             raise OSError(28, "No space left on device")
-        monkeypatch.setattr(spool._file, "write", full)
+        monkeypatch.setattr(buffer._file, "write", full)
         with pytest.raises(UserError, match="score_budget"):
-            spool.append(torch.zeros(2, 2, dtype=torch.int16))
+            buffer.append(torch.zeros(2, 2, dtype=torch.int16))
 
 
 def test_background_cannot_run_ahead_and_keeps_order():

@@ -316,6 +316,18 @@ def test_keys_of_input_and_output(mine):
     assert [len(g["params"]) for g in network.parameter_groups(1, 1)] == [2, 2]
 
 
+@pytest.mark.parametrize("maximum", [1, 2, 255, 65535])
+def test_what_is_not_given_of_the_input_is_imagenets_in_the_range_of_input_max(mine, maximum):
+    keys = {"model": "mynet.py:build", "model_args": {"outputs": 5}, "input_max": maximum}
+    pixels = torch.randint(256, (2, 5, 7, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).double(), torch.tensor([0.229, 0.224, 0.225]).double()
+    plain = ((pixels.double() / 255 - mean) / std).permute(0, 3, 1, 2)
+    torch.testing.assert_close(build(**keys)[0].prepare(pixels).double(), plain, rtol=1e-5, atol=1e-5)
+    expected = (pixels.double() / 255 / std).permute(0, 3, 1, 2)
+    found = build(**keys, input_mean=[0, 0, 0])[0].prepare(pixels)
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("keys, expected", [
     ({"model": "gone.py:build"}, "gone.py: cannot be read"), ({"model": "mynet.py:biuld"}, "did you mean 'build'"),
     ({"model": "mynet.py:no_network"}, "returns a dict, expected a torch.nn.Module"),
@@ -323,6 +335,7 @@ def test_keys_of_input_and_output(mine):
     ({"model": "mynet.py:fails"}, "TypeError: fails() missing 1 required positional argument: 'width'"),
     ({"model": "mynet.py:build", "model_args": {"bands": 4}}, "black image of 3 bands"),
     ({"model": "mynet.py:build", "input_mean": [1, 2]}, "input_mean: 2 values, input_std: 3"),
+    ({"model": "mynet.py:build", "input_mean": [104, 117, 123]}, "input_mean: 123 is beyond input_max, 1: give"),
     ({"model": "mynet.py:build", "output": "scores"}, "output: 'scores' is not there; the network returns a mapping"),
     ({"model": "mynet.py:build", "output_channels": [0, 1, 2, 3, 20]}, "output_channels: 20 is not there"),
     ({"model": "mynet.py:build", "model_args": {"outputs": 5}, "head": ["classifier"]}, "they begin with body, last"),

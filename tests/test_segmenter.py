@@ -561,6 +561,28 @@ def test_float64_networks_give_float64():
     assert made(images(1, 3, 8, 8).double()).dtype == torch.float64
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_compiled_block_that_fails_runs_as_it_is(checkpointing, monkeypatch):
+    calls = []
+
+    def refusing(forward):
+        def compiled(x, scale=1.0):
+            calls.append(forward.__self__)
+            assert len(calls) < 4, "expected stride 192==3072"
+            return forward(x, scale=scale)
+        return compiled
+    plain, fused = small().train(), small().train()
+    monkeypatch.setattr(torch, "compile", refusing)
+    fused.compile_blocks()
+    fused.checkpointing = checkpointing
+    for seed in range(4):
+        same(gradients(plain, images(2, 3, 24, 24), seed), gradients(fused, images(2, 3, 24, 24), seed))
+    assert set(calls) == set(fused.network.blocks)
+    calls.clear()
+    same(gradients(plain, images(2, 3, 24, 24)), gradients(fused, images(2, 3, 24, 24)))
+    assert not calls and fused.remarks == ["compile: a Block runs as it is (expected stride 192==3072)"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_compiled_blocks_equal_plain_ones(checkpointing):

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset import inspection, loaders, segmentation
+from dataset import inspection, loaders, missing_labels, segmentation
 from dataset.class_sets import class_set
 from dataset.labels import ClassSet
 from dataset.transforms import for_display
@@ -45,7 +45,7 @@ def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
     """
     device, names, classes = pick_device(cfg.device), headings(checkpoints), class_set(cfg)
     samples, remarks = segmentation.find_split(cfg.target, cfg.target_data, "val")
-    segmentation.require_labels(cfg.target, cfg.target_data, "val", samples)
+    missing_labels.require_labels(cfg.target, cfg.target_data, "val", samples)
     remarks += inspection.unknown_ids(cfg, cfg.target, samples)
     for checkpoint in checkpoints:  # all of them first: a wrong name is found before the evaluations
         _, loaded = build_model(cfg, device, checkpoint)

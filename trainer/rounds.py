@@ -21,10 +21,10 @@ from utils.background import Background, host_copy
 from utils.checkpoint import digest, remove_unfinished, write_atomically
 from utils.config import Config
 from utils.counting import count
+from utils.disk_buffer import TensorBuffer
 from utils.errors import TrainingError, naming
 from utils.metrics import confusion_matrix, right_predictions
 from utils.progress import Progress
-from utils.spool import TensorSpool
 
 _WRITERS = 2
 MANIFEST = "manifest.json"
@@ -74,14 +74,14 @@ def label_round(network: Segmenter, cfg: Config, samples: list[Sample], names: t
     manifest = {"weights": digest(network.state_dict()), "portion": portion, "labels": hashes}
     width, height = cfg.target_data.input_size
     input_size = height, width
-    with TensorSpool(cfg.score_budget * 2**20, folder) as spool:
-        histogram, sizes = _score_target(network, cfg, samples, device, spool, check)
+    with TensorBuffer(cfg.score_budget * 2**20, folder) as buffer:
+        histogram, sizes = _score_target(network, cfg, samples, device, buffer, check)
         thresholds = selection.class_thresholds(histogram, portion)
         counts = _LabelCounts(class_set(cfg))
         labels = _labels(cfg, samples, device)
         with Background(_WRITERS) as writers, torch.inference_mode():
             watched = Progress(samples, "pseudo labels", cfg.print_freq, cfg.screen)
-            for sample, size, packed, label in zip(watched, sizes, spool, labels):
+            for sample, size, packed, label in zip(watched, sizes, buffer, labels):
                 check()
                 scores = selection.unpack_scores(packed.to(device, non_blocking=True))
                 predicted, selected = select(network.upsample(scores, size, input_size), thresholds)
@@ -135,8 +135,8 @@ class PseudoLabels:
         return Path(self.cfg.plabel) / self.cfg.note / self.cfg.stage / f"round{round_index}"
 
 
-def _score_target(network, cfg, samples, device, spool, check):
-    """The histogram of uncertainties over all images, and the images' sizes (H, W). Fills `spool` with packed score
+def _score_target(network, cfg, samples, device, buffer, check):
+    """The histogram of uncertainties over all images, and the images' sizes (H, W). Fills `buffer` with packed score
     maps. Raises TrainingError if a score is not finite, since the histogram is then worthless."""
     histogram = torch.zeros(cfg.num_classes, selection.NUM_BINS, dtype=torch.int64, device=device)
     sizes, finite = [], torch.ones(len(samples), dtype=torch.bool, device=device)
@@ -152,7 +152,7 @@ def _score_target(network, cfg, samples, device, spool, check):
             finite[len(sizes)] = scores.isfinite().all()
             label, uncertainty = selection.predict(network.upsample(scores, image.shape[-2:]))
             histogram += selection.uncertainty_histogram(label, selection.uncertainty_bin(uncertainty), cfg.num_classes)
-            keeper.submit(_keep, spool, host_copy(selection.pack_scores(scores)))
+            keeper.submit(_keep, buffer, host_copy(selection.pack_scores(scores)))
             sizes.append(tuple(item["size"]))
     broken = [sample.name for sample, fine in zip(samples, finite.tolist()) if not fine]
     if broken:
@@ -174,8 +174,8 @@ def _sha256(content: bytes | memoryview) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _keep(spool, packed):
-    spool.append(packed())
+def _keep(buffer, packed):
+    buffer.append(packed())
 
 
 def _write_label(folder, name, label, hashes):
