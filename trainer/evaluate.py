@@ -16,7 +16,8 @@ def predictions(model: Segmenter, loader: Iterable[dict], device: torch.device) 
     for item in loader:
         with torch.inference_mode():
             image = model.prepare(item["image"].to(device, non_blocking=True))
-            yield item, model(image, size=tuple(item["size"]))[0].max(0).indices
+            prediction = model(image, size=tuple(item["size"]))[0].max(0).indices
+        yield item, prediction  # outside, as the caller's code would be in inference mode too
 
 
 def evaluate(model: Segmenter, loader: Iterable[dict], num_classes: int, device: torch.device,
