@@ -16,7 +16,7 @@ from utils.config import Config
 from utils.config_values import Declares, expanded, key, nearest
 from utils.constants import INPUTS, InputConvention
 from utils.errors import CheckpointError, ConfigError, UserError, first_line
-from utils.user_code import load_object, running
+from utils.user_code import called, load_object
 
 _IMAGENET = INPUTS["rgb01"]
 
@@ -239,9 +239,17 @@ class UserNetwork(Foreign):
         load_object(cfg.model, "model")
 
     def _build(self, name, num_classes, args):
-        function = load_object(name, "model")
-        with running(name, "model"):
-            network = function(**args)
+        network = called(name, "model", args)
         if not isinstance(network, nn.Module):
             raise ConfigError(f"model: {name} returns a {type(network).__name__}, expected a torch.nn.Module.")
+        self._built = name, args, network
         return network
+
+    @property
+    def untrained(self):
+        """The tensors that come out otherwise when the function is called again: those that it draws at random."""
+        name, args, network = self._built
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed() ^ 1)
+            again = called(name, "model", args).state_dict()
+        return tuple(k for k, v in network.state_dict().items() if not v.equal(again[k]))
