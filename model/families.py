@@ -246,7 +246,7 @@ class UserNetwork(Foreign):
         return network
 
     @property
-    def untrained(self):
+    def untrained(self) -> tuple[str, ...]:
         """The tensors that come out otherwise when the function is called again: those that it draws at random."""
         name, args, network = self._built
         with torch.random.fork_rng(devices=[]):
