@@ -1,34 +1,29 @@
-"""Score checkpoints on the target's validation split: IoU of each class and mIoU, for every protocol that fits.
+"""Score checkpoints on the target's validation split: IoU of each class and mIoU, by every protocol that applies.
 
     python eval.py --config config/ldbe_config.yml snapshot/gta5_cityscapes/ld.pth [CKPT ...] [key=value ...]
 """
+import argparse
 import json
 import os
 import sys
 from pathlib import Path
 
 from utils.cli import guarded, leave, parser, path
+from utils.config import load_config
+from utils.config_values import expanded
 from utils.errors import ConfigError, naming
 
 
-def main(given):
+def main(given: argparse.Namespace) -> None:
+    """Score the checkpoints, print the table and write the files that the options ask for."""
     from dataset.class_sets import class_set  # late, so that --help answers at once
     from dataset.inspection import never_seen
     from trainer import evaluate, report
-    from utils.config import load_config
-    from utils.config_values import expanded
-    def is_file(word):  # whose path may hold a =, and be followed by #NAME
-        return any(os.path.exists(os.path.expanduser(name)) for name in (word, word.rpartition("#")[0]))
-    overrides = [word for word in given.words if "=" in word and not is_file(word)]
+    overrides = [word for word in given.words if "=" in word and not _is_file(word)]
     checkpoints = [expanded(word, "checkpoint") for word in given.words if word not in overrides]
     cfg = load_config(given.config, overrides)
-    for option, file, endings in (("--json", given.json, ("",)), ("--figure", given.figure, (".png", ".jpg", ".jpeg"))):
-        if file and os.path.isdir(file):
-            raise ConfigError(f"{option}: {file!r} is a folder: give a file in it.")
-        if file and not file.lower().endswith(endings):
-            raise ConfigError(f"{option}: {file!r} does not end in {' or '.join(endings)}: give it such an ending.")
-        if file:  # refused now rather than after the evaluation
-            Path(file).parent.mkdir(parents=True, exist_ok=True)
+    _require_writable("--json", given.json, ("",))  # now rather than after the evaluation
+    _require_writable("--figure", given.figure, (".png", ".jpg", ".jpeg"))
     scored = report.score_checkpoints(cfg, checkpoints)
     classes = class_set(cfg)
     print(evaluate.score_table(scored, classes))
@@ -43,7 +38,24 @@ def main(given):
             picture.save(given.figure)
 
 
+def _is_file(word: str) -> bool:
+    """Whether a word is the path of a file, which may hold a =, or such a path and #NAME."""
+    return any(os.path.exists(os.path.expanduser(name)) for name in (word, word.rpartition("#")[0]))
+
+
+def _require_writable(option: str, file: str | None, endings: tuple[str, ...]) -> None:
+    """Make the folder of an option's file. Raises ConfigError if the file is a folder or has another ending."""
+    if not file:
+        return
+    if os.path.isdir(file):
+        raise ConfigError(f"{option}: {file!r} is a folder: give a file in it.")
+    if not file.lower().endswith(endings):
+        raise ConfigError(f"{option}: {file!r} does not end in {' or '.join(endings)}: give it such an ending.")
+    Path(file).parent.mkdir(parents=True, exist_ok=True)
+
+
 def run() -> int:
+    """Parse the command line and evaluate; returns the exit code."""
     arguments = parser(__doc__, "config/ldbe_config.yml")
     arguments.add_argument("words", nargs="+", metavar="CKPT", help="checkpoints, and key=value overrides among them")
     arguments.add_argument("--json", metavar="FILE", type=path, help="write the scores to FILE")

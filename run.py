@@ -1,4 +1,4 @@
-"""Stages 1 and 2, or another method: adapt to the unlabelled target domain.
+"""Adapt a network to the unlabelled target domain, by LDBE's stages 1 and 2 or another method.
 
     python run.py [--config config/ldbe_config.yml] [key=value ...]
 
@@ -8,11 +8,13 @@ Other methods are listed below and in docs/methods.md; `method: my_file.py:MyMet
 """
 
 from utils.cli import leave, run_stage
+from utils.config import Config
 from utils.errors import ConfigError
 
 
-def run(cfg):
-    from trainer.loop import Trainer
+def run(cfg: Config) -> None:
+    """Run the method of a configuration. Raises ConfigError for one that trains on the source."""
+    from trainer.loop import Trainer  # late, so that --help answers at once
     if cfg.method_class.needs_source:
         raise ConfigError(f"method: {cfg.method!r} trains on the source and is no stage of run.py: run_so.py runs it.")
     Trainer(cfg).run()

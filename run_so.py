@@ -1,4 +1,4 @@
-"""Stage 0: train on the labelled source domain.
+"""Train a network on the labelled source domain (stage 0 of LDBE).
 
     python run_so.py [--config config/so_config.yml] [key=value ...]
 
@@ -6,10 +6,12 @@ Writes snapshot/<note>/source_only.pth.
 """
 
 from utils.cli import leave, run_stage
+from utils.config import Config
 
 
-def run(cfg):
-    from trainer.loop import Trainer
+def run(cfg: Config) -> None:
+    """Train as a configuration says."""
+    from trainer.loop import Trainer  # late, so that --help answers at once
     Trainer(cfg).run()
 
 

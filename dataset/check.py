@@ -1,20 +1,28 @@
-"""Read a whole data set before a run does, in `worker` processes, and say what is wrong with it.
+"""Read a whole data set before a run, in `worker` processes, and report what is wrong with it.
 
     python -m dataset.check [--config config/ldbe_config.yml] [--split target_val ...] [key=value ...]
 
 Reports missing, unreadable and truncated files, sizes that differ, label ids outside the table, classes never seen and
 images that occur twice; ends with each class's share of the labelled pixels. An `error` would stop a run, a
-`warning` or `note` not. Target labels are not needed. The source is read if it is not the target's own section; with
-`method` ld or be, which open nothing of it, its folder need not be there.
+`warning` or `note` would not. Target labels are not needed. The source is read if it is not the target's own section.
+Its folder need not be there for a method that adapts without the source, as ld and be do.
 """
 import os
 from collections import Counter
 from dataclasses import dataclass, field, replace
 
-from dataset import loaders, segmentation
+from dataset import loaders, missing_labels, segmentation
 from dataset.class_sets import class_set, label_classes, require_network_classes
-from dataset.inspection import (NO_ACCURACY, NO_VALIDATION, findings, labels_compared, never_seen, no_images,
-                                progress_of, some_labels)
+from dataset.inspection import (
+    NO_ACCURACY,
+    NO_VALIDATION,
+    findings,
+    labels_compared,
+    never_seen,
+    no_images,
+    progress_of,
+    some_labels,
+)
 from dataset.labels import IGNORE_INDEX
 from utils.cli import guarded, leave, parser
 from utils.config import Config, load_config
@@ -22,12 +30,15 @@ from utils.errors import ConfigError, DataError, one_line
 
 PARTS = {"source_train": ("source", "train"), "target_train": ("target", "train"), "target_val": ("target", "val")}
 EXIT_WOULD_STOP = 1
-_SHOWN, _IDS = 3, 40  # pairs of equal images, label ids in a note
+_SHOWN, _IDS = 3, 40  # how many pairs of equal images and how many label ids a note lists
 
 
 @dataclass
 class Report:
-    """What is known of a part. `ids`: label id -> [pixels, files, first file]; `digests`: image digest -> image."""
+    """What reading one part of the data has shown, such as target_val.
+
+    ids: label id -> [pixels, files, first file]. digests: digest of an image's content -> path of the image.
+    """
 
     title: str
     errors: list[str] = field(default_factory=list)
@@ -40,7 +51,7 @@ class Report:
 
 
 def check_part(cfg: Config, part: str) -> Report:
-    """Read one of PARTS. What would stop a run is in the report's errors; nothing is raised."""
+    """Read one of PARTS. Faults that would stop a run are in the report's errors; nothing is raised."""
     side, split = PARTS[part]
     name = getattr(cfg, side)
     report = Report(f"{part} ({name})")
@@ -59,9 +70,9 @@ def check_part(cfg: Config, part: str) -> Report:
     skip, broken = cfg.on_bad_sample == "skip" and split == "train", 0
     read = findings(samples, loaders.worker_count(cfg), progress_of(cfg, part))
     for sample, found in zip(samples, read, strict=True):
-        for error, stops in ((found.image_error, True), (found.label_error, labels_matter)):
-            if error:
-                (report.errors if stops and not skip else report.notes).append(error)
+        for fault, stops in ((found.image_error, True), (found.label_error, labels_matter)):
+            if fault:
+                (report.errors if stops and not skip else report.notes).append(fault)
         broken += bool(found.image_error or found.label_error and side == "source")
         _count(report, sample, found)
     if skip and broken:
@@ -74,7 +85,8 @@ def check_part(cfg: Config, part: str) -> Report:
 
 
 def _judge_gaps(report, cfg, part, samples):
-    """Report missing labels as a whole; return the samples with the labels whose absence is to be found one by one."""
+    """Report missing labels in one line where that is enough. Returns the samples; a label that is left in them must be
+    there, and is reported on its own if it is not."""
     there = [bool(s.label) and os.path.isfile(s.label) for s in samples]
     report.title += f": {len(samples)} images, {sum(there)} labels"
     if all(there) or part != "target_train" and any(there):
@@ -85,11 +97,11 @@ def _judge_gaps(report, cfg, part, samples):
         report.notes.append(some_labels(lost, there.count(False), samples))
     elif part == "source_train":
         try:
-            segmentation.require_labels(name, cfg.section(name), split, samples)
+            missing_labels.require_labels(name, cfg.section(name), split, samples)
         except DataError as error:
             report.errors.append(str(error))
     else:
-        report.notes.append(segmentation.why_no_labels(name, cfg.section(name), split, samples).remark(lost))
+        report.notes.append(missing_labels.why_no_labels(name, cfg.section(name), split, samples).remark(lost))
     return [s if label else replace(s, label=None) for s, label in zip(samples, there)]
 
 
@@ -114,8 +126,10 @@ def _judge_ids(report, table, known):
 
 
 def check(cfg: Config, parts: list[str]) -> dict[str, Report]:
-    """`check_part` of each, and what only shows between them: images that target training and validation share. Raises
-    ConfigError if the target's protocols do not fit its classes and the network's (`class_set`)."""
+    """`check_part` of each part, and the images that the target's training and validation splits share.
+
+    Raises ConfigError if the target's protocols do not fit its classes and the network's (`class_set`).
+    """
     class_set(cfg)
     reports = {part: check_part(cfg, part) for part in parts}
     if {"target_train", "target_val"} <= reports.keys():
@@ -137,7 +151,7 @@ def check(cfg: Config, parts: list[str]) -> dict[str, Report]:
 
 
 def summary(cfg: Config, reports: dict[str, Report]) -> str:
-    """The whole report as text: part by part, then a table of the classes' shares of the labelled pixels."""
+    """The reports as text: part by part, then a table of each class's share of the labelled pixels."""
     lines = []
     for report in reports.values():
         sizes = "".join(f", {w}x{h} ({n})" for (w, h), n in report.sizes.most_common(_SHOWN))
@@ -160,14 +174,14 @@ def summary(cfg: Config, reports: dict[str, Report]) -> str:
 
 
 def _label_names(cfg, part):
-    """The names of a part's classes in the table: the target's for both, but where the source's labels are others."""
+    """The names of a part's classes, in the order of the train ids of its labels."""
     classes = class_set(cfg)
     return (classes.labels if getattr(cfg, PARTS[part][0]) == cfg.target else classes).names
 
 
 def _share(pixels, names, name):
-    """Percent of one class of a part, as text: of the labelled pixels; None: of the ignored ones, of all pixels; "-"
-    where the part has no such class."""
+    """The share of a class among the labelled pixels of a part, in percent, as text; "-" if the part has no such class.
+    name None: the share of ignored pixels among all."""
     if name not in (*names, None):
         return "-"
     of_class, whole = pixels[IGNORE_INDEX], pixels.total()
@@ -177,6 +191,7 @@ def _share(pixels, names, name):
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """The command-line program; returns its exit code."""
     exit_codes = f"0 nothing would stop a run, {EXIT_WOULD_STOP} something would"
     options = parser(__doc__, "config/ldbe_config.yml", exit_codes)
     options.prog = "python -m dataset.check"
@@ -184,7 +199,7 @@ def main(arguments: list[str] | None = None) -> int:
                          help=f"what to read: {', '.join(PARTS)} (default: see above)")
     options.add_argument("overrides", nargs="*", metavar="key=value", help="set a key, e.g. worker=8")
     given = options.parse_intermixed_args(arguments)
-    split = [word for word in given.split if "=" not in word]  # what stands behind --split may be an override
+    split = [word for word in given.split if "=" not in word]  # --split takes all words behind it, overrides too
     for word in split:
         if word not in PARTS:
             options.error(f"argument --split: {word!r} is none of {', '.join(PARTS)}")

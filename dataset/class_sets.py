@@ -1,6 +1,5 @@
-"""Which classes a configuration's network and its target's labels have, and the protocols that score the one by the
-other."""
-from typing import Mapping
+"""The classes of a configuration's network and of its target's labels, and the protocols that compare the two."""
+from collections.abc import Mapping
 
 from dataset import labels
 from dataset.labels import Classes, ClassSet, Protocol
@@ -8,24 +7,28 @@ from utils.config import Config, DataConfig
 from utils.config_values import nearest
 from utils.errors import ConfigError
 
-_TAKEN = ("event", "step", "seconds")  # what a line of the log has beside the protocols
+_TAKEN = ("event", "step", "seconds")  # keys of a line of the log, beside the names of protocols
 
 
 def label_classes(section: DataConfig, num_classes: int) -> ClassSet:
-    """The classes that a section's label ids stand for, as the class set of a network that has the same: a folder's
-    `classes`; of a street set the 19, 16 or 13 that `num_classes` says, all 19 for another number."""
+    """The classes of a section's labels, as the class set of a network with the same classes.
+
+    Those of a folder are its `classes`; those of a street data set the 19, 16 or 13 of `num_classes`, for any other
+    number all 19.
+    """
     if section.type != "folder":
         return labels.street_class_set(labels.street_count(num_classes))
     count = len(section.classes)
     palette = section.palette or labels.default_palette(count)
-    return labels.own_class_set(tuple(section.classes), tuple(map(tuple, palette)),
+    return labels.own_class_set(tuple(section.classes), tuple((r, g, b) for r, g, b in palette),
                                 {f"{count} classes": tuple(range(count))})
 
 
 def class_set(cfg: Config) -> ClassSet:
-    """The classes of the network, of the target's labels, and the protocols that score them. Without the key
-    `protocols` all have the network's classes. With it, the full set and its street protocols are scored only where the
-    labels have the network's classes, then the declared ones.
+    """The classes of the network and of the target's labels, and the protocols that score the one by the other.
+
+    Without the key `protocols`, labels and protocols have the network's classes. With it, the declared protocols are
+    scored; before them the full set and its street protocols, if the labels have the network's classes.
 
     Raises ConfigError that names the key if a protocol names a class that is not there, or one twice.
     """
@@ -47,7 +50,7 @@ def class_set(cfg: Config) -> ClassSet:
 
 
 def require_network_classes(cfg: Config, section_name: str) -> None:
-    """Raise ConfigError if the labels of a section that is trained on have other classes than the network."""
+    """Raise ConfigError if a section to be trained on has labels of other classes than the network."""
     network, found = class_set(cfg), label_classes(cfg.section(section_name), cfg.num_classes)
     if cfg.target_data.protocols and found.names != network.names:
         raise ConfigError(f"source: the labels of {section_name} have the classes {', '.join(found.names)}, which the "
@@ -56,9 +59,11 @@ def require_network_classes(cfg: Config, section_name: str) -> None:
 
 
 def _network_classes(cfg: Config, own: ClassSet) -> tuple[Classes, str]:
-    """The network's classes, and in words whose they are. The first of: what `network_classes` names; those of the
-    source, where it is another section than the target; the target's own, if they are as many as the network has;
-    Cityscapes', if the network has 19, 16 or 13."""
+    """The network's classes, and where they come from, in words.
+
+    The first of: the key `network_classes`; the classes of the source, if it is another section than the target; those
+    of the target, if there are as many as the network has; those of Cityscapes, if the network has 19, 16 or 13.
+    """
     section, count = cfg.target_data, cfg.num_classes
     if section.network_classes:
         names = tuple(section.network_classes)
@@ -76,8 +81,11 @@ def _network_classes(cfg: Config, own: ClassSet) -> tuple[Classes, str]:
 
 def _protocol(where: str, declared: Mapping[str, tuple[str, ...]], own: ClassSet, network: Classes, origin: str,
               same: bool) -> Protocol:
-    """A declared protocol in numbers. Where labels have the network's classes (`same`), those that count as a class
-    count so in the labels, too, and the class may have any name; else it is the labels' class of that name."""
+    """A declared protocol with class numbers in place of names.
+
+    same: the labels have the network's classes. Then the listed classes are merged in the labels too, and the merged
+    class may have any name. Else a class of the protocol is the labels' class of that name.
+    """
     claimed = {}
     for name, members in declared.items():
         if not same and name not in own.names:

@@ -1,12 +1,15 @@
-"""Reading image and label files. What is missing, damaged, of another kind or too large raises a DataError that names
-the file and what it is; sizes are checked in the header, before anything is decoded or allocated."""
+"""Reading image and label files.
+
+A file that is missing, damaged, of another kind or too large raises a DataError that names it and says what it is.
+Sizes are checked in the header, before anything is decoded or allocated.
+"""
 import functools
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Callable, Iterator
 
 import numpy as np
 from PIL import Image
@@ -17,16 +20,19 @@ from utils.errors import DataError
 
 @dataclass(frozen=True)
 class Bands:
-    """What the images of a data set are read as. count: channels, 1..16. value_range: (low, high) for all of them, or
-    low, high of each one after the other: the values of files of more than 8 bits that become 0 and 255; None: such
-    files are refused. section: the data set's name, for messages."""
+    """How many channels the images of a data set have, and how their values become 8-bit.
+
+    count: channels, 1..16. value_range: (low, high) for all of them, or low, high of each one after the other: the
+    values that become 0 and 255 in files of more than 8 bits; None: such files are refused. section: the data set's
+    name, for messages.
+    """
 
     count: int = 3
     value_range: tuple[float, ...] | None = None
     section: str = ""
 
     def key(self, name: str) -> str:
-        """The configuration's name of `bands` or `value_range`."""
+        """The full name of the configuration key `bands` or `value_range`."""
         return f"{self.section}.{name}" if self.section else name
 
 
@@ -34,21 +40,23 @@ RGB = Bands()
 
 
 def read_image(path: Path, bands: Bands = RGB) -> np.ndarray:
-    """The image's pixels uint8 [H, W, bands.count], turned as its orientation tag says.
+    """The image's pixels uint8 [H, W, bands.count], rotated and flipped as its orientation tag says.
 
-    A grey or colour file of 8 bits or fewer is read as a viewer shows it: as RGB where there are 3 bands, grey ones
-    too, as grey where there is 1; one alpha channel is left out, unless there are as many bands as channels. Files of
-    other numbers of channels are read as they are stored. Values of more than 8 bits, signed and floating-point ones
-    are mapped to 0..255 by `to_8_bits`; without a range, RGB of 16 bits keeps its high bytes, and others are refused.
-    Raises DataError, also where the file has another number of bands.
+    A grey or colour file of up to 8 bits is read as a viewer shows it: with 3 bands as RGB, also if it is grey; with 1
+    band as grey. An alpha channel is left out, unless there are as many bands as channels. Files with other numbers
+    of channels are read as they are stored. Values of more than 8 bits, signed and floating-point ones are mapped to
+    0..255 by `to_8_bits`; without a range, of 16-bit RGB the high bytes are taken, and others are refused. Raises
+    DataError, also if the file has another number of bands.
     """
     with _opened(path, "an image") as picture:
         return _turned(_pixels_of(path, picture, bands)(), picture.orientation)
 
 
 def to_8_bits(samples: np.ndarray, value_range: tuple[float, ...]) -> np.ndarray:
-    """Integers or floats [H, W, K] -> uint8 [H, W, K]: round((v - low) * 255 / (high - low)) of v clipped to low..high,
-    with one low, high for all bands or one for each, in float64, ties to even. Raises ValueError for NaN and infinity.
+    """Map integers or floats [H, W, K] to uint8: round((v - low) * 255 / (high - low)) of v clipped to low..high.
+
+    value_range: low, high for all bands, or low, high of each. Computed in float64, ties rounded to even. Raises
+    ValueError for NaN and infinity.
     """
     limits = np.resize(np.asarray(value_range, float), (samples.shape[2], 2))
     result = np.empty(samples.shape, np.uint8)
@@ -64,10 +72,11 @@ def to_8_bits(samples: np.ndarray, value_range: tuple[float, ...]) -> np.ndarray
 
 
 def read_label_ids(path: Path) -> np.ndarray:
-    """Label ids uint8 or uint16 [H, W] as the file stores them, turned as its orientation tag says, if it has one.
+    """Label ids uint8 or uint16 [H, W] as the file stores them, rotated and flipped as its orientation tag says.
 
-    One lossless channel of up to 16 bits (or of 32 with ids up to 65535): grey or palette (the index is the id) in PNG,
-    BMP, TIFF, PGM or PBM; or 16-bit RGB in a PNG (the id is in the first channel, as in SYNTHIA). Raises DataError.
+    The file has one lossless channel of up to 16 bits (or of 32 with ids up to 65535): grey or palette (the index is
+    the id) in PNG, BMP, TIFF, PGM or PBM; or it is a 16-bit RGB PNG (the id is in the first channel, as in SYNTHIA).
+    Raises DataError for other files.
     """
     with _opened(path, "a label") as picture:
         if picture.ids is None:
@@ -87,7 +96,7 @@ def read_label(path: Path, table: np.ndarray) -> np.ndarray:
 
 
 def read_size(path: Path, bands: Bands = RGB) -> tuple[int, int]:
-    """(width, height) of an image as `read_image` gives it, without decoding the pixels. Raises DataError."""
+    """(width, height) of an image as `read_image` returns it, without decoding the pixels. Raises DataError."""
     with _opened(path, "an image") as picture:
         _pixels_of(path, picture, bands)
         return picture.size[::-1] if picture.orientation > 4 else picture.size
@@ -101,15 +110,16 @@ def require_same_size(image_path: Path, size: tuple[int, int], label_path: Path,
                         "pair out of the list.")
 
 
-def _pixels_of(path, picture: formats.Picture, bands: Bands) -> Callable[[], np.ndarray]:
-    """A function that decodes the pixels uint8 [H, W, bands.count]. Raises DataError where the header rules it out."""
+def _pixels_of(path: Path, picture: formats.Picture, bands: Bands) -> Callable[[], np.ndarray]:
+    """A function that decodes the pixels, uint8 [H, W, bands.count]. Raises DataError if the header already shows that
+    they cannot be read."""
     unread, count = f"{path}: cannot be read as an image ({picture.what}):", bands.count
     if picture.rgb is None and picture.samples is None:
         raise DataError(f"{unread} save it as a " + (
             "PNG or JPEG of one picture, grey or RGB, 8 bits per channel." if count in (1, 3) else
             f"TIFF of one page of {count} channels, grey or RGB and extra ones, compressed without loss."))
     whole = count == picture.channels
-    shown = picture.channels <= picture.colours + 1 and count in (picture.colours, 3)  # but for one alpha channel
+    shown = picture.channels <= picture.colours + 1 and count in (picture.colours, 3)  # 1: an alpha channel, left out
     if not (whole or shown):
         raise DataError(f"{path}: has {picture.channels} bands ({picture.what}), expected {count}: take it out, or set "
                         f"{bands.key('bands')} to what all files have.")
@@ -127,14 +137,14 @@ def _pixels_of(path, picture: formats.Picture, bands: Bands) -> Callable[[], np.
 
 
 def _stacked(samples, count, whole):
-    """Samples [H, W] or [H, W, channels] -> [H, W, count]: all, or the colours alone, of grey three times."""
+    """Samples [H, W] or [H, W, channels] -> [H, W, count]: all of them, or the colours alone, grey repeated."""
     samples = samples if samples.ndim == 3 else samples[:, :, None]
     return samples if whole else samples[:, :, np.arange(count) if samples.shape[2] > 2 else [0] * count]
 
 
 @functools.lru_cache(64)
 def _table(kind, low, high):
-    """uint8 [65536]: what becomes of every 16-bit pattern; `kind`: numpy's letter of the type."""
+    """uint8 [65536]: the 8-bit value of each 16-bit pattern. kind: numpy's letter of the 16-bit type."""
     return _mapped(np.arange(65536, dtype=np.uint16).view(kind), low, high)
 
 
@@ -148,7 +158,7 @@ def _as_displayed(path):
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels [H, W, ...] as displayed: the orientation (EXIF 2.3) says where row 0 and column 0 of the file belong."""
+    """Pixels [H, W, ...] as displayed; the orientation (EXIF 2.3) says where row 0 and column 0 of the file belong."""
     if orientation == 1:
         return pixels
     pixels = pixels.swapaxes(0, 1) if orientation > 4 else pixels
@@ -157,12 +167,13 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path, kind) -> Iterator[formats.Picture]:
+def _opened(path: Path, kind: str) -> Iterator[formats.Picture]:
+    """The picture in a file, open within the block. Errors of opening and decoding become a DataError."""
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # a pipe that nobody writes to is never open
+        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe without a writer never returns
             raise OSError("not a file")
         with warnings.catch_warnings(), open(path, "rb") as file:
-            warnings.simplefilter("ignore")  # remarks on metadata that nobody uses
+            warnings.simplefilter("ignore")  # on metadata that is not used here
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield formats.read_header(file)
     except DataError:

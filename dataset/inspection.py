@@ -1,12 +1,12 @@
-"""Reading samples to see whether they can be read, in parallel, and the training split as `on_bad_sample` has it."""
+"""Checking in parallel whether samples can be read; the samples that a run trains and validates on."""
 import hashlib
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Callable, Iterator
 
 import numpy as np
 
-from dataset import files, labels, loaders, segmentation
+from dataset import files, labels, loaders, missing_labels, segmentation
 from dataset.class_sets import require_network_classes
 from dataset.segmentation import Sample
 from utils.config import Config, DataConfig
@@ -15,12 +15,12 @@ from utils.progress import Progress
 
 NO_VALIDATION = "validation skipped"
 NO_ACCURACY = "the accuracy of pseudo labels is not reported"
-_LOOKED_AT, _SHOWN = 8, 6  # labels whose ids are compared with the table before a run, ids in a warning
+_LOOKED_AT, _SHOWN = 8, 6  # label files that are compared with the id table before a run; ids that a warning lists
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What reading one sample showed. Errors name the file; `pixels`: label id -> number of its pixels."""
+    """The result of reading one sample. Errors name the file. pixels: label id -> number of its pixels."""
 
     image_error: str | None = None
     label_error: str | None = None
@@ -30,7 +30,7 @@ class Finding:
 
 
 def inspect(sample: Sample) -> Finding:
-    """Read a sample as training would. Without a label path there is no label to judge."""
+    """Read a sample as training would. A sample without a label path has no label error."""
     image = image_error = ids = label_error = None
     try:
         image = files.read_image(sample.image, sample.bands)
@@ -52,22 +52,22 @@ def inspect(sample: Sample) -> Finding:
 
 
 def findings(samples: list[Sample], workers: int, watch: Callable = iter) -> Iterator[Finding]:
-    """`inspect` of every sample, in their order, in `workers` processes (0: in this one). watch(loader) -> iterator:
-    shows the pace (`progress_of`)."""
+    """`inspect` every sample, in order, in `workers` processes (0: in this one). watch(loader) -> iterator over it that
+    shows the progress (`progress_of`)."""
     return iter(watch(loaders.ReadingLoader(inspect, samples, workers, lambda sample: str(sample.image))))
 
 
 def progress_of(cfg: Config, title: str) -> Callable:
-    """Loader -> the loader with its pace shown as `screen` and `print_freq` have it."""
+    """A function: loader -> iterator over it that shows the progress, as `screen` and `print_freq` say."""
     return lambda loader: Progress(loader, title, cfg.print_freq, cfg.screen)
 
 
 def readable(samples: list[Sample], labels_needed: bool, workers: int,
              watch: Callable = iter) -> tuple[list[Sample], list[tuple[Sample, str]]]:
-    """Which samples training can read: (those, [(sample, what is wrong with it)]), both in order. watch: of `findings`.
+    """The samples that training can read, and [(sample, what is wrong with it)], both in order. watch: see `findings`.
 
-    With `labels_needed` a sample with a broken label is left out. Without, its image alone decides: labels of the
-    target must not choose what is trained on, so the sample stays, without the label.
+    labels_needed: samples with a broken label are left out. Else only the image counts: the target's labels must not
+    decide what is trained on. So the sample is kept, without its label.
     """
     good, broken = [], []
     for sample, found in zip(samples, findings(samples, workers, watch), strict=True):
@@ -79,12 +79,12 @@ def readable(samples: list[Sample], labels_needed: bool, workers: int,
 
 
 def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tuple[list[Sample], list[str]]:
-    """The training split of a section as `on_bad_sample` has it: (samples, remarks for the log on what was left out).
+    """The samples of a section to train on, and remarks for the log on what was left out.
 
-    error: all that is there; files must exist, their content is not looked at. skip: what `readable` leaves, before
-    anything is drawn at random, so that order and augmentation stay functions of seed, round, epoch and index.
-    Raises DataError, with skip if nothing is left; ConfigError if labels that are needed have other classes than the
-    network (`require_network_classes`).
+    on_bad_sample=error: all samples; the files must exist, but are not read here. skip: the samples of `readable`. They
+    are chosen before anything is drawn at random, so order and augmentation are functions of seed, round, epoch and
+    index. Raises DataError if files are missing or no sample can be read; ConfigError if labels that are needed have
+    other classes than the network (`require_network_classes`).
     """
     section, skip = cfg.section(section_name), cfg.on_bad_sample == "skip"
     if labels_needed:
@@ -94,7 +94,7 @@ def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tup
         lines += _accuracy_remarks(section_name, section, samples)
     if not skip:
         if labels_needed:
-            segmentation.require_labels(section_name, section, "train", samples)
+            missing_labels.require_labels(section_name, section, "train", samples)
             lines += unknown_ids(cfg, section_name, samples)
         return samples, lines
     if not labels_needed and not labels_compared(cfg, samples):
@@ -113,40 +113,43 @@ def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tup
 
 
 def no_images(section_name: str, section: DataConfig, split: str) -> str:
-    """The remark that a split without images cannot be scored."""
+    """A remark that a split without images cannot be validated on, and why it has none."""
     return f"{NO_VALIDATION}: {section_name} has no images in its split {split!r}: " + (
         f"its list {section.data_list_val!r} is empty" if section.data_list_val else
         f"none matches {segmentation.image_pattern(section, split)!r}")
 
 
 def some_labels(lost: str, missing: int, samples: list[Sample]) -> str:
-    """The remark that not all of the samples have a label."""
+    """A remark that `missing` of the samples have no label. lost: what is not possible for that reason."""
     return f"{lost}: {missing} of {len(samples)} labels are not there"
 
 
 def _accuracy_remarks(section_name, section, samples):
-    """Where labels are not needed: that some are there but cannot be used."""
+    """Remarks on missing labels of the target's training split, which only the accuracy of pseudo labels needs."""
     missing = sum(not (s.label and os.path.isfile(s.label)) for s in samples)
     if missing < len(samples):
         return [some_labels(NO_ACCURACY, missing, samples)] if missing else []
-    why = segmentation.why_no_labels(section_name, section, "train", samples)
+    why = missing_labels.why_no_labels(section_name, section, "train", samples)
     return [why.remark(NO_ACCURACY)] if why.surprising else []
 
 
 def validation_samples(cfg: Config) -> tuple[list[Sample], list[str]]:
-    """(the target's validation split if it can be scored, else nothing; remarks for the log on why not, and on what was
-    left out). Raises DataError, also if only some of the images have labels."""
+    """The samples of the target to validate on, and remarks for the log on what was left out.
+
+    There are none if the split has no images or no labels; a remark says why. Raises DataError, also if only some of
+    the images have labels.
+    """
     samples, remarks = segmentation.find_split(cfg.target, cfg.target_data, "val", required=False)
     if not samples:
         return [], [*remarks, no_images(cfg.target, cfg.target_data, "val")]
-    if not segmentation.has_labels(samples):
-        why = segmentation.why_no_labels(cfg.target, cfg.target_data, "val", samples)
+    if not missing_labels.has_labels(samples):
+        why = missing_labels.why_no_labels(cfg.target, cfg.target_data, "val", samples)
         return [], [*remarks, why.remark(NO_VALIDATION)]
     return samples, remarks + unknown_ids(cfg, cfg.target, samples)
 
 
 def never_seen(cfg: Config, section_name: str, names: list[str], where: str) -> str:
-    """What is said of classes of a section without a single pixel, and what helps; where: in which labels."""
+    """A warning that the classes `names` of a section have no pixel, and what to check. where: in which labels."""
     kind, counted = cfg.section(section_name).type, "python -m dataset.check counts the ids that the files hold"
     if kind == "folder":
         advice = (f"check {section_name}.label_ids and {section_name}.classes ({counted}; masks of 0 and 255 need "
@@ -159,15 +162,18 @@ def never_seen(cfg: Config, section_name: str, names: list[str], where: str) -> 
 
 
 def unknown_ids(cfg: Config, section_name: str, samples: list[Sample]) -> list[str]:
-    """A warning, if any, of ids that a section's table does not know, in a few labels spread over the samples: label
-    files of another numbering (Cityscapes' labelIds for train ids, say) would be read wrong without a word."""
+    """A list of at most one warning, on label ids that the section's table does not have.
+
+    A few labels, spread over the samples, are read. Label files with another numbering (Cityscapes' labelIds in place
+    of train ids, say) would be read wrong without any error.
+    """
     section = cfg.section(section_name)
     known = segmentation.known_ids(section)
     key = "label_ids" if section.type == "folder" else "data_dir"
     for sample in samples[:: -(-len(samples) // _LOOKED_AT)] if samples else ():
         try:
             found = np.flatnonzero(np.bincount(files.read_label_ids(sample.label).ravel()))
-        except DataError:  # who reads it will say so
+        except DataError:  # reported when it is read for use
             continue
         if unknown := sorted({*found.tolist()} - known):
             more = f" and {len(unknown) - _SHOWN} more" if len(unknown) > _SHOWN else ""
@@ -179,5 +185,5 @@ def unknown_ids(cfg: Config, section_name: str, samples: list[Sample]) -> list[s
 
 
 def labels_compared(cfg: Config, samples: list[Sample]) -> bool:
-    """Whether a round reads the target's training labels, for the accuracy of its pseudo labels: only if all exist."""
+    """Whether the accuracy of pseudo labels is measured: it is wanted, and all training labels of the target exist."""
     return cfg.plabel_accuracy and all(s.label and os.path.isfile(s.label) for s in samples)

@@ -1,8 +1,9 @@
-"""Label conventions, each written once: ignore index, class names, colours, id tables, evaluation protocols.
+"""Label conventions: ignore index, class names, colours, id tables, evaluation protocols.
 
 Sources: the Cityscapes label table (Cordts et al., CVPR 2016); the SYNTHIA-RAND-CITYSCAPES class list (Ros et al.,
 CVPR 2016) in the train-id mapping of the domain-adaptation literature.
 """
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,12 +29,12 @@ SYNTHIA_IDS = {
     3: 0, 4: 1, 2: 2, 21: 3, 5: 4, 7: 5, 15: 6, 9: 7, 6: 8, 16: 9, 1: 10, 10: 11, 17: 12, 8: 13, 18: 14, 19: 15, 20: 16,
     12: 17, 11: 18,
 }
-# Ids of the published label files that belong to no class (ego vehicle, static, ...); any other is a surprise.
+# Ids of the published label files that belong to no class (ego vehicle, static, ...). Any other id is reported.
 CITYSCAPES_VOID = frozenset(range(34)) - CITYSCAPES_IDS.keys()
 SYNTHIA_VOID = frozenset((0, 13, 14, 22))
 
-# Train ids of each street protocol: SYNTHIA never shows terrain, truck and train; the 13-class score leaves out wall,
-# fence and pole as well.
+# Train ids of each street protocol. SYNTHIA has no terrain, truck and train; the 13-class score leaves out wall, fence
+# and pole as well.
 STREET_PROTOCOLS = {
     19: tuple(range(19)),
     16: tuple(c for c in range(19) if c not in (9, 14, 16)),
@@ -43,7 +44,7 @@ STREET_PROTOCOLS = {
 
 @dataclass(frozen=True)
 class Classes:
-    """Names and colours (red, green, blue) of classes: number c is `names[c]`, drawn in `palette[c]`."""
+    """Names and colours of classes: class c is `names[c]`, drawn in `palette[c]` (red, green, blue in 0..255)."""
 
     names: tuple[str, ...]
     palette: tuple[tuple[int, int, int], ...]
@@ -54,9 +55,12 @@ class Classes:
 
 @dataclass(frozen=True)
 class Protocol:
-    """What is scored as one class: pixels labelled with a train id of `labelled[k]` are of class `names[k]`, and those
-    that the network gives a class of `predicted[k]` are called so. No train id, and no class of the network, stands in
-    two of them. A train id that stands in none is not scored; a predicted class that stands in none is wrong."""
+    """Which classes a score has, and which train ids and network classes count as each.
+
+    Class k is `names[k]`. Labelled as k are the pixels with a train id of `labelled[k]`, predicted as k those for which
+    the network predicts a class of `predicted[k]`. No train id and no network class belongs to two classes. Pixels with
+    a train id of no class are not scored; a prediction of no class is wrong.
+    """
 
     names: tuple[str, ...]
     labelled: tuple[tuple[int, ...], ...]
@@ -65,22 +69,24 @@ class Protocol:
 
 @dataclass(frozen=True)
 class ClassSet(Classes):
-    """The classes that a network tells apart (channel c of its logits is `names[c]`), those of the labels that it is
-    compared with (train id c is `labels.names[c]`), and the protocols that score the one by the other, by name. Where
-    labels have the network's own classes, the first protocol has all of them."""
+    """The classes of a network, those of the labels, and the protocols that score the network by the labels.
+
+    Channel c of the network's logits is `names[c]`, train id c of the labels is `labels.names[c]`. protocols: name ->
+    protocol. If the labels have the network's classes, the first protocol has all of them.
+    """
 
     labels: Classes
     protocols: dict[str, Protocol]
 
     @property
     def main(self) -> Protocol:
-        """The first protocol, by which the accuracy of pseudo labels is counted."""
+        """The first protocol, by which the accuracy of pseudo labels is measured."""
         return next(iter(self.protocols.values()))
 
 
 def own_class_set(names: tuple[str, ...], palette: tuple[tuple[int, int, int], ...],
                   protocols: dict[str, tuple[int, ...]]) -> ClassSet:
-    """The class set of labels that have the network's own classes; protocols: name -> the classes that it scores."""
+    """The class set of a network with labels of the same classes. protocols: name -> numbers of the classes scored."""
     def scored(members):
         each = tuple((c,) for c in members)
         return Protocol(tuple(names[c] for c in members), each, each)
@@ -88,7 +94,7 @@ def own_class_set(names: tuple[str, ...], palette: tuple[tuple[int, int, int], .
 
 
 def street_class_set(num_classes: int) -> ClassSet:
-    """The 19 Cityscapes classes, or the 16 or 13 of them that a network without the others was trained on.
+    """The class set of a network with the 19 Cityscapes classes, or with the usual 16 or 13 of them.
 
     Raises KeyError for any other number.
     """
@@ -100,18 +106,19 @@ def street_class_set(num_classes: int) -> ClassSet:
 
 
 def street_count(num_classes: int) -> int:
-    """The street classes that labels are read with for a network of `num_classes`: all 19 where it has others."""
+    """The number of street classes that labels are read with: `num_classes` of the network if it is 19, 16 or 13, for
+    any other network 19."""
     return num_classes if num_classes in STREET_PROTOCOLS else 19
 
 
-def street_table(label_ids: dict[int, int], num_classes: int) -> np.ndarray:
-    """Look-up table of a street data set for a network of 19, 16 or 13 classes (see `lookup_table`)."""
+def street_table(label_ids: Mapping[int, int], num_classes: int) -> np.ndarray:
+    """The `lookup_table` of a street data set for a network of 19, 16 or 13 classes."""
     kept = STREET_PROTOCOLS[num_classes]
     return lookup_table({i: kept.index(t) for i, t in label_ids.items() if t in kept})
 
 
-def lookup_table(label_ids: dict[int, int]) -> np.ndarray:
-    """uint8 [65536]: label id (up to 16 bits) -> train id; every id not in `label_ids` -> IGNORE_INDEX."""
+def lookup_table(label_ids: Mapping[int, int]) -> np.ndarray:
+    """uint8 [65536]: label id of up to 16 bits -> train id. Ids that are not in `label_ids` get IGNORE_INDEX."""
     table = np.full(65536, IGNORE_INDEX, np.uint8)
     for label_id, train_id in label_ids.items():
         table[label_id] = train_id

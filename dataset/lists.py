@@ -1,21 +1,23 @@
-"""Lists of images: text files with an image a line, or an image and its label. As in `dataset.patterns`, paths are text
-below data_dir."""
+"""Reading lists of images: text files with one image a line, or one image and its label. As in `dataset.patterns`,
+paths are text below data_dir."""
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, NamedTuple
+from typing import NamedTuple
 
 from dataset.patterns import LABEL_EXTENSIONS, Pattern, Tree, composed, join
 from utils.errors import DataError
 
-THERE, MISSING, OUTSIDE, UNFIT = range(4)  # of a written name: a file, none, not below data_dir, not of the pattern
-_LONGEST, _MOST_WORDS = 8192, 50  # of a line with two names; each further blank is one more way to read it
+# What a name in a list is: a file, no file, not below data_dir, or a path that does not match the pattern.
+THERE, MISSING, OUTSIDE, UNFIT = range(4)
+_LONGEST, _MOST_WORDS = 8192, 50  # characters and words of a line; each blank is one more way to split it
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A line of a list. The files need not be there; label: None if the line names none."""
+    """A line of a list: its number, image and label (None if it names none). The files need not exist."""
 
     number: int
     image: str
@@ -24,14 +26,15 @@ class Entry:
 
 def read_list(section_name: str, list_file: str, tree: Tree, images: Pattern, labels: Pattern | None,
               free_labels: bool) -> tuple[list[Entry], list[str]]:
-    """(the images that a list names, remarks on what was passed over).
+    """The entries of a list, and remarks on what was ignored in it.
 
-    Names may hold blanks, may be written as `Places` has it, and may leave out the image's ending. What follows an
-    image, behind a tab, a comma, a semicolon or blanks, is its label if it ends as one: a file that matches `labels`
-    or, with `free_labels`, any below data_dir or below the labels' folder. A line that begins with # and names no file
-    is a comment. Raises OSError or ValueError if the list cannot be read, DataError that names the line where one
-    leaves data_dir, does not match, where some lines name a label and others do not, or where one is too long for two
-    names.
+    Names may hold blanks, may be written in the ways of `Places`, and may lack the image's ending. The text behind an
+    image, after a tab, a comma, a semicolon or blanks, is its label if it ends like one: a file that matches `labels`
+    or, with `free_labels`, any file below data_dir or below the labels' folder. A line that begins with # and names no
+    file is a comment.
+
+    Raises OSError or ValueError if the list cannot be read. Raises DataError, which names the line, if a name leaves
+    data_dir or does not match, if some lines name a label and others do not, or if a line is too long for two names.
     """
     reader = _Reader(section_name, list_file, tree, images, labels, free_labels)
     entries = [entry for number, line in _lines(list_file) if (entry := reader.entry(number, line))]
@@ -43,8 +46,11 @@ def read_list(section_name: str, list_file: str, tree: Tree, images: Pattern, la
 
 
 class Places:
-    """The ways to write a file below a data set's folder: below data_dir or any folder on the way to `folder`, with or
-    without a slash in front, as an absolute path, with ~, with backslashes."""
+    """Finds the file that a written name means, in any of the usual ways to write it.
+
+    A name may be relative to data_dir or to any folder on the way to `folder`, with or without a slash in front; it may
+    be an absolute path, begin with ~, and have backslashes.
+    """
 
     def __init__(self, tree: Tree, folder: str):
         self.tree = tree
@@ -55,8 +61,8 @@ class Places:
                           ((os.path.abspath(tree.root), ""), *zip(self._real, ("", folder)))]
 
     def find(self, written: str, pattern: Pattern, added: str = "") -> tuple[str | None, int]:
-        """(path, THERE or MISSING), (None, OUTSIDE) or (None, UNFIT) of a written name with `added` behind it. A file
-        below data_dir that does not match the pattern is UNFIT, however it is written."""
+        """(path, THERE or MISSING), (None, OUTSIDE) or (None, UNFIT) for a written name with `added` appended. A file
+        below data_dir that does not match the pattern is UNFIT."""
         missing, unfit = None, False
         for form in dict.fromkeys((written, written.replace("\\", "/"), os.path.expanduser(written))):
             parts = [part for part in form.split("/") if part not in ("", ".")]
@@ -75,12 +81,12 @@ class Places:
         return None, OUTSIDE if written.startswith("/") and not unfit else UNFIT
 
     def inside(self, path: str) -> bool:
-        """Whether the file is, with all links followed, below data_dir or below `folder`."""
+        """Whether the file is below data_dir or below `folder`, after following all links."""
         real = os.path.realpath(self.tree.root / path)
         return any(real.startswith(os.path.join(folder, "")) for folder in self._real)
 
     def _readings(self, path, absolute):
-        """(path below data_dir, whether it is but a guess) of a written path."""
+        """Yields (path below data_dir, whether it is only a guess) for each way to read a written path."""
         if not absolute:
             yield from ((join(folder, path), False) for folder in self._folders)
             return
@@ -104,8 +110,8 @@ def _lines(path: str) -> list[tuple[int, str]]:
 
 
 def _cuts(text: str) -> Iterator[tuple[str, str]]:
-    """The ways to read a text as a file name, which may hold blanks and commas, and what follows it: all of it, cut at
-    a tab, at a comma or semicolon, at any blanks."""
+    """Yields the ways to split a text into a file name, which may hold blanks and commas, and the rest: not at all, at
+    a tab, at a comma or semicolon, at blanks."""
     stripped = text.strip()
     yield from dict.fromkeys([(text, ""), (stripped, "")])
     for separator in (r"\s*\t\s*", r"\s*[,;]\s*", r"\s+"):
@@ -114,7 +120,7 @@ def _cuts(text: str) -> Iterator[tuple[str, str]]:
 
 
 class _Reading(NamedTuple):
-    """One way to read a line."""
+    """One way to read a line: name of the image, the rest, and what each of them was found to be."""
 
     text: str
     rest: str
@@ -125,12 +131,12 @@ class _Reading(NamedTuple):
 
     @property
     def complete(self):
-        """Whether all that is written names files that are there."""
+        """Whether the whole line names existing files."""
         return self.state == THERE and (not self.rest or self.label_state == THERE)
 
 
 class _Reader:
-    """The lines of one list, and what was passed over in them."""
+    """Reads the lines of one list, and collects what was ignored in them."""
 
     def __init__(self, section_name, list_file, tree, images, labels, free_labels):
         self.section_name, self.list_file, self.images, self.labels = section_name, list_file, images, labels
@@ -140,7 +146,7 @@ class _Reader:
         self.comments, self.no_labels = [], []  # line numbers; (line number, text)
 
     def entry(self, number: int, line: str) -> Entry | None:
-        """The line's entry, None for a comment."""
+        """The entry of a line, None for a comment. Raises DataError for a line that cannot be read."""
         if "\0" in line:
             raise DataError(f"{self.list_file}, line {number}: {line!r} holds a zero byte: save the list as text in "
                             "UTF-8.")
@@ -172,7 +178,7 @@ class _Reader:
         return Entry(number, best.image, best.label)
 
     def _reading(self, text, rest, ending=""):
-        """The line cut into `text`, a name that may lack its ending, and the label at the start of `rest`, if any."""
+        """The reading of a line as an image, `text` with `ending` appended, and a label at the start of `rest`."""
         image, state = self.image_places.find(text, self.images, ending)
         labels = [] if state in (OUTSIDE, UNFIT) or not rest else [
             (*self.label_places.find(part, pattern), len(part))
@@ -181,6 +187,7 @@ class _Reader:
         return _Reading(text, rest, image, state, label, label_state)
 
     def remarks(self) -> list[str]:
+        """Remarks for the log on comments and on text that is no label."""
         found = []
         if self.comments:
             found.append(f"{self.list_file}: lines that begin with # are comments: {len(self.comments)} (the first: "
@@ -204,7 +211,7 @@ class _Reader:
         raise DataError(f"{self.list_file}, line {number}: {text!r} {fault}, as the images of {self.section_name} do.")
 
     def _refuse_label(self, number, rest):
-        """Where only the layout's own labels can be read, another label file is refused rather than passed over."""
+        """Raise DataError if `rest` names a label file that the layout cannot read; it must not be ignored."""
         named = next((text for text, _ in _cuts(rest) if self.any_label.name(text.lstrip("/"))), None)
         if named is not None:
             raise DataError(f"{self.list_file}, line {number}: the label {named!r} does not match "

@@ -1,6 +1,7 @@
-"""Configuration -> data loaders."""
+"""The data loaders of a configuration: crops to train on, whole images to label and evaluate."""
 import os
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,33 +15,33 @@ from utils.processes import map_in_order
 
 
 def source_loader(cfg: Config, samples: list[Sample], first: int = 0, pin_memory: bool = False) -> "ReadingLoader":
-    """Labelled crops of the source for the `num_steps` batches of stage 0, from batch number `first` on."""
+    """Batches of labelled source crops, as source_only trains on: numbers `first` to `num_steps` - 1."""
     table = segmentation.label_table(cfg.source_data, cfg.num_classes)
     return _crop_loader(cfg, samples, table, cfg.input_src, cfg.crop_src, 0, range(first, cfg.num_steps), pin_memory)
 
 
 def round_loader(cfg: Config, samples: list[Sample], epochs: int, round_index: int, first: int = 0,
                  pin_memory: bool = False) -> "ReadingLoader":
-    """Crops of the target with a round's pseudo labels, from batch number `first` of the round on; `samples` carry the
-    pseudo-label files as their labels."""
+    """Batches of target crops with pseudo labels, from number `first` of the round on. The labels of `samples` are the
+    pseudo-label files."""
     return _target_loader(cfg, samples, labels.lookup_table({c: c for c in range(cfg.num_classes)}), epochs,
                           round_index, first, pin_memory)
 
 
 def target_loader(cfg: Config, samples: list[Sample], epochs: int, round_index: int, first: int = 0,
                   pin_memory: bool = False) -> "ReadingLoader":
-    """The same crops of the target without labels, whatever labels the samples have."""
+    """Batches of the same crops as `round_loader`, without labels, whether the samples have labels or not."""
     return _target_loader(cfg, samples, None, epochs, round_index, first, pin_memory)
 
 
 def round_steps(cfg: Config, num_samples: int, epochs: int) -> int:
-    """Steps of one round: `epochs` passes over the target, at least one step, at most num_steps."""
+    """The number of steps of a round: `epochs` passes over the target, at least one step, at most `num_steps`."""
     return min(cfg.num_steps, max(1, epochs * num_samples // cfg.batch_size))
 
 
 def whole_image_loader(cfg: Config, section_name: str, samples: list[Sample], with_labels: bool,
                        pin_memory: bool = False) -> "ReadingLoader":
-    """Every image of `samples` once, in order, one at a time, never padded or repeated."""
+    """Whole images at the evaluation size (`views.WholeImages`): each sample once, in order, in batches of one."""
     section = cfg.section(section_name)
     table = segmentation.label_table(section, cfg.num_classes) if with_labels else None
     return _image_loader(cfg, views.WholeImages(samples, section.input_size, table), pin_memory)
@@ -48,13 +49,13 @@ def whole_image_loader(cfg: Config, section_name: str, samples: list[Sample], wi
 
 def whole_label_loader(cfg: Config, section_name: str, samples: list[Sample],
                        pin_memory: bool = False) -> "ReadingLoader":
-    """The label of every sample once, in order, uint8 [H, W] train ids."""
+    """The labels of whole images, uint8 [H, W] train ids: each sample once, in order."""
     table = segmentation.label_table(cfg.section(section_name), cfg.num_classes)
     return _image_loader(cfg, views.WholeLabels(samples, table), pin_memory)
 
 
 def crop_keys(seed: int, round_index: int, num_samples: int, count: int) -> list[tuple[int, int, int]]:
-    """(round, epoch, index) of `count` crops: epoch after epoch, each a permutation of the samples."""
+    """(round, epoch, index) of the first `count` crops of a round. Each epoch is a permutation of the samples."""
     keys = []
     for epoch in range(-(-count // num_samples)):
         order = np.random.default_rng([seed, round_index, epoch]).permutation(num_samples)
@@ -63,20 +64,21 @@ def crop_keys(seed: int, round_index: int, num_samples: int, count: int) -> list
 
 
 def worker_count(cfg: Config) -> int:
-    """`worker`, but no more than the cores that this process may use: more only get in each other's way."""
+    """The number of reading processes: `worker`, at most the cores that this process may use; more are no faster."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cfg.worker, cores)
 
 
 class ReadingLoader:
-    """Items or batches read ahead in `workers` processes (0: in this one, when asked for); each iteration begins again.
+    """An iterable over read(key) for each key, in order, computed ahead in `workers` processes (0: in this one).
 
-    read(key) -> item, for every key, in their order; titles(key) -> the files that it reads, for messages. An item is a
-    tensor, or a dict of tensors and plain values. pin_memory: tensors come in page-locked memory. An error comes as it
-    was raised, at the item that raised it. While an item is awaited, a signal raises Stopped (`interrupt.waiting`).
+    An item is a tensor, or a dict of tensors and plain values. titles(key): the files that an item is read from, for
+    messages. pin_memory: tensors are in page-locked memory. Each iteration starts from the first key. An error of
+    read(key) is raised when that item is asked for. While an item is waited for, a signal raises Stopped
+    (`interrupt.waiting`).
     """
 
-    def __init__(self, read: Callable[[Any], Any], keys: list, workers: int, titles: Callable[[Any], str] = str,
+    def __init__(self, read: Callable[[Any], Any], keys: Sequence, workers: int, titles: Callable[[Any], str] = str,
                  pin_memory: bool = False):
         self.read, self.keys, self.workers, self.titles = read, keys, workers, titles
         self.finish = _pinned if pin_memory else lambda item: item
@@ -119,12 +121,13 @@ def _crop_loader(cfg, samples, table, shorter_edge, crop, round_index, steps, pi
 
 
 class Batches:
-    """Batch keys -> the crops of those keys, tensors stacked, names as a list."""
+    """Makes a batch of crops: a list of crop keys -> {name: stacked tensors, or a list of other values}."""
 
     def __init__(self, crops: views.TrainingCrops):
         self.crops = crops
 
     def __call__(self, keys: list) -> dict[str, Tensor | list[str]]:
+        """The batch of the crops with these keys."""
         items = [self.crops[key] for key in keys]
         return {name: torch.stack(values) if isinstance(values[0], Tensor) else values
                 for name, values in ((name, [item[name] for item in items]) for name in items[0])}

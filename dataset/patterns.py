@@ -1,8 +1,9 @@
-"""Patterns of file names and the folders that they are looked for in. All paths here are text below data_dir, with "/";
-what comes out is written as it is on disk.
+"""Patterns of file names, and finding the files that match them. All paths are text below data_dir, with "/"; returned
+paths are spelled as on disk.
 
-File names are compared as people read them: letters with accents may be composed or decomposed (NFC / NFD), and the
-ending may be in any case. Where two files would do, the one that is written exactly so is meant, else it is an error.
+Two spellings of a file name are taken for equal if people read them as equal: letters with accents may be composed or
+decomposed (NFC / NFD), and the ending may be in any case. If two files fit a name, the one with the exact spelling is
+taken; if there is none, it is an error.
 """
 import os
 import re
@@ -18,7 +19,7 @@ IMAGE_EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".tif", ".tiff", "
 LABEL_EXTENSIONS = (".png", ".bmp", ".tif", ".tiff", ".pgm", ".pbm", ".pnm", ".ppm")  # the first is the usual one
 # Pictures that are not read.
 OTHER_PICTURES = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jpe", ".tga", ".dng", ".exr", ".psd", ".svg")
-# Folders that systems and viewers put among images, in lower case; those that begin with a dot are left out anyway.
+# Folders that systems and viewers create among images, in lower case. Those that begin with a dot are left out anyway.
 NO_DATA = frozenset({
     "__macosx", "@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot", "lost+found",
     "$recycle.bin", "recycler", "system volume information", "thumb", "thumbs", "thumbnail", "thumbnails", "preview",
@@ -26,16 +27,18 @@ NO_DATA = frozenset({
 
 
 def composed(text: str) -> str:
-    """The text with accents as one character with their letter, where there is one (Unicode NFC)."""
+    """The text in Unicode NFC: a letter with an accent is one character, where there is one."""
     return unicodedata.normalize("NFC", text)
 
 
 @dataclass(frozen=True)
 class Pattern:
-    """Where files are: `folder/`, any sub-folders, `prefix`, the stem, `suffix` (None: one of `extensions`). A part `*`
-    of `folder` stands for one folder of any name. A file's name is what the stars stand for, its sub-folders and its
-    stem, joined by "/": unique among the files that match the pattern. exact: of the suffix only what follows its last
-    dot may be in another case."""
+    """A pattern of file paths: `folder/`, any sub-folders, `prefix`, the stem, `suffix` (None: one of `extensions`).
+
+    A part `*` of `folder` stands for one folder of any name. The name of a file is what the stars stand for, its
+    sub-folders and its stem, joined by "/"; it is unique among the files that match. exact: only the part of the suffix
+    behind its last dot may be in another case.
+    """
 
     folder: str
     prefix: str
@@ -45,7 +48,7 @@ class Pattern:
 
     @classmethod
     def parse(cls, text: str, split: str, extensions: tuple[str, ...], exact: bool = False) -> "Pattern":
-        """A pattern as it is configured, with `{split}` and `{name}`; without `{name}` it is a folder."""
+        """The pattern of a configured text with `{split}` and `{name}`. A text without `{name}` is a folder."""
         text = str(PurePosixPath(text.replace("{split}", split)))
         before, name, suffix = text.partition("{name}")
         folder, _, prefix = before.rpartition("/") if name else (text, "", "")
@@ -56,11 +59,11 @@ class Pattern:
 
     @property
     def endings(self) -> tuple[str, ...]:
-        """What a matching path may end in."""
+        """The texts that a matching path may end in."""
         return self.extensions if self.suffix is None else (self.suffix,)
 
     def ending(self, path: str) -> str | None:
-        """The end of a path whose case is free, None if the path does not match."""
+        """The part at the end of a path that may be in any case; None if the path does not match."""
         if self.name(path) is None:
             return None
         return os.path.splitext(path)[1] if self.exact or not self.suffix else self.suffix
@@ -81,7 +84,7 @@ class Pattern:
         return expression(str), expression(composed)
 
     def name(self, path: str) -> str | None:
-        """The name of the file at `path`, None if the path does not match."""
+        """The name of the file at `path`; None if the path does not match."""
         exactly, tolerantly = self._expressions
         match = exactly.fullmatch(path) or tolerantly.fullmatch(composed(path))
         if match is None:
@@ -90,7 +93,7 @@ class Pattern:
         return "/".join([*stars, folders + stem])
 
     def path(self, name: str, ending: str | None = None) -> str | None:
-        """The path of the file of that name; None if the name has too few parts."""
+        """The path of the file with that name; None if the name has too few parts."""
         parts = iter(name.split("/"))
         folder = [next(parts, None) if part == "*" else part for part in self.folder.split("/") if part]
         *folders, stem = [*parts] or [None]
@@ -100,15 +103,15 @@ class Pattern:
 
 
 class Tree:
-    """What is below a folder; each folder is listed once, when it is first asked for. Raises DataError where one cannot
-    be listed."""
+    """The files and folders below `root`. Each folder is listed once, when it is first needed. Raises DataError if a
+    folder cannot be listed."""
 
     def __init__(self, root: str | Path):
         self.root = Path(root)
         self._entries, self._similar, self._folders = {}, {}, {}
 
     def entries(self, folder: str) -> dict[str, os.DirEntry]:
-        """Name -> entry of all that is in a folder, sorted; nothing if it is not there."""
+        """Name -> entry of everything in a folder, sorted by name; empty if there is no such folder."""
         if folder not in self._entries:
             try:
                 with os.scandir(self.root / folder) as found:
@@ -121,7 +124,7 @@ class Tree:
         return self._entries[folder]
 
     def folders(self, path: str) -> list[str]:
-        """The folders that `path` means, as they are on disk: first the one that is written exactly so, if any."""
+        """The folders that `path` may mean, as spelled on disk; one with the exact spelling comes first."""
         if path not in self._folders:
             found = [""]
             for part in filter(None, path.split("/")):
@@ -131,8 +134,8 @@ class Tree:
         return self._folders[path]
 
     def file(self, path: str, ending: str) -> str | None:
-        """The path as it is on disk of the file, or dangling link, that `path` means; None if there is none. ending:
-        the last letters of `path`, whose case is free."""
+        """The file, or dangling link, that `path` means, as spelled on disk; None if there is none. ending: the end of
+        `path` that may be in any case. Raises DataError if two files fit and neither has the exact spelling."""
         above, _, last = path.rpartition("/")
         for folder in self.folders(above):
             names = [name for name in self._match(folder, last, min(len(ending), len(last)))
@@ -145,7 +148,7 @@ class Tree:
         return None
 
     def _match(self, folder, name, free):
-        """The names in the folder that `name` may mean, that one first; the case of its last `free` letters is free."""
+        """The names in a folder that `name` may mean, an exact one first. Its last `free` letters have any case."""
         entries = self.entries(folder)
         if name in entries and free:
             return [name]
@@ -161,10 +164,12 @@ class Tree:
 
 
 def join(folder: str, name: str) -> str:
+    """The path of `name` in `folder`; "" is data_dir itself."""
     return f"{folder}/{name}" if folder else name
 
 
 def is_folder(entry: os.DirEntry) -> bool:
+    """Whether an entry is a folder or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself
@@ -172,7 +177,7 @@ def is_folder(entry: os.DirEntry) -> bool:
 
 
 def folders(tree: Tree, pattern: Pattern) -> list[str]:
-    """The folders that the pattern's `folder` stands for, in order, those of NO_DATA included."""
+    """The folders that match the pattern's `folder`, in order, those of NO_DATA included."""
     found = [""]
     for part in filter(None, pattern.folder.split("/")):
         if part == "*":
@@ -183,10 +188,11 @@ def folders(tree: Tree, pattern: Pattern) -> list[str]:
 
 
 def scan(tree: Tree, pattern: Pattern) -> tuple[list[str], list[str]]:
-    """(paths that match the pattern, those that match but are left out as no part of any data set), both sorted.
+    """The paths that match the pattern, and those that match but are left out as not meant to be data; both sorted.
 
-    Left out is what begins with a dot or lies in a folder that does or that NO_DATA names, unless the pattern itself
-    spells it. Linked folders are followed, each but once. A dangling link counts: reading will name it.
+    Left out are hidden files (their name begins with a dot), and files in hidden folders or in folders of NO_DATA,
+    unless the pattern itself spells the folder. Linked folders are followed, each once. A dangling link is returned:
+    reading it will be an error that names it.
     """
     found, left_out, seen = [], [], set()
     spelled = {*pattern.folder.split("/"), *(pattern.suffix or "").split("/")}

@@ -1,5 +1,5 @@
-"""The data sets: where each keeps its files and how its labels are read. What is listed but not there, or cannot be
-read, raises a DataError that names it."""
+"""The data sets: where each keeps its files, and how its labels are read. A file that is listed but missing, or cannot
+be read, raises a DataError that names it."""
 import hashlib
 import os
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ import numpy as np
 from dataset import labels
 from dataset.files import RGB, Bands, read_image, read_label, require_same_size
 from dataset.lists import Places, read_list
-from dataset.patterns import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, OTHER_PICTURES, Pattern, Tree, composed, folders, scan
+from dataset.patterns import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, OTHER_PICTURES, Pattern, Tree, composed, scan
 from utils.config import DataConfig
 from utils.errors import DataError
 
@@ -19,9 +19,9 @@ from utils.errors import DataError
 class Layout:
     """Where a data set keeps its files, below its data_dir.
 
-    Patterns hold `{split}` (train or val), `{name}` (a file's path below the folder, less what the pattern writes
-    around its last part) and, before that, `*` for one folder of any name. A pattern without `{name}` is a folder:
-    images of any known extension, labels of the same name and any extension that labels may have.
+    A pattern may hold `{split}` (train or val), `{name}` (a file's path below the folder, without the text of the
+    pattern before and behind its last part) and, before `{name}`, `*` for one folder of any name. A pattern without
+    `{name}` is a folder, of images with any known extension, or of labels with the same names and any known extension.
     """
 
     images: str
@@ -40,7 +40,7 @@ LAYOUTS = {
 
 @dataclass(frozen=True)
 class Sample:
-    """One image. `name` has no extension and is unique in its split; it names the pseudo label as well."""
+    """An image and its label. `name` has no extension and is unique in its split; pseudo labels are named by it."""
 
     name: str
     image: Path
@@ -49,15 +49,15 @@ class Sample:
 
 
 def label_table(section: DataConfig, num_classes: int) -> np.ndarray:
-    """uint8 [65536]: label id in the section's files -> train id (`labels.lookup_table`), the number of a class
-    of `class_sets.label_classes`. num_classes: of the network."""
+    """uint8 [65536]: label id in the section's files -> train id, the number of a class of `class_sets.label_classes`.
+    num_classes: of the network."""
     if section.type != "folder":
         return labels.street_table(LAYOUTS[section.type].label_ids, labels.street_count(num_classes))
     return labels.lookup_table(section.label_ids or {c: c for c in range(len(section.classes))})
 
 
 def known_ids(section: DataConfig) -> set[int]:
-    """The label ids that may occur in the section's files: those of its classes, the known void ones, IGNORE_INDEX."""
+    """The label ids that are expected in the section's files: those of its classes, known void ids, IGNORE_INDEX."""
     layout = LAYOUTS.get(section.type)
     ids = layout.label_ids if layout else section.label_ids or range(len(section.classes))
     return {*ids, *(layout.void_ids if layout else ()), labels.IGNORE_INDEX}
@@ -65,24 +65,25 @@ def known_ids(section: DataConfig) -> set[int]:
 
 def find_samples(section_name: str, section: DataConfig, split: str, required: bool = True,
                  complete: bool = True) -> list[Sample]:
-    """The samples of `find_split`."""
+    """The samples of `find_split`, without its remarks."""
     return find_split(section_name, section, split, required, complete)[0]
 
 
 def find_split(section_name: str, section: DataConfig, split: str, required: bool = True,
                complete: bool = True) -> tuple[list[Sample], list[str]]:
-    """(the images of a split with the label paths that belong to them, remarks on the files that were left out).
+    """The images of a split with their label paths, and remarks on the files that were left out.
 
-    The label files need not exist. The training split is what `data_list` lists, the validation split what
-    `data_list_val` lists, in that order; without a list the folder is scanned, linked folders too, and samples are in
-    order of path. A scan leaves out hidden files and the like (`patterns.scan`), and labels that lie among the images.
-    gta5 and synthia have one split. Raises DataError if the folder, the list or (unless `complete` is False) a listed
-    image is missing, if a name of a list leaves the folder, by `..` or by a link (data_dir and the pattern's folder may
-    be links themselves), if an image is its own label or two labels fit it, if two images share a name, or if nothing
-    is found and the split is `required`.
+    The label files need not exist. The training split is the list `data_list`, the validation split the list
+    `data_list_val`, in the order of the list. Without a list the folder is scanned, linked folders too, and the samples
+    are in order of path. A scan leaves out hidden files and the like (`patterns.scan`), and labels among the images.
+    gta5 and synthia have one split.
+
+    Raises DataError if the folder, the list or (unless `complete` is False) a listed image is missing; if a listed name
+    leaves the folder, by `..` or by a link (data_dir and the pattern's folder may themselves be links); if an image is
+    its own label or two labels fit it; if two images share a name; if nothing is found and the split is `required`.
     """
     root, list_key = Path(section.data_dir), "data_list" if split == "train" else "data_list_val"
-    images, labels_ = _patterns(section, split)
+    images, labels_ = patterns_of(section, split)
     if not os.path.isdir(root):
         stars = "; a * may stand in images and labels only" if "*" in str(root) else ""
         raise DataError(f"{section_name}.data_dir: no folder {str(root)!r}: give the folder that holds "
@@ -100,67 +101,21 @@ def find_split(section_name: str, section: DataConfig, split: str, required: boo
     return _samples(section_name, root, images, found, bands), remarks
 
 
+def patterns_of(section: DataConfig, split: str) -> tuple[Pattern, Pattern | None]:
+    """The patterns of a split's images and of their labels."""
+    layout = LAYOUTS.get(section.type) or Layout(section.images, section.labels)
+    exact = section.type in LAYOUTS  # IDD's _labelids hold other ids than Cityscapes' _labelIds
+    return (Pattern.parse(layout.images, split, IMAGE_EXTENSIONS, exact),
+            Pattern.parse(layout.labels, split, LABEL_EXTENSIONS, exact) if layout.labels else None)
+
+
 def image_pattern(section: DataConfig, split: str) -> str:
-    """Where the split's images are looked for, as text for messages."""
-    return str(Path(section.data_dir) / str(_patterns(section, split)[0]))
-
-
-def has_labels(samples: list[Sample]) -> bool:
-    """True if every sample's label file exists, False if none does. Raises DataError naming the first of a few gaps."""
-    missing = [s for s in samples if s.label is None or not os.path.isfile(s.label)]
-    if missing and len(missing) < len(samples):
-        raise DataError(f"{missing[0].image}: its label {missing[0].label} is missing ({len(missing)} of "
-                        f"{len(samples)} labels are): add it, or take the image out of the split.")
-    return not missing
-
-
-@dataclass(frozen=True)
-class NoLabels:
-    """Why no sample of a split has a label. surprising: labels were to be expected, so a key is likely to be wrong."""
-
-    reason: str
-    surprising: bool
-
-    def __str__(self):
-        return self.reason
-
-    def remark(self, lost: str) -> str:
-        """A line that says what is lost, and why; a warning if labels were to be expected."""
-        return f"{'warning: ' if self.surprising else ''}{lost}: {self.reason}"
-
-
-def why_no_labels(section_name: str, section: DataConfig, split: str, samples: list[Sample]) -> NoLabels:
-    """Why none of these samples has a label: what is expected, and what is there in its place."""
-    images, pattern = _patterns(section, split)
-    tree, first = Tree(section.data_dir), samples[0].label
-    if first is None:
-        return NoLabels(f"{section_name} has no labels: {section_name}.labels is not set", False)
-    if pattern is None:  # the list alone names them
-        pattern = Pattern.parse(first.parent.relative_to(tree.root).as_posix(), split, LABEL_EXTENSIONS)
-    missing = f"{section_name} has no labels for its split {split!r}: {first} is not there"
-    key = f"{section_name}.labels" if section.type == "folder" else f"{section_name}.data_dir"
-    if not folders(tree, pattern):
-        expected = section.type == "folder" or bool(tree.folders(pattern.folder.split("/")[0]))
-        return NoLabels(f"{missing}, nor is the folder {tree.root / pattern.folder}"
-                        + (f": correct {key}" if expected else ""), expected)
-    there = scan(tree, Pattern(pattern.folder, "", None, (*LABEL_EXTENSIONS, *IMAGE_EXTENSIONS)))[0]
-    other = next((path for path in there if images.name(path) is None), None)
-    if other is None:
-        return NoLabels(f"{missing}, nor is any other in its folder", False)
-    fault = ("and fits no image:" if other.lower().endswith(LABEL_EXTENSIONS) else
-             "of a kind that does not keep ids: save labels as PNG, or")
-    return NoLabels(f"{missing}, but {tree.root / other} is, {fault} correct {key}", True)
-
-
-def require_labels(section_name: str, section: DataConfig, split: str, samples: list[Sample]) -> None:
-    """Raise DataError unless every sample's label file exists."""
-    if not has_labels(samples):
-        raise DataError(f"{samples[0].image}: its label is missing, as are all others; this step needs them: "
-                        f"{why_no_labels(section_name, section, split, samples)}.")
+    """The path pattern of a split's images, for messages."""
+    return str(Path(section.data_dir) / str(patterns_of(section, split)[0]))
 
 
 def fingerprint(samples: list[Sample]) -> str:
-    """Hexadecimal SHA-256 of the names and the image files' sizes, which tells whether a data set has changed."""
+    """Hexadecimal SHA-256 of the samples' names and the sizes of the image files, to detect a changed data set."""
     listed = [(s.name, os.path.getsize(s.image) if os.path.isfile(s.image) else None) for s in samples]
     return hashlib.sha256(repr(listed).encode()).hexdigest()
 
@@ -172,16 +127,8 @@ def read_pair(sample: Sample, table: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return image, label
 
 
-def _patterns(section: DataConfig, split: str) -> tuple[Pattern, Pattern | None]:
-    """Where the split's images are, and their labels."""
-    layout = LAYOUTS.get(section.type) or Layout(section.images, section.labels)
-    exact = section.type in LAYOUTS  # IDD's _labelids hold other ids than Cityscapes' _labelIds
-    return (Pattern.parse(layout.images, split, IMAGE_EXTENSIONS, exact),
-            Pattern.parse(layout.labels, split, LABEL_EXTENSIONS, exact) if layout.labels else None)
-
-
 def _label(tree: Tree, labels_: Pattern | None, name: str) -> str | None:
-    """The label of the image of that name, as it is on disk; if it is not there, where it is expected."""
+    """The path of the label of the image of that name, as spelled on disk; if there is none, where it is expected."""
     if labels_ is None:
         return None
     expected = [labels_.path(name, ending) for ending in labels_.endings]
@@ -193,8 +140,11 @@ def _label(tree: Tree, labels_: Pattern | None, name: str) -> str | None:
 
 
 def _samples(section_name, root, images, found, bands):
-    """The samples of [(image, label or None)]: every name once, no image its own label. Accents do not tell names
-    apart by the way they are written: a label is found for both, and some disks take both for one."""
+    """The samples of [(image, label or None)]. Raises DataError if two share a name or an image is its own label.
+
+    Names that differ only in how accents are encoded are the same name: they would share a label, and some file systems
+    take them for one file.
+    """
     samples = {}
     for image, label in found:
         name = images.name(image)
@@ -217,7 +167,7 @@ def _how_alike(image, other):
 
 
 def _scanned(section_name, tree, images, labels_):
-    """([(image, label or None)], remarks) of all that matches; the labels of others lie among the images."""
+    """([(image, label or None)], remarks) of the scanned folder, without labels that lie among the images."""
     paths, hidden = scan(tree, images)
     label_of = {path: _label(tree, labels_, images.name(path)) for path in paths}
     others = {label for path, label in label_of.items() if label != path}
@@ -237,7 +187,7 @@ def _scanned(section_name, tree, images, labels_):
 
 
 def _listed(section_name, section, key, tree, images, labels_, complete):
-    """([(image, label or None)], remarks) of what the list of that key names, all of it below data_dir."""
+    """([(image, label or None)], remarks) of the list that `key` gives. Raises DataError for files outside data_dir."""
     list_file = getattr(section, key)
     try:
         entries, remarks = read_list(section_name, list_file, tree, images, labels_, section.type == "folder")

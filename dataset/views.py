@@ -1,6 +1,9 @@
-"""What training and evaluation see of a data set's samples: random crops, whole images, labels alone. No sample is ever
-replaced: whatever cannot be read raises a DataError that names the file."""
+"""Random crops, whole images, and labels alone of a data set's samples.
+
+A sample that cannot be read is never replaced by another: it raises a DataError that names the file.
+"""
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,20 +13,22 @@ from dataset.files import read_image, read_label, read_label_ids, read_size, req
 from dataset.segmentation import Sample, read_pair
 from utils.errors import DataError
 
-_LARGEST = 2**28  # pixels of a resized image, of which a crop may need a strip of any length: 800 MB
+_LARGEST = 2**28  # pixels of a resized image, 800 MB: a crop may need a strip of any length of it
 
 
 class TrainingCrops:
-    """Random crops, addressed by (round, epoch, index): a crop is a function of these and the seed alone, whatever
-    number of workers draws it. Items: image uint8 [crop, crop, K] (RGB), name, and, where a table is given, label
-    uint8 [crop, crop] train ids."""
+    """Random crops, addressed by (round, epoch, index).
+
+    A crop is a function of these and the seed alone; the number of workers does not matter. Items: image uint8
+    [crop, crop, K] (RGB), name, and, if a table is given, label uint8 [crop, crop] of train ids.
+    """
 
     def __init__(self, samples: list[Sample], table: np.ndarray | None, shorter_edge: int, crop: int,
                  scales: tuple[float, ...], mirror: bool, seed: int):
         self.samples, self.table, self.seed = samples, table, seed
         self.shorter_edge, self.crop, self.scales, self.mirror = shorter_edge, crop, scales, mirror
 
-    def __getitem__(self, key: tuple[int, int, int]):
+    def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any]:
         sample = self.samples[key[2]]
         image, ids = read_image(sample.image, sample.bands), None
         if self.table is not None:
@@ -42,30 +47,34 @@ class TrainingCrops:
 
 
 class WholeImages:
-    """Whole images at the evaluation size. Items: image uint8 [1, h, w, K] (RGB), size (H, W) of the file, name, and,
-    where a table is given, label uint8 [H, W] train ids."""
+    """Whole images at the evaluation size `input_size`, (width, height).
+
+    Items: image uint8 [1, h, w, K] (RGB), size (H, W) of the file, name, and, if a table is given, label uint8 [H, W]
+    of train ids at the size of the file.
+    """
 
     def __init__(self, samples: list[Sample], input_size: tuple[int, int], table: np.ndarray | None = None):
-        self.samples, self.input_size, self.table = samples, tuple(input_size), table
+        self.samples, self.input_size, self.table = samples, input_size, table
 
     def __len__(self):
         return len(self.samples)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
-        item = {"name": sample.name}
+        item: dict[str, Any] = {"name": sample.name}
         if self.table is None:
             image = read_image(sample.image, sample.bands)
         else:
             image, label = read_pair(sample, self.table)
             item["label"] = torch.from_numpy(label)
         item["size"] = image.shape[:2]
-        item["image"] = torch.from_numpy(transforms.resize_image(image, self.input_size[::-1])).unsqueeze(0)
+        width, height = self.input_size
+        item["image"] = torch.from_numpy(transforms.resize_image(image, (height, width))).unsqueeze(0)
         return item
 
 
 class WholeLabels:
-    """The labels of whole images alone. Items: uint8 [H, W] train ids, checked to have the image's size."""
+    """The labels of whole images. Items: uint8 [H, W] of train ids, checked to have the size of the image."""
 
     def __init__(self, samples: list[Sample], table: np.ndarray):
         self.samples, self.table = samples, table
@@ -73,7 +82,7 @@ class WholeLabels:
     def __len__(self):
         return len(self.samples)
 
-    def __getitem__(self, index: int):
+    def __getitem__(self, index: int) -> torch.Tensor:
         sample = self.samples[index]
         label = read_label(sample.label, self.table)
         require_same_size(sample.image, read_size(sample.image, sample.bands), sample.label, label)

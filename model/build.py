@@ -1,4 +1,4 @@
-"""Configuration -> device and network."""
+"""Building the network and choosing the device that a configuration asks for."""
 from typing import cast
 
 import torch
@@ -15,11 +15,11 @@ AUTOCAST = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of th
 
 def build_model(cfg: Config, device: torch.device, weights: str | None = None,
                 load: bool = True) -> tuple[Segmenter, LoadReport]:
-    """The network of a configuration with `weights` (default: init_weight) loaded: (network on device, what was
-    loaded). load: False leaves it as it was built, for weights that come from elsewhere. On the CPU the process keeps
-    the memory that it frees from now on, unless `checkpointing` asks for little of it.
+    """Build the network of a configuration on a device and load its weights: (network, report on what was loaded).
 
-    Raises CheckpointError if the weights do not fit, ConfigError if the network cannot be built or does not do.
+    weights: a checkpoint to load in place of `init_weight`. load: False loads none, for a caller that loads them later.
+    On the CPU, the process from now on keeps the memory that it frees, unless `checkpointing` asks to save memory.
+    Raises CheckpointError if the weights do not fit, ConfigError if the network cannot be built or used.
     """
     if device.type == "cpu" and not cfg.checkpointing:
         keep_freed_memory()
@@ -42,7 +42,8 @@ def build_model(cfg: Config, device: torch.device, weights: str | None = None,
 
 
 def pick_device(name: str) -> torch.device:
-    """`auto`: the first GPU, else the CPU. Raises ConfigError if a GPU is asked for that is not there."""
+    """The device of a name; `auto` is the first GPU, or the CPU if there is none. Raises ConfigError if a GPU is asked
+    for that is not there."""
     device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(f"device: {name!r} is not there ({torch.cuda.device_count()} GPUs found): use auto or cpu.")

@@ -1,6 +1,7 @@
 """Reading a checkpoint file: what kind of file it is, and its content as plain tensors and containers.
 
-A file is told by its content, not by its ending. Of pickles only tensors, plain containers and numbers are built.
+The kind is recognised by the content, not by the file's suffix. Of pickles, only tensors, plain containers and numbers
+are built.
 """
 import contextlib
 import json
@@ -16,7 +17,7 @@ import torch
 
 from utils.errors import CheckpointError, first_line
 
-_HEAD = 4096  # bytes looked at
+_HEAD = 4096  # bytes by which the kind is recognised
 _CONVERT = "convert it to a PyTorch state dict with this network's names (conv1 bn1 layer1..4 layer5.conv2d_list.0..3)"
 _JOIN = "join the state dicts of all parts into one file and give that"
 _UNPACK = "unpack it and give the checkpoint in it"
@@ -42,7 +43,7 @@ _KINDS = (  # offset and bytes, what such a file is, what to do
 _ENDINGS = {".onnx": "an ONNX model", ".pb": "a TensorFlow graph", ".tflite": "a TensorFlow Lite model",
             ".caffemodel": "a Caffe model", ".pdparams": "a Paddle model", ".pdmodel": "a Paddle model",
             ".mlmodel": "a Core ML model", ".engine": "a TensorRT engine", ".trt": "a TensorRT engine"}
-# Classes whose objects people save beside their weights, and how such an object starts where it is filled item by item.
+# Classes whose objects are often saved beside weights -> the empty container to be filled item by item, or None.
 _HARMLESS = {
     **dict.fromkeys((
         "argparse.Namespace", "types.SimpleNamespace", "torch.torch_version.TorchVersion", "collections.ChainMap",
@@ -62,11 +63,11 @@ _HARMLESS = {
 
 
 def read_content(path: Path) -> object:
-    """What a checkpoint file holds, on the CPU.
+    """The content of a checkpoint file, on the CPU.
 
-    Nothing in the file is run: of a pickle, tensors and plain containers are built, and objects of harmless classes
-    (numpy scalars, `argparse.Namespace`, paths, ...) become empty stand-ins. Raises CheckpointError if the file is
-    missing, damaged or of another kind, or needs more than that.
+    No code in the file is run. Of a pickle, tensors and plain containers are built; objects of harmless classes (numpy
+    scalars, `argparse.Namespace`, paths, ...) become empty stand-ins. Raises CheckpointError if the file is missing,
+    damaged or of another kind, or needs more than that.
     """
     if not os.path.isfile(path):  # False for impossible names too
         raise CheckpointError(f"{path}: {_no_file(path)}.")
@@ -92,7 +93,7 @@ def _no_file(path):
 
 
 def _foreign(path, head):
-    """(what the file is, what to do) for a file of a kind that is not read here, else None."""
+    """(what the file is, what to do) for a file of a kind that cannot be read here, else None."""
     for offset, mark, what, advice in _KINDS:
         if head[offset:].startswith(mark):
             return what, advice
@@ -115,11 +116,11 @@ def _foreign(path, head):
 
 
 def _foreign_archive(path):
-    """`_foreign` for zip archives, which torch's own files are too."""
+    """`_foreign` for zip archives; torch's own files are zip archives too."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except Exception:  # damaged: torch says so
+    except Exception:  # damaged, which torch will report
         return None
     if any(name.endswith("/constants.pkl") or "/code/" in name for name in names):
         export = f"import torch; torch.save(torch.jit.load({json.dumps(str(path))}, \"cpu\").state_dict(), " \
@@ -138,7 +139,8 @@ def _foreign_archive(path):
 
 
 def _is_safetensors(path, head):
-    """The format starts with the length of its JSON header, 8 bytes, little endian."""
+    """Whether a file is in safetensors' format, which starts with the length of its JSON header in 8 little-endian
+    bytes."""
     starts = head[8:9] == b"{" and int.from_bytes(head[:8], "little") < 2**48
     return starts or path.suffix.lower() == ".safetensors" and not head.startswith((b"PK", b"\x80"))
 
@@ -160,7 +162,7 @@ def _read_pickle(path):
     try:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
-                # torch never compresses
+                # torch's own files are never compressed
                 if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size:
                     raise ValueError("a compressed archive, which may unpack to any size")
         with warnings.catch_warnings(), _harmless_classes():
@@ -186,8 +188,8 @@ def _beside(path):
 
 @contextlib.contextmanager
 def _harmless_classes():
-    """Within, torch's unpickler puts a stand-in wherever a file names one of `_HARMLESS`: the real classes, and what
-    their constructors do with a file's bytes, stay out of it."""
+    """Within, torch's unpickler uses a stand-in for each class of `_HARMLESS` that a file names, so that the real
+    classes' constructors never see the file's bytes."""
     before = list(torch.serialization.get_safe_globals())
     torch.serialization.add_safe_globals(_STAND_INS)
     try:
@@ -198,8 +200,8 @@ def _harmless_classes():
 
 
 def _stand_in(full_name, container):
-    """A class that goes by `full_name`, takes any arguments and state, and keeps nothing; `container`: the type in
-    whose empty object it results instead, for items that follow."""
+    """A class of the name `full_name` that takes any arguments and state and keeps nothing. container: a type of which
+    an empty object is made instead, for classes whose items follow."""
     module, _, name = full_name.rpartition(".")
     return type(name, (), {
         "__module__": module, "__qualname__": name,

@@ -1,5 +1,5 @@
-"""From other hands' DeepLabV2 to ours: its heads, told by their shapes, and the input that it was trained with, told by
-the scale of its first layer."""
+"""Conversion of other projects' DeepLabV2 checkpoints: which head they use, recognised by the heads' shapes, and the
+input that they were trained with, recognised by the scale of the first layer."""
 import math
 import re
 
@@ -11,7 +11,7 @@ from utils.constants import HOUSE_INPUT, InputConvention
 
 
 def convert(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor], tuple[str, ...]]:
-    """Recognise a network's kind by names and shapes: (kind, tensors under our names, names dropped).
+    """Recognise the kind of a DeepLabV2 by names and shapes: (kind, tensors under our names, names dropped).
 
     - Caffe initialisation: every name starts with `Scale.`; its 21-class head is dropped.
     - torchvision: has `fc.weight`, which is dropped.
@@ -38,7 +38,8 @@ def convert(tensors: dict[str, Tensor]) -> tuple[str, dict[str, Tensor], tuple[s
 
 
 def sum_of_heads(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One head for two on the same features, whose score maps are the sums of theirs: a convolution is linear."""
+    """Replace two heads on the same features by one, whose scores are the sums of theirs, as a convolution is linear.
+    Raises ValueError if the network has no two heads of one shape."""
     heads = [{k.removeprefix(head): v for k, v in tensors.items() if k.startswith(head)}
              for head in ("layer5.", "layer6.")]
     if not heads[0] or heads[0].keys() != heads[1].keys() or any(
@@ -49,12 +50,12 @@ def sum_of_heads(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def untrained_branches(weights: list[Tensor], heads: int = 1) -> list[bool | None]:
-    """Of each of a head's convolution weights float [C, in, 3, 3]: True if it cannot be told from its random start
-    N(0, 0.01), False if it lies far from it, None in between. heads: how many `sum_of_heads` has added up to this one.
+    """For each of a head's convolution weights, float [C, in, 3, 3]: True if it looks like its random start N(0, 0.01),
+    False if it lies far from that, None in between. heads: the number of heads that `sum_of_heads` has added up.
 
-    Near: within 5 standard deviations for all weights, for the sums over the nine taps, which training moves together,
-    and for the centre taps. Far: beyond 12 for the centre taps alone. Those get one and the same gradient in every
-    branch that is summed, so branches trained together do not fall on both sides, however small the images were.
+    True: within 5 standard deviations for all weights, for the sums over the nine taps, which training moves together,
+    and for the centre taps. False: beyond 12 for the centre taps. These get the same gradient in every branch that is
+    summed, so of branches trained together no one is False and another True, however small the images were.
     """
     def state(weight):
         values = weight.detach().double() / math.sqrt(heads)
@@ -65,15 +66,15 @@ def untrained_branches(weights: list[Tensor], heads: int = 1) -> list[bool | Non
 
 
 def _from_start(values, std):
-    """How far values lie from N(0, std), in standard deviations of their mean or of the logarithm of their variance,
-    whichever is more."""
+    """How far values lie from N(0, std): the larger of the distances of their mean and of the logarithm of their
+    variance, in standard deviations of each."""
     variance = max(values.square().mean().item(), 1e-300)
     return max(abs(values.mean().item()) / std * math.sqrt(values.numel()),
                abs(math.log(variance / std**2)) * math.sqrt(values.numel() / 2))
 
 
 def _head_input(tensors, head):
-    """Channels that a head reads, None if the file has no such head."""
+    """The number of input channels of a head, None if the file has no such head."""
     weight = tensors.get(f"{head}.conv2d_list.0.weight")
     return weight.shape[1] if weight is not None and weight.ndim == 4 else None
 
@@ -92,10 +93,11 @@ def _without(name, prefix, tensors):
 def recognise_input(tensors: dict[str, Tensor]) -> str | None:
     """The input that a network was trained with, a name of INPUTS, by the scale of its first layer; None if unclear.
 
-    `input_scale` is about 1 for RGB / 255 with mean and std, and about (255 x 0.226)^2 = 3300 for 0..255. Up to 10 and
-    from 300 on count as clear, unless the network never saw an image: bn1's statistics are at their start, 0 and 1, or
-    a variance near 1 stands on weights at their start N(0, 0.01), which gives about 50. Nor does a variance count that
-    is a hundredth of what noise would give: photographs, and filters trained on them, give more than noise.
+    `input_scale` is about 1 for RGB / 255 with mean and std, and about (255 x 0.226)^2 = 3300 for 0..255. Values up to
+    10 and from 300 on are clear, with two exceptions. The first is a network that never saw an image: bn1's statistics
+    are at their start, 0 and 1, or its variance is near 1 while the weights are at their start N(0, 0.01), which gives
+    about 50. The second is a variance of a hundredth of what noise would give, as photographs, and filters trained on
+    them, give more than noise.
     """
     weight, mean, variance = (tensors.get(name) for name in ("conv1.weight", "bn1.running_mean", "bn1.running_var"))
     if weight is None or mean is None or variance is None or weight.ndim != 4 or weight.shape[1] != 3:
@@ -110,12 +112,13 @@ def recognise_input(tensors: dict[str, Tensor]) -> str | None:
 
 
 def input_scale(weight: Tensor, variance: Tensor) -> float:
-    """Variance that a batch norm behind a first convolution has seen, over that which its weights float [out, 3, h, w]
-    give on photographs in RGB / 255 with mean and std; the median over the channels.
+    """Scale of a network's input variance: the running variance of the batch norm after the first convolution, divided
+    by the variance that the convolution's weights, float [out, 3, h, w], give on photographs in RGB / 255 with mean and
+    std; the median over the channels.
 
-    Photographs are modelled by a variance of 1.5 per channel, a correlation of 0.95 between channels and of
-    exp(-distance / 15) between pixels. Normalised by this rather than by the weights' squares, smooth filters, edge
-    filters and random ones agree.
+    Photographs are modelled with a variance of 1.5 per channel, a correlation of 0.95 between channels and of
+    exp(-distance / 15) between pixels. With this model, other than with the weights' squares, smooth filters, edge
+    filters and random filters give similar scales.
     """
     height, width = weight.shape[2:]
     pixels = torch.cartesian_prod(torch.arange(height), torch.arange(width)).double()
@@ -127,13 +130,13 @@ def input_scale(weight: Tensor, variance: Tensor) -> float:
 
 def convert_input(tensors: dict[str, Tensor], given: InputConvention,
                   wanted: InputConvention = HOUSE_INPUT) -> dict[str, Tensor]:
-    """A network that was trained with the input `given`, for the input `wanted`: its conv1 and bn1 are changed.
+    """Convert a network that was trained with the input `given` to the input `wanted`, by changing its conv1 and bn1.
 
     With a pixel p = s u + o, where u is the wanted input, the given one is (s u + o - o') / s' (`on_pixels` has offset
     o and scale s), so the first convolution becomes (W s / s') * u + k with k = sum over input channels and taps of
-    W (o - o') / s': scaled weights on channels in their new order, and a constant that bn1 takes off with its running
-    mean (the batch's mean contains it by itself). Equal but at the image's border, where zero padding stands for o here
-    and for o' there.
+    W (o - o') / s': scaled weights on channels in their new order, and a constant, which bn1 subtracts with its running
+    mean (a batch's mean contains it already). The results are equal except at the image's border, where zero padding
+    stands for o with one input and for o' with the other.
     """
     (offset, scale), (new_offset, new_scale) = (
         (torch.tensor(v, dtype=torch.float64).view(1, 3, 1, 1) for v in c.on_pixels()) for c in (given, wanted))

@@ -1,4 +1,4 @@
-"""DeepLabV2 (Chen et al., TPAMI 2018) on a ResNet with output stride 8, under the parameter names that the field's
+"""DeepLabV2 (Chen et al., TPAMI 2018) on a ResNet with output stride 8. Its parameters have the names that published
 checkpoints use: conv1 bn1 layer1..layer4 layer5.conv2d_list.0..3."""
 import functools
 import math
@@ -16,7 +16,8 @@ WEIGHT_STD = 0.01  # convolution weights start at N(0, WEIGHT_STD)
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions with a shortcut; the stride sits on the first 1x1, as in Caffe's ResNet."""
+    """A ResNet block of 1x1, 3x3 and 1x1 convolutions with a shortcut. The stride is that of the first 1x1, as in
+    Caffe's ResNet."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, dilation: int, project: bool):
         super().__init__()
@@ -41,8 +42,8 @@ class Bottleneck(nn.Module):
 
 
 class Head(nn.Module):
-    """Sum of the first `branches` of four parallel dilated 3x3 convolutions with bias. The others are kept, so that
-    files have one set of names, but are not computed and get no gradient."""
+    """The classifier: the sum of the first `branches` of four parallel dilated 3x3 convolutions with bias. The other
+    branches exist, so that all files have the same names, but are unused and get no gradient."""
 
     def __init__(self, in_channels: int, num_classes: int, branches: int = len(DILATIONS)):
         super().__init__()
@@ -53,7 +54,7 @@ class Head(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """float [B, in_channels, h, w] -> logits float32 (float64 for float64) [B, C, h, w].
 
-        One matrix product for the 9 taps of each convolution, whose results are then shifted and added up:
+        One matrix product computes the 9 taps of each convolution; their results are then shifted and added up. This is
         much faster than four convolutions with few output channels (`python -m bench head`).
         """
         used: list[Any] = list(self.conv2d_list)[:self.branches]
@@ -66,15 +67,14 @@ class Head(nn.Module):
 
 
 class DeepLabV2(nn.Module):
-    """The segmentation network.
+    """The paper's segmentation network.
 
-    layers: bottlenecks in each of the four stages, (3, 4, 23, 3) for ResNet-101. width: channels of the stem, 64 there;
-    the stages have width, 2, 4 and 8 times width, times 4 behind each block. head_branches: how many of the head's four
-    convolutions are summed, 1 to 4. Convolution weights start at N(0, 0.01).
+    layers: bottlenecks in each of the four stages, (3, 4, 23, 3) for ResNet-101. width: channels of the stem, 64 for
+    ResNet-101; the four stages have 1, 2, 4 and 8 times width, and each block gives 4 times as many. head_branches: how
+    many of the head's four convolutions are summed, 1 to 4. Convolution weights start at N(0, 0.01).
 
-    An attribute changes how it is computed, not what. checkpointing: in training keep only the input of stem and
-    bottlenecks (every second one in a deep stage) and compute the rest again in the backward pass: less memory, one
-    more forward pass.
+    checkpointing, an attribute: in training keep only the input of the stem and of the bottlenecks (of every second one
+    in a deep stage), and compute the rest again in the backward pass; this needs less memory and one more forward pass.
     """
 
     def __init__(self, num_classes: int, layers: tuple[int, ...] = (3, 4, 23, 3), width: int = 64,
@@ -97,7 +97,7 @@ class DeepLabV2(nn.Module):
     def score_map(self, x: Tensor) -> Tensor:
         """Logits float [B, C, h, w] at output stride 8; x as in `forward`."""
         again = self.checkpointing and self.training and torch.is_grad_enabled()
-        # Nothing in it draws random numbers.
+        # No random state is kept, as the network draws no random numbers.
         run = functools.partial(recomputed, preserve_rng_state=False) if again else _run
         x = run(self._stem, self.bn1, x)
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
@@ -106,7 +106,7 @@ class DeepLabV2(nn.Module):
         return self.layer5(x)
 
     def compile_blocks(self) -> list[Bottleneck]:
-        """Fuse each bottleneck with torch.compile, in place; returns them."""
+        """Compile each bottleneck with torch.compile, in place, and return all of them."""
         bottlenecks = [module for module in self.modules() if isinstance(module, Bottleneck)]
         for module in bottlenecks:
             module.compile()
@@ -124,8 +124,9 @@ class DeepLabV2(nn.Module):
 
 
 def _parts(stage: nn.Sequential) -> list[nn.Sequential]:
-    """The stage in parts of s blocks. Checkpointing keeps n / s inputs of one size and, for one part at a time, about
-    four times that size a block: least at s = sqrt(n / 4) (Chen et al., 2016, choose sqrt(n) for equal sizes)."""
+    """Split a stage of n blocks into parts of s blocks. Checkpointing keeps n / s inputs and, of one part at a time,
+    about four times an input's size for each block. The sum is smallest at s = sqrt(n / 4); Chen et al., 2016, choose
+    sqrt(n), for equal sizes."""
     size = max(1, round(math.sqrt(len(stage) / 4)))
     return [stage[i: i + size] for i in range(0, len(stage), size)]
 
@@ -135,7 +136,7 @@ def _run(call, _owner, x):
 
 
 def _stage(in_channels: int, channels: int, blocks: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
-    """The first block of every stage has a projection shortcut: there the channels or the stride change."""
+    """A stage of bottlenecks. The first has a projection shortcut, as its channels or its stride change."""
     first = Bottleneck(in_channels, channels, stride, dilation, project=True)
     rest = [Bottleneck(channels * EXPANSION, channels, 1, dilation, project=False) for _ in range(blocks - 1)]
     return nn.Sequential(first, *rest)

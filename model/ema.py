@@ -1,4 +1,4 @@
-"""The teacher of boundary enhancement: an exponential moving average of the student."""
+"""A mean teacher: an exponential moving average of the student."""
 import copy
 
 import torch
@@ -6,16 +6,16 @@ from torch import nn
 
 
 def ema_decay(updates: int, ema_alpha: float) -> float:
-    """Share of the old teacher that update number `updates` (from 0) keeps: `min(1 - 1/(t+1), ema_alpha)`; the first
-    update copies the student, early ones average all students so far."""
+    """Share of the old teacher that update number t = `updates` (from 0) keeps: `min(1 - 1/(t+1), ema_alpha)`. The
+    first update copies the student; early ones average all students so far."""
     return min(1 - 1 / (updates + 1), ema_alpha)
 
 
 class Teacher:
     """A copy of the student that follows it: theta' <- a theta' + (1 - a) theta with a = `ema_decay`.
 
-    Parameters are averaged. Batch-norm buffers are copied: with batch statistics nobody reads them, and with running
-    ones the teacher normalises as the student does.
+    Parameters are averaged. Batch-norm buffers are copied: they are unused with batch statistics, and with running
+    statistics the teacher normalises as the student does.
     """
 
     def __init__(self, student: nn.Module, ema_alpha: float):
@@ -25,7 +25,7 @@ class Teacher:
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:
-        """Move towards the student's weights as they are now."""
+        """Move towards the student's current weights."""
         decay = ema_decay(self.updates, self.ema_alpha)
         mine, theirs = ([p.detach() for p in network.parameters()] for network in (self.model, student))
         torch._foreach_mul_(mine, decay)
@@ -35,7 +35,7 @@ class Teacher:
         self.updates += 1
 
     def state_dict(self) -> dict:
-        """Its weights and the number of updates so far."""
+        """The teacher's weights, and the number of updates so far."""
         return {"model": self.model.state_dict(), "updates": self.updates}
 
     def load_state_dict(self, state: dict) -> None:

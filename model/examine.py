@@ -1,4 +1,4 @@
-"""Trying a network out before it is used."""
+"""A trial of a network before it is used."""
 from pathlib import Path
 
 import torch
@@ -12,14 +12,13 @@ _TINY = (64, 256)  # pixels a side of the image that a network is tried on
 
 
 def examine(segmenter: Segmenter) -> None:
-    """One pass over a tiny black image, in evaluation mode, which changes nothing of the network: raises ConfigError if
-    it fails, or gives something else than one score per class; finds what `checkpointing` and `compile_blocks` must
-    leave alone."""
+    """Run a network on a tiny black image, in evaluation mode, without changing it. Raises ConfigError if that fails or
+    does not give one score per class. Finds the blocks that `checkpointing` and `compile_blocks` must not touch."""
     modes = {module: module.training for module in segmenter.modules()}
     hooks, unfit = [], set()
 
     def watch(module, see):
-        versions: list[int] = []
+        versions = []
         hooks.append(module.register_forward_pre_hook(lambda m, args: versions.append(args[0]._version)))
         hooks.append(module.register_forward_hook(lambda m, args, _: see(m, args[0], versions.pop())))
 
@@ -47,12 +46,12 @@ def examine(segmenter: Segmenter) -> None:
 
 
 def _pass_over_tiny_image(segmenter):
-    face = segmenter.interface
-    bands = len(face.input.mean)
+    interface = segmenter.interface
+    bands = len(interface.input.mean)
     for size in _TINY:  # the smaller one is too small for some
         try:
-            found = face.run(segmenter.network, face.padded(torch.zeros(1, bands, size, size)))
-            return face.scores(found, segmenter.num_classes)
+            found = interface.run(segmenter.network, interface.padded(torch.zeros(1, bands, size, size)))
+            return interface.scores(found, segmenter.num_classes)
         except ConfigError:
             raise
         except Exception as error:

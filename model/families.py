@@ -1,4 +1,4 @@
-"""Families of networks that others have written, each a class that declares its keys and builds a `Segmenter`."""
+"""Families of networks, of other packages and users' own. Each is a class that declares keys and builds networks."""
 import importlib.util
 import inspect
 import json
@@ -22,18 +22,21 @@ _IMAGENET = INPUTS["rgb01"]
 
 
 class Network(Declares):
-    """A family of networks. brings_weights: what it builds may be trained already, so `init_weight` may be None."""
+    """Base of the families of networks. brings_weights: the networks may be trained already, so `init_weight` may be
+    None."""
 
     brings_weights: ClassVar[bool] = False
-    untrained: tuple[str, ...] = ()  # tensors of a network that brings weights which are at random all the same
+    untrained: tuple[str, ...] = ()  # tensors at random in a network that brings weights
 
     def segmenter(self, name: str, num_classes: int) -> Segmenter:
-        """The network `name`, a value of `model`, on the CPU. Raises ConfigError if there is none or it does not do."""
+        """Build the network `name`, a value of `model`, on the CPU. Raises ConfigError if there is none of that name
+        or if it cannot be used."""
         raise NotImplementedError
 
 
 class Foreign(Network):
-    """A network that others have written. Its keys say what it takes and gives; None: what the family knows."""
+    """Base of networks that are not part of this project. The keys describe a network's input and output; None stands
+    for what the family knows about them."""
 
     input_order: str | None = key(None, "order of the colours in the network's input; None: rgb",
                                   choices=("rgb", "bgr"))
@@ -65,7 +68,7 @@ class Foreign(Network):
             raise ConfigError(f"model: {cfg.model} needs a package that is not there: pip install {cls.package[1]}.")
 
     def segmenter(self, name: str, num_classes: int) -> Segmenter:
-        """See `Network.segmenter`. The network has been tried on a tiny image, and its output fits the classes."""
+        """See `Network.segmenter`. The network is tried on a tiny image, so its output is known to fit the classes."""
         try:
             network = self._build(name, num_classes, dict(self.model_args or {}))
         except UserError:
@@ -80,7 +83,7 @@ class Foreign(Network):
         return segmenter
 
     def _interface(self, network: nn.Module, name: str) -> Interface:
-        """What the family knows, and where the keys say something, that."""
+        """The network's interface: what the keys say, and for keys of None what the family knows."""
         known = self._defaults(network, name)
 
         def value(given, default):
@@ -108,7 +111,7 @@ class Foreign(Network):
 
 
 class Torchvision(Foreign):
-    """torchvision's segmentation networks, by its names. Nothing is downloaded: the weights are init_weight's."""
+    """Segmentation networks of torchvision, by its names. Nothing is downloaded; weights come from init_weight."""
 
     def _build(self, name, num_classes, args):
         from torchvision import models
@@ -119,7 +122,7 @@ class Torchvision(Foreign):
                               f"has {', '.join(names)}.")
         usual = {"weights": None, "weights_backbone": None, "num_classes": num_classes}
         taken = [n for n, p in inspect.signature(models.get_model_builder(wanted)).parameters.items()
-                 if p.kind is not p.VAR_KEYWORD]  # it ignores all others in silence
+                 if p.kind is not p.VAR_KEYWORD]  # others it would ignore silently
         if unknown := [name for name in args if name not in taken]:
             raise ConfigError(f"model_args: {unknown[0]!r} is no argument of {wanted}{nearest(unknown[0], taken)}; it "
                               f"takes {', '.join(taken)}.")
@@ -130,14 +133,14 @@ class Torchvision(Foreign):
 
 
 def _before_interpolation(network, x):
-    """The forward pass of torchvision's segmentation networks without what ends it: their own interpolation to the size
-    of x, and the auxiliary classifier."""
+    """The forward pass of torchvision's segmentation networks without their interpolation to the size of x and without
+    the auxiliary classifier."""
     features = network.backbone(x)
     return network.classifier(features.get("out", features))
 
 
 class Smp(Foreign):
-    """segmentation_models_pytorch's architectures on its encoders. Nothing is downloaded."""
+    """Networks of segmentation_models_pytorch, an architecture on an encoder. Nothing is downloaded."""
 
     package = "segmentation_models_pytorch", "segmentation-models-pytorch"
 
@@ -158,7 +161,7 @@ class Smp(Foreign):
         last = network.segmentation_head[1]
         self._stops_early = isinstance(last, nn.Upsample) and last.mode == "bilinear" and bool(last.align_corners)
         if self._stops_early:
-            network.segmentation_head[1] = nn.Identity()  # the Segmenter does it, so that score maps are small
+            network.segmentation_head[1] = nn.Identity()  # the Segmenter upsamples, so that score maps stay small
         return network
 
     def _defaults(self, network, name):
@@ -167,8 +170,8 @@ class Smp(Foreign):
 
 
 class HuggingFace(Foreign):
-    """A network for semantic segmentation of transformers, from a local folder with config.json: its weights, if the
-    folder has any, else a random start. Its input is what preprocessor_config.json says."""
+    """A semantic segmentation network of transformers, from a local folder with config.json. It has the folder's
+    weights, or a random start if there are none. Its input is as preprocessor_config.json says."""
 
     brings_weights = True
     package = "transformers", "transformers"
@@ -212,7 +215,7 @@ def _folder(name):
 
 
 def _preprocessing(path):
-    """The input that a preprocessor_config.json of transformers describes; ImageNet's where it says nothing."""
+    """The input that a preprocessor_config.json of transformers describes. Where it says nothing, ImageNet's."""
     if not path.is_file():
         return _IMAGENET
     try:
@@ -224,12 +227,12 @@ def _preprocessing(path):
             mean, std = [0.0] * 3, [1.0] * 3
         return InputConvention(order, round(255 * float(scale), 9), tuple(map(float, mean)), tuple(map(float, std)))
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise ConfigError(f"model: {path} cannot be read ({first_line(error)}): correct it, or take it away and set "
+        raise ConfigError(f"model: {path} cannot be read ({first_line(error)}): correct it, or remove it and set "
                           "input_max, input_mean and input_std.") from None
 
 
 class UserNetwork(Foreign):
-    """What a function in a user's file or module returns, called with model_args."""
+    """A user's own network: what a function in a file or module, called with model_args, returns."""
 
     brings_weights = True
 

@@ -1,4 +1,4 @@
-"""Whether a checkpoint's tensors fit the network, and what to do where they do not."""
+"""Checks that a checkpoint's tensors fit the network; the errors say what to do if they do not."""
 from pathlib import Path
 
 import torch
@@ -14,16 +14,16 @@ _DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.in
 
 
 def require_fit(source: str | Path, expected: dict[str, Tensor], given: dict[str, Tensor], headless: bool) -> None:
-    """Raise CheckpointError, which starts with `source`, unless every tensor of `expected` is given, of its shape and
-    kind, and no other. `num_batches_tracked` may be missing, and, if `headless`, the head."""
+    """Raise CheckpointError, which starts with `source`, unless the tensors given are those expected, of the same
+    shapes and kinds. `num_batches_tracked` may be missing, and, if `headless`, the head."""
     if any(_differences(expected, given, headless)):
         raise CheckpointError(f"{source}: {_misfit(expected, given, headless)}.")
     _require_kinds(source, expected, given)
 
 
 def require_same(source: str | Path, expected: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    """`require_fit` for any other network: the same names and shapes, but for `num_batches_tracked`, which may be
-    missing."""
+    """`require_fit` for networks other than DeepLabV2: names, shapes and kinds must be the same, but
+    `num_batches_tracked` may be missing."""
     missing, unexpected, other_shape = _differences(expected, given, False)
     if not (missing or unexpected or other_shape):
         return _require_kinds(source, expected, given)
@@ -42,7 +42,7 @@ def require_same(source: str | Path, expected: dict[str, Tensor], given: dict[st
 
 
 def require_in_range(source: str | Path, expected: dict[str, Tensor], given: dict[str, Tensor]) -> None:
-    """Raise CheckpointError where a value is not finite in the network's own dtype, or a variance negative."""
+    """Raise CheckpointError if a value is not finite in the network's dtype, or a variance is negative."""
     if broken := [k for k, v in given.items() if fault(v) or k.endswith("running_var") and (v < 0).any()]:
         raise CheckpointError(f"{source}: {some(broken)} hold values out of range (beyond "
                               f"{expected[broken[0]].dtype}, or a negative variance): this is no usable network, give "
@@ -50,13 +50,13 @@ def require_in_range(source: str | Path, expected: dict[str, Tensor], given: dic
 
 
 def counter(tensor: Tensor) -> Tensor:
-    """A whole number, of any type and in one dimension or none, as int64 []; anything else as it is."""
+    """A whole number in a tensor of one element and any type -> int64 []. Other tensors are returned unchanged."""
     whole = tensor.numel() == 1 and tensor.double().frac().eq(0).all()
     return tensor.long().reshape(()) if whole else tensor
 
 
 def fault(tensor: Tensor) -> str | None:
-    """What makes a tensor unfit as a weight, or None."""
+    """What makes a tensor unusable as a weight, or None."""
     if tensor.layout != torch.strided or tensor.is_nested or tensor.device.type != "cpu" or tensor.dtype not in _DTYPES:
         return f"is a {tensor.layout} tensor of {tensor.dtype} on {tensor.device.type}, expected plain numbers"
     if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
@@ -65,7 +65,7 @@ def fault(tensor: Tensor) -> str | None:
 
 
 def finite(tensor: Tensor) -> bool:
-    """Whether there is neither NaN nor infinity in it."""
+    """Whether a tensor holds neither NaN nor infinity."""
     return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
 
 
@@ -82,15 +82,14 @@ def _needed(expected, headless):
 
 
 def _differences(expected, given, headless):
-    """(missing, unexpected, of another shape) names"""
+    """The names that are (missing, unexpected, of another shape)."""
     return ([k for k in _needed(expected, headless) if k not in given],
             [k for k in given if k not in expected],
             [k for k in given if k in expected and given[k].shape != expected[k].shape])
 
 
 def _misfit(expected, given, headless):
-    """What does not fit, and what to do. Where the file's network is one of another size, that is all there is to
-    say."""
+    """What does not fit, and what to do. If the file's network merely has another size, only that is said."""
     mine, theirs = _size(expected), _size(given)
     differing = [key for key in mine if theirs[key] not in (None, mine[key])]
     own = _of_size({**mine, **{k: v for k, v in theirs.items() if v is not None}}) if differing else None
@@ -119,7 +118,7 @@ def _misfit(expected, given, headless):
 
 
 def _size(tensors):
-    """num_classes, layers and width of the network with these tensors; None for what they do not show."""
+    """num_classes, layers and width of the DeepLabV2 with these tensors; None for what they do not show."""
     head, stem = tensors.get("layer5.conv2d_list.0.weight"), tensors.get("conv1.weight")
     parts = [name.split(".") for name in tensors]
     blocks = [{int(p[1]) for p in parts if p[0] == f"layer{i}" and len(p) > 2 and p[1].isdecimal() and len(p[1]) < 4}
@@ -130,7 +129,7 @@ def _size(tensors):
 
 
 def _of_size(size):
-    """The state dict, without content, of our network of a size; None if the configuration does not take that size."""
+    """The state dict, without content, of a DeepLabV2 of that size; None if the configuration does not allow it."""
     keys = KEYS | known_classes("model")["deeplab"].keys
     if any(not keys[key].low <= n <= keys[key].high for key, value in size.items()
            for n in (value if isinstance(value, tuple) else (value,))):

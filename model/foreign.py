@@ -1,4 +1,4 @@
-"""Checkpoints of other hands: the network in what a file holds, behind any stack of the usual wrappers and prefixes."""
+"""Checkpoints of other projects: finding the network in a file, behind any of the usual wrappers and prefixes."""
 import re
 from collections import Counter
 from dataclasses import dataclass
@@ -8,19 +8,19 @@ from torch import Tensor
 from utils.constants import InputConvention
 from utils.errors import CheckpointError
 
-# Words that a network's entry in a file, or the front of its names, goes by.
+# Usual names of a network's entry in a file, and usual prefixes of its tensors' names.
 _WORDS = frozenset(re.findall(r"\S+", """
     state_dict model_state_dict net_state_dict network_state_dict state_dict_ema ema_state_dict model_state net_state
     model_dict model_weights model net network params params_ema weights checkpoint module _forward_module
     ema ema_model model_ema ema_net net_ema ema_weights averaged_model swa_model online_model shadow
     teacher student teacher_model student_model model_teacher model_student ema_teacher
     generator net_g netg g segmentor seg_model segmenter base_model"""))
-_TECHNICAL = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # put between names by torch itself
+_TECHNICAL = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")  # torch's own wrappers
 _RESIDUE = ("total_ops", "total_params")  # buffers that a FLOP counter leaves in every module
 _BLOCK = re.compile(r"(.*?)(?:Scale\.)?layer1\.\d+\.conv1\.weight")  # a name by which a ResNet is found
 _MOST_WRAPPERS = 8
 _SHOWN = 4  # names listed in a message
-_LOOKS = (  # parts of names, all of which must occur, and whose they are
+_LOOKS = (  # parts of names, all of which must occur, and the network that has them
     (("backbone.layer", "classifier."), "torchvision's DeepLabV3 or FCN"),
     (("decode_head.",), "an mmsegmentation network"),
     (("segformer.",), "SegFormer"),
@@ -35,8 +35,11 @@ _LOOKS = (  # parts of names, all of which must occur, and whose they are
 
 @dataclass(frozen=True)
 class Network:
-    """A network in a file. words: the entries and prefixes that lead to it; tensors: under its own names; others: names
-    of the file's tensors that are no part of it; input: the one that the file says it was trained with, if it does."""
+    """A network in a file.
+
+    words: the entries and prefixes that lead to it. tensors: by the network's own names. others: names of the file's
+    tensors that are no part of it. input: the input that the file says it was trained with, if it says so.
+    """
 
     words: tuple[str, ...]
     tensors: dict[str, Tensor]
@@ -45,7 +48,7 @@ class Network:
 
     @property
     def label(self) -> str:
-        """The words as they are given behind the # of a checkpoint."""
+        """The words as a user gives them after the # of a checkpoint."""
         return _printable(".".join(self.words))
 
     @property
@@ -55,20 +58,20 @@ class Network:
 
     @property
     def unusual(self) -> bool:
-        """Whether something else than the usual words leads to it."""
+        """Whether any word that leads to it is not a usual one."""
         return any(word.lower() not in _WORDS for word in self.words)
 
     def answers_to(self, entry: list[str]) -> bool:
-        """Whether these words stand somewhere among its own."""
+        """Whether `entry` is a run of consecutive words of its own."""
         return any(list(self.words[i:i + len(entry)]) == entry for i in range(len(self.words)))
 
 
 def find_network(content: object, path: str, entry: str | None = None) -> Network:
-    """The network in a file's content: nested dictionaries of tensors and anything else.
+    """Find the DeepLabV2 or ResNet in a file's content, nested dictionaries of tensors and anything else.
 
-    entry: which one to take, by a name of an entry or prefix, joined with dots where they are nested. Without it there
-    must be exactly one, behind entries and prefixes of usual names. Raises CheckpointError, which starts with `path`
-    and lists what the file holds.
+    entry: names the network to take, by an entry or prefix, joined with dots where they are nested. Without it the file
+    must have exactly one network, behind entries and prefixes of usual names. Raises CheckpointError, which starts with
+    `path` and lists what the file holds.
     """
     tables = _tables(content)
     if not tables:
@@ -80,8 +83,8 @@ def find_network(content: object, path: str, entry: str | None = None) -> Networ
 
 
 def find_named(content: object, path: str, expected: set[str], entry: str | None = None) -> Network:
-    """`find_network` for a network with the parameter names `expected`: what has most of these names, behind any front;
-    where nothing has most of them, what has some, so that what is missing can be told."""
+    """`find_network` for a network whose tensors have the names `expected`, behind any prefix. It is the one with at
+    least half of these names, else the one with most of them, so that an error can say which are missing."""
     tables = _tables(content)
     if not tables:
         raise CheckpointError(f"{path}: holds no tensors under parameter names, not even behind {_MOST_WRAPPERS} "
@@ -93,7 +96,7 @@ def find_named(content: object, path: str, expected: set[str], entry: str | None
 
 
 def _one_of(found, tables, content, path, entry, what, short):
-    """The network that `entry` names among those found; without it, the only one."""
+    """The one of the networks found that `entry` names; without an entry, the only one."""
     if entry is not None:
         words = [word for word in entry.split(".") if word and word not in _TECHNICAL]
         chosen = [n for n in found if list(n.words) == words] or [n for n in found if n.answers_to(words)]
@@ -117,10 +120,10 @@ def _one_of(found, tables, content, path, entry, what, short):
 
 
 def _tables(content):
-    """[(words, tensors)] of every dictionary of tensors in nested dictionaries and lists; words: the keys that lead to
-    it. One that is found in several places counts once."""
+    """[(words, tensors)] of every dictionary of tensors in nested dictionaries and lists, each once even if it is found
+    in several places. words: the keys that lead to it."""
     found, seen, waiting = [], set(), [((), content)] if isinstance(content, (dict, list, tuple)) else []
-    for words, node in waiting:  # which grows
+    for words, node in waiting:  # which grows meanwhile
         if id(node) in seen or len(words) > _MOST_WRAPPERS:
             continue
         seen.add(id(node))
@@ -135,7 +138,7 @@ def _tables(content):
 
 
 def _networks(tables):
-    """Every ResNet in the tables, in the file's order. A table holds several where its names differ in their front."""
+    """Every ResNet in the tables, in the file's order. A table holds several if its names have several prefixes."""
     found = []
     for words, table in tables:
         table = _without_technical(table)
@@ -153,7 +156,7 @@ def _networks(tables):
 
 
 def _named(words, table, expected, tables):
-    """(share of `expected` that it has, network) for every front of a table's names behind which some of them are."""
+    """(share of `expected` that it has, network) for every prefix of a table's names behind which some of these are."""
     table = _without_technical(table)
     counts = Counter(".".join(parts[:i]) for name in table for parts in [name.split(".")] for i in range(len(parts))
                      if ".".join(parts[i:]) in expected)
@@ -179,7 +182,7 @@ def _without_technical(table):
 
 
 def _is_counter(name, tensor):
-    """A number beside a network: a FLOP counter's, or one that has no module (n_averaged, best_miou, ...)."""
+    """Whether a tensor is a number beside a network: a FLOP counter's, or one without a module (n_averaged, ...)."""
     return name.split(".")[-1] in _RESIDUE or "." not in name and tensor.numel() <= 1
 
 
@@ -199,14 +202,15 @@ def _entries(content):
 
 
 def describe(names: list[str]) -> str:
-    """What a file looks like by the names of its tensors."""
+    """What kind of network a file seems to hold, by the names of its tensors; for a message."""
     text = "".join(f".{name}\n" for name in names)
     looks = next((what for marks, what in _LOOKS if all(f".{mark}" in text for mark in marks)), None)
     return f"its names begin with {some(names)}" + (f", which looks like {looks}" if looks else "")
 
 
 def some(names: list[str] | tuple[str, ...], most: int = _SHOWN) -> str:
-    """The first of some names, for a message; what a file calls its tensors may be anything."""
+    """The first `most` of some names, for a message. Names out of a file may hold anything, so they are made
+    printable."""
     shown = [_printable(name[:120]) for name in names[:most]]
     return ", ".join(shown) + (f" and {len(names) - most} more" if len(names) > most else "")
 

@@ -1,4 +1,4 @@
-"""What a network's input and output are like, and the way between them and ours: pure functions on tensors."""
+"""A network's input and output conventions, and the conversion from pixels and to logits: pure functions on tensors."""
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -22,15 +22,18 @@ def plain_forward(network: nn.Module, x: Tensor) -> Any:
 
 @dataclass(frozen=True)
 class Interface:
-    """What a network's input and output are like.
+    """A network's input and output conventions.
 
-    input: channel order (it matters for three bands), range, mean and standard deviation. run(network, x): the forward
-    pass, at the network's own resolution. output: which part of what that returns is the scores: `auto` (a tensor, or
-    what is called out or logits), a name, or an index as text. channels: which of their channels are the classes, in
-    this order; None: all. head: what the names of the head's parameters begin with; None: those of the last module that
-    has any. size_multiple: the network takes heights and widths that are multiples of it. align_corners: of the
-    bilinear upsampling. own_blocks: the network recomputes and compiles its blocks by itself, by an attribute
-    `checkpointing` and a method `compile_blocks`, which returns them.
+    - input: channel order (of three bands), range, mean and standard deviation.
+    - run(network, x): the forward pass, at the network's own resolution.
+    - output: the part of its result that holds the scores: a name, an index as text, or `auto`: the result itself if
+      it is a tensor, else what is called out or logits, else the only map [B, channels, h, w] in a tuple or list.
+    - channels: the channels of the scores that are the classes, in the classes' order; None: all.
+    - head: prefixes of the names of the head's parameters; None: the last module that has parameters.
+    - size_multiple: the network takes heights and widths that are multiples of this.
+    - align_corners: of the bilinear upsampling.
+    - own_blocks: the network recomputes and compiles its blocks itself, by an attribute `checkpointing` and a method
+      `compile_blocks`, which returns the blocks.
     """
 
     input: InputConvention
@@ -43,8 +46,8 @@ class Interface:
     own_blocks: bool = False
 
     def prepared(self, pixels: Tensor) -> Tensor:
-        """Pixels uint8 or float [B, H, W, K] in 0..255, RGB for three bands, as read -> float32 [B, K, H, W] as the
-        network takes them; on the device where the pixels are. Raises ConfigError for another number of bands."""
+        """Convert pixels to the network's input: uint8 or float [B, H, W, K] in 0..255, RGB for three bands -> float32
+        [B, K, H, W], on the same device. Raises ConfigError for another number of bands than the network takes."""
         convention = self.input
         if pixels.shape[3] != len(convention.mean):
             raise ConfigError(f"model: the images have {pixels.shape[3]} bands, the network takes "
@@ -60,28 +63,29 @@ class Interface:
         return tuple(-(-extent // multiple) * multiple for extent in size)
 
     def padded(self, x: Tensor) -> Tensor:
-        """x with zeros, which stand for the mean colour, below and to the right."""
+        """Pad x [B, K, H, W] below and on the right to multiples of `size_multiple`, with 0, the mean colour."""
         (height, width), (full_height, full_width) = x.shape[-2:], self._padded_size(x.shape[-2:])
         if (height, width) == (full_height, full_width):
             return x
         return F.pad(x, (0, full_width - width, 0, full_height - height))
 
     def resized(self, scores: Tensor, size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
-        """Score maps [B, C, h, w] -> [B, C, *size], bilinearly: the part of the map that belongs to the image of
-        `image_size`, without what its padding gave."""
+        """Resize score maps bilinearly: [B, C, h, w] -> [B, C, *size]. Only that part of a map is kept which belongs to
+        the image, of `image_size` (height, width) before padding."""
         padded, aligned = self._padded_size(image_size), self.align_corners
         wanted = [s * p / i for s, p, i in zip(size, padded, image_size)]  # of the whole map, at the scale of `size`
         if aligned or all(extent == int(extent) for extent in wanted):
             whole = F.interpolate(scores, tuple(map(round, wanted)), mode="bilinear", align_corners=aligned)
-        else:  # by a factor, since the size is no whole number; the margin is for what rounding takes off it
+        else:  # by a factor, as the size is no whole number; the margin makes up for rounding down
             factors = tuple(extent / n * (1 + 1e-9) for extent, n in zip(wanted, scores.shape[-2:]))
             whole = F.interpolate(scores, scale_factor=factors, mode="bilinear", align_corners=False,
                                   recompute_scale_factor=False)
         return whole if padded == tuple(image_size) else whole[..., :size[0], :size[1]]
 
     def scores(self, found: Any, num_classes: int) -> Tensor:
-        """What `run` has returned -> logits [B, num_classes, h, w]. One channel z for two classes stands for the logits
-        (0, z), whose softmax is the sigmoid of z. Raises ConfigError that says what the network returns."""
+        """Extract the logits [B, num_classes, h, w] from what `run` returned. One channel z for two classes stands for
+        the logits (0, z), as softmax((0, z)) is (1 - sigmoid(z), sigmoid(z)). Raises ConfigError, which says what the
+        network returned, if there are no such logits."""
         scores = _chosen(found, self.output)
         chosen, count = self.channels, scores.shape[1]
         if chosen and max(chosen) >= count:
@@ -102,9 +106,9 @@ class Interface:
 
 
 def _chosen(found, output):
-    """The scores in what a network returns. Raises ConfigError that says what that was."""
+    """The scores in what a network returned. Raises ConfigError, which says what that was, if there are none."""
     def refuse(problem):
-        raise ConfigError(f"output: {problem}; the network returns {_described(found)}: set output to the name or "
+        raise ConfigError(f"output: {problem}; the network returns {described(found)}: set output to the name or "
                           "index of the scores, a tensor [B, channels, h, w].")
     chosen = found
     if output == AUTO:
@@ -116,12 +120,12 @@ def _chosen(found, output):
     elif (chosen := _part(found, output)) is None:
         refuse(f"{output!r} is not there")
     if not _is_map(chosen):
-        refuse(f"the scores are {_described(chosen)}")
+        refuse(f"the scores are {described(chosen)}")
     return chosen
 
 
 def _part(found, name):
-    """Entry, attribute or item of that name or index, or None."""
+    """The entry, attribute or item of that name or index, or None."""
     if isinstance(found, Mapping):
         return found.get(name)
     if isinstance(found, (tuple, list)) and name.lstrip("-").isdigit() and -len(found) <= int(name) < len(found):
@@ -133,20 +137,22 @@ def _is_map(found):
     return isinstance(found, Tensor) and found.ndim == 4 and found.is_floating_point()
 
 
-def _described(found, depth=2):
+def described(found: object, depth: int = 2) -> str:
+    """What kind of thing a network or a method has returned, for a message; containers are opened `depth` deep."""
     if isinstance(found, Tensor):
         return f"a tensor {list(found.shape)} of {str(found.dtype).removeprefix('torch.')}"
     if depth and isinstance(found, Mapping):
-        return f"a mapping ({', '.join(f'{name}: {_described(part, depth - 1)}' for name, part in found.items())})"
+        return f"a mapping ({', '.join(f'{name}: {described(part, depth - 1)}' for name, part in found.items())})"
     if depth and isinstance(found, (tuple, list)):
-        return f"a {type(found).__name__} ({', '.join(_described(part, depth - 1) for part in found)})"
+        return f"a {type(found).__name__} ({', '.join(described(part, depth - 1) for part in found)})"
     return f"a {type(found).__name__}"
 
 
 @functools.cache
 def _offset_and_scale(convention: InputConvention, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Float32 [K, 1, 1] each; kept, since a GPU would wait for every copy of them."""
-    with torch.inference_mode(False):  # whoever asks first, training uses them too
+    """Offset and scale of an input convention, float32 [K, 1, 1] each. They are cached, as every copy to a GPU would
+    make it wait."""
+    with torch.inference_mode(False):  # even if first called in inference mode: training uses them too
         offset, scale = (torch.tensor(v, device=device).view(-1, 1, 1) for v in convention.on_pixels())
     return offset, scale
 

@@ -1,4 +1,4 @@
-"""The networks that the key `model` names."""
+"""The networks that the key `model` can name."""
 from model.deeplabv2 import DeepLabV2
 from model.families import HuggingFace, Network, Smp, Torchvision, UserNetwork
 from model.interface import Interface
@@ -12,13 +12,13 @@ DEEPLAB = Interface(HOUSE_INPUT, run=DeepLabV2.score_map, head=("layer5",), alig
 
 
 def known() -> dict[str, type[Network]]:
-    """What `model` may be, as a user writes it -> class."""
+    """Pattern of the values of `model`, as a user writes them -> class."""
     return {"deeplab": DeepLab, "torchvision/NAME": Torchvision, "smp/ARCH:ENCODER": Smp, "hf/FOLDER": HuggingFace,
             "my_file.py:function": UserNetwork}
 
 
 def find(name: str) -> type[Network]:
-    """The class of a value of `model`. Raises ConfigError."""
+    """The class for a value of `model`. Raises ConfigError if there is none."""
     family, slash, _ = name.partition("/")
     for pattern, cls in known().items():
         if name == pattern or slash and pattern.startswith(f"{family}/") and ".py:" not in name:
@@ -30,7 +30,7 @@ def find(name: str) -> type[Network]:
 
 def deeplab(num_classes: int, layers: tuple[int, ...] = (3, 4, 23, 3), width: int = 64,
             head_branches: int = 4) -> Segmenter:
-    """The paper's network, which takes BGR in 0..255 minus the mean."""
+    """The paper's network, DeepLabV2 on a ResNet, whose input is BGR in 0..255 minus the mean."""
     return Segmenter(DeepLabV2(num_classes, layers, width, head_branches), num_classes, DEEPLAB)
 
 

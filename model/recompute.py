@@ -1,4 +1,5 @@
-"""Saving memory in training: what is inside a block is computed again in the backward pass (Chen et al., 2016)."""
+"""Gradient checkpointing: to save memory, the tensors inside a block are computed again in the backward pass (Chen et
+al., "Training deep nets with sublinear memory cost", 2016)."""
 import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -9,10 +10,12 @@ from torch.utils.checkpoint import checkpoint
 
 def recomputed(call: Callable, owner: nn.Module, *args: Any, again: Callable = contextlib.nullcontext,
                preserve_rng_state: bool = True, **kwargs: Any) -> Any:
-    """call(*args, **kwargs), whose inner tensors are computed again when the backward pass needs them; then torch's
-    generators draw the same numbers, and the running statistics of `owner`, whose forward pass it is, stay. again():
-    a context manager to enter for the second time as well. Torch raises RuntimeError, in the backward pass, where an
-    argument has been changed in place meanwhile."""
+    """Return call(*args, **kwargs), whose inner tensors are computed again in the backward pass.
+
+    The second time, torch's generators draw the same numbers, and the running statistics of `owner`, the module whose
+    forward pass it is, do not move. again(): a context manager to enter the second time as well. In the backward pass
+    torch raises RuntimeError if an argument has been changed in place since.
+    """
     @contextlib.contextmanager
     def second_time():
         with copied_buffers(owner), again():
@@ -23,8 +26,8 @@ def recomputed(call: Callable, owner: nn.Module, *args: Any, again: Callable = c
 
 
 def blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of a network: children with children of their own in a Sequential or ModuleList, the outermost ones,
-    each once."""
+    """The blocks of a network, each once: the outermost modules that lie in a Sequential or ModuleList and have
+    children of their own."""
     seen = set()
 
     def walk(parent):
@@ -41,7 +44,7 @@ def blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 @contextlib.contextmanager
 def copied_buffers(module: nn.Module) -> Iterator[None]:
-    """Within, the module works on copies of its buffers: a second look at the same batch must not move the running
+    """Within, the module works on copies of its buffers, so that a second pass over a batch does not move the running
     statistics twice."""
     kept = [(owner, name, buffer) for owner in module.modules() for name, buffer in owner.named_buffers(recurse=False)]
     for owner, name, buffer in kept:

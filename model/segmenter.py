@@ -1,5 +1,5 @@
-"""Any network behind one face: pixels in, one score per class out. What the network itself expects and gives is known
-here and in `interface.py` alone."""
+"""A wrapper that gives every network the same input and output: pixels in, one score per class out. Only this module
+and `interface.py` know what the wrapped network itself takes and returns."""
 import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -16,13 +16,12 @@ from utils.errors import ConfigError, first_line
 
 
 class Segmenter(nn.Module):
-    """A network behind its interface. Its state dict, parameters and buffers go by the network's own names.
+    """A network with the input and output that all networks have here. Its state dict, parameters and buffers have the
+    wrapped network's own names.
 
-    Two attributes change how it is computed, not what. autocast: torch.bfloat16 or torch.float16 for its convolutions
-    (parameters and scores stay float32), None for none. checkpointing: in training keep only the input of each block
-    and compute the rest again in the backward pass: less memory, one more forward pass.
-
-    remarks: what is to be said, once, about how the network is used.
+    autocast: torch.bfloat16 or torch.float16 for its convolutions (parameters and scores stay float32), or None.
+    checkpointing: in training keep only the input of each block, and compute the rest again in the backward pass; this
+    needs less memory and one more forward pass. remarks: notes for the log on how the network is used.
     """
 
     def __init__(self, network: nn.Module, num_classes: int, interface: Interface):
@@ -40,38 +39,38 @@ class Segmenter(nn.Module):
     # ---- input and output --------------------------------------------------------------------------------------------
 
     def prepare(self, pixels: Tensor) -> Tensor:
-        """Pixels uint8 or float [B, H, W, K] in 0..255, RGB for three bands, as read -> float32 [B, K, H, W] as the
-        network takes them; on the device where the pixels are. Raises ConfigError for another number of bands."""
+        """Convert pixels to the network's input: uint8 or float [B, H, W, K] in 0..255, RGB for three bands -> float32
+        [B, K, H, W], on the same device. Raises ConfigError for another number of bands than the network takes."""
         return self.interface.prepared(pixels)
 
     def score_map(self, x: Tensor) -> Tensor:
-        """Logits float32 (float64 for float64) [B, C, h, w] at the network's own resolution; x: from `prepare`."""
+        """Logits at the network's own resolution, float32 (float64 for float64) [B, C, h, w]. x: from `prepare`."""
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None), self._adjusted(len(x)):
             found = self._run(self.interface.padded(x))
         scores = self.interface.scores(found, self.num_classes)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-        """Logits float [B, C, *size], upsampled bilinearly; x: from `prepare`; size: (height, width) of the result,
+        """Logits upsampled bilinearly, float [B, C, *size]. x: from `prepare`. size: (height, width) of the result,
         default that of x."""
         height, width = x.shape[-2:]
         return self.interface.resized(self.score_map(x), size or (height, width), (height, width))
 
     def upsample(self, scores: Tensor, size: tuple[int, int], image_size: tuple[int, int] | None = None) -> Tensor:
-        """One image's score map float [C, h, w] -> logits float [C, *size], as `forward` upsamples. image_size:
-        (height, width) of the image that gave the scores, default `size`; it matters where that had to be padded."""
+        """Upsample one image's score map as `forward` does: float [C, h, w] -> logits float [C, *size]. image_size:
+        (height, width) of the image that gave the scores, default `size`; it matters if that image was padded."""
         return self.interface.resized(scores.unsqueeze(0), size, image_size or size)[0]
 
     # ---- how it is computed ------------------------------------------------------------------------------------------
 
     @property
     def has_batch_norm(self) -> bool:
-        """Whether the network has any batch norm, whose statistics can be switched."""
+        """Whether the network has any batch norm."""
         return bool(self._norms)
 
     @property
     def checkpointing(self) -> bool:
-        """Whether what is inside each block is computed again in the backward pass."""
+        """Whether the tensors inside each block are computed again in the backward pass."""
         return self._checkpointing
 
     @checkpointing.setter
@@ -83,22 +82,22 @@ class Segmenter(nn.Module):
             self.remark("checkpointing has no effect: the network has no blocks in a Sequential or ModuleList")
 
     def use_statistics(self, which: str) -> None:
-        """Evaluation mode, in which batch norms normalise by the statistics of the `batch`, moving the running ones, or
-        by the `running` ones. Dropout is off in both."""
+        """Switch to evaluation mode, with dropout off. Batch norms use the statistics of the `batch`, which also move
+        the running ones, or the `running` ones."""
         self.eval()
         if which == "batch":
             for norm in self._norms:
                 norm.train()
 
     def freeze_bn_affine(self) -> None:
-        """Exclude weight and bias of every batch norm from training; running statistics go on moving."""
+        """Exclude weight and bias of every batch norm from training. Its running statistics still move."""
         for norm in self._norms:
             norm.requires_grad_(False)
 
     def parameter_groups(self, backbone_lr_mult: float, head_lr_mult: float) -> list[dict]:
-        """Two disjoint groups for the optimiser, `backbone` and `head`, which hold every trainable tensor once; the
-        learning rate of a group is to be the schedule's times its `lr_mult`. Raises ConfigError if no parameter has a
-        name of the head."""
+        """Two groups for the optimiser, `backbone` and `head`, which together hold every trainable tensor once. A
+        group's learning rate is the schedule's times its `lr_mult`. Raises ConfigError if no parameter's name is one of
+        the head's."""
         fronts = self.interface.head or (_last_with_parameters(self.network),)
         named = list(self.network.named_parameters())
         head = {id(p) for name, p in named if any(f"{name}.".startswith(f"{front.rstrip('.')}.") for front in fronts)}
@@ -110,9 +109,9 @@ class Segmenter(nn.Module):
             ("backbone", "head"), (backbone_lr_mult, head_lr_mult), both)]
 
     def compile_blocks(self) -> None:
-        """Fuse the network's blocks with torch.compile, under the same parameter names: blocks of one shape share their
-        code, so that a deep network compiles as fast as a shallow one. Where a block cannot be compiled (no compiler,
-        say), it runs as it is."""
+        """Compile each of the network's blocks with torch.compile; parameter names stay. Blocks of one shape share
+        their code, so a deep network compiles as fast as a shallow one. A block that cannot be compiled, for example
+        because there is no compiler, runs uncompiled."""
         torch._dynamo.config.suppress_errors = True
         if self.interface.own_blocks:
             compiled = self.network.compile_blocks()
@@ -141,13 +140,15 @@ class Segmenter(nn.Module):
         return forward
 
     def remark(self, text: str) -> None:
-        """Say it once."""
+        """Add a note to `remarks`, unless it is there already."""
         if text not in self.remarks:
             self.remarks.append(text)
 
     def _run(self, x):
         try:
             return self.interface.run(self.network, x)
+        except torch.cuda.OutOfMemoryError:  # a RuntimeError, which no other size would help
+            raise
         except (RuntimeError, ValueError, AssertionError) as error:
             if multiple := self._fitting_multiple(x):
                 size, reason = " x ".join(map(str, x.shape[-2:])), first_line(error).rstrip(".")
@@ -157,8 +158,8 @@ class Segmenter(nn.Module):
             raise
 
     def _fitting_multiple(self, x):
-        """The smallest power of two to whose multiples an input of the size of x must be padded for the network to
-        take it; None if none of them helps, or if it takes one image of that size: then it is not the size."""
+        """The smallest power of two such that the network takes an input of the size of x padded to its multiples. None
+        if there is none, or if the network takes a single image of x's size, so that the size is not the problem."""
         self.eval()
         tried = set()
         for multiple in (2**i for i in range(10)):
@@ -171,7 +172,8 @@ class Segmenter(nn.Module):
         return None
 
     def _adjusted(self, batch_size):
-        """Context of a forward pass: fused and recomputed blocks, and batch norms that have one value to normalise."""
+        """The context of a forward pass: in it, blocks are compiled or recomputed if asked for, and batch norms that
+        see a single value per channel use their running statistics."""
         forwards, single = {}, functools.partial(_replaced, {})
         if batch_size == 1:
             single = functools.partial(_replaced, {norm: functools.partial(self._normalised, norm, norm.forward)
@@ -184,8 +186,8 @@ class Segmenter(nn.Module):
         return _both(single(), _replaced(forwards))
 
     def _normalised(self, norm, plain, x):
-        """A batch norm's forward pass, where one value per channel, which has no variance, is normalised by the
-        running statistics."""
+        """A batch norm's forward pass, in which a single value per channel, which has no variance, is normalised by
+        the running statistics."""
         if x.numel() != x.shape[1] or norm.running_mean is None:
             return plain(x)
         self.remark("a batch norm sees one value per channel (pooled features of one image), which has no variance: it "
@@ -195,24 +197,24 @@ class Segmenter(nn.Module):
     # ---- its state is the network's ----------------------------------------------------------------------------------
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """The network's."""
+        """As of the wrapped network."""
         return self.network.state_dict(*args, **kwargs)
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """The network's."""
+        """As of the wrapped network."""
         return self.network.load_state_dict(state, strict=strict, assign=assign)
 
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
-        """The network's."""
+        """As of the wrapped network."""
         return self.network.named_parameters(*args, **kwargs)
 
     def named_buffers(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, Tensor]]:
-        """The network's."""
+        """As of the wrapped network."""
         return self.network.named_buffers(*args, **kwargs)
 
     def __getstate__(self):
-        """A copy is not compiled: what was compiled belongs to the original's blocks."""
-        return {**super().__getstate__(), "_fused": {}}
+        """The attributes of a copy, which is not compiled, since compiled code belongs to the original's blocks."""
+        return {**self.__dict__, "_fused": {}}
 
 
 def _last_with_parameters(network):
@@ -221,7 +223,7 @@ def _last_with_parameters(network):
 
 @contextlib.contextmanager
 def _replaced(forwards):
-    """Within, modules have other forward passes: {module: function}. No hook or copy of a module outlives it."""
+    """Within, modules have other forward passes, {module: function}; afterwards their own ones."""
     before = {module: module.__dict__.get("forward") for module in forwards}
     try:
         for module, forward in forwards.items():
@@ -239,5 +241,3 @@ def _replaced(forwards):
 def _both(first, second):
     with first, second:
         yield
-
-

@@ -1,4 +1,4 @@
-"""Statistics of batch norms, gathered image by image; parameters stay as they are."""
+"""Statistics of batch norms gathered over images; parameters stay as they are."""
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -12,13 +12,13 @@ def batch_norms(network: nn.Module) -> list[_BatchNorm]:
 class TargetStatistics:
     """Running statistics of all batch norms of a network, gathered over images that it sees one at a time.
 
-    A mean, variance and squared mean over the images are kept in float64. momentum: weight of each image in an
-    exponential moving average that starts from the network's statistics as they are; None: all images weigh the same,
-    and those count for nothing. population: the variance is E[var + mean^2] - E[mean]^2 in place of E[var]. alpha:
-    share of the network's former mean and variance in what the batch norms get, after each image.
+    Averages of mean, variance and squared mean over the images are kept in float64. momentum: weight of each image in
+    an exponential moving average that starts from the network's own statistics; None: the plain mean over the images,
+    without the network's statistics. population: the variance is E[var + mean^2] - E[mean]^2 in place of E[var]. alpha:
+    share of the network's former mean and variance in the statistics that the batch norms get after each image.
 
-    norms: the batch norms with running statistics, which from now on are left alone by a forward pass but for those of
-    its batch.
+    norms: the batch norms with running statistics. From now on a forward pass with batch statistics sets these to the
+    statistics of its batch.
     """
 
     def __init__(self, network: nn.Module, momentum: float | None, alpha: float, population: bool):
@@ -34,7 +34,7 @@ class TargetStatistics:
         return bool(self.target.isfinite().all())
 
     def add_image(self) -> None:
-        """Take in the image that the network has just seen, in a pass that moved its running statistics."""
+        """Add the image that the network has just seen, in a pass that set its running statistics."""
         self.target.lerp_(self._moments(), self.momentum or 1 / (self.images + 1))
         self.images += 1
         mean, var, square = self.target
@@ -45,7 +45,7 @@ class TargetStatistics:
             norm.running_var.copy_(var)
 
     def _moments(self) -> Tensor:
-        """Float64 [3, channels of all batch norms]."""
+        """Mean, variance and squared mean, float64 [3, channels of all batch norms]."""
         if not self.norms:
             return torch.zeros(3, 0, dtype=torch.float64)
         mean, var = (torch.cat([getattr(norm, name) for norm in self.norms]).double()

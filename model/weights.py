@@ -1,6 +1,6 @@
-"""Loading checkpoints into the network, and writing ours.
+"""Loading checkpoints into a network, and saving the network's own.
 
-Strict: whatever does not load is either one of the exceptions named here or an error, never a silent random tensor.
+Loading is strict: a tensor that does not load is an error or one of the exceptions named here, never silently random.
 """
 import dataclasses
 import os
@@ -23,17 +23,20 @@ from utils.errors import CheckpointError
 
 IMAGENET = "imagenet"  # the word for torchvision's ResNet-101 weights
 BOTH_HEADS = "layer5+layer6"  # behind the # of a checkpoint: the sum of two heads on the same features
-PLAIN = "same names"  # of a LoadReport's format: nothing had to be done to the file's network
-_HOUSE = "bgr255"  # name of the input that loaded networks take
+PLAIN = "same names"  # a LoadReport's format where the file's tensors were loaded as they are
+_HOUSE = "bgr255"  # name of the input that DeepLabV2 takes here
 _INPUT = "input"  # in the metadata of our files, the name of the input that the network takes
 _KNOWN_INPUT = {"Caffe initialisation": "bgr255", "torchvision ImageNet": "rgb01"}  # of initialisations without a head
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a checkpoint gave. entry: where in the file the network was; converted: the input that it was trained with,
-    where it was converted from that; initialised: tensors that keep their random start; dropped: tensors of the file
-    that the network has no use for; warnings: what may make its results worse than they should be."""
+    """What was loaded from a checkpoint, and how.
+
+    format: the kind of network in the file. loaded, total: numbers of tensors. initialised: tensors that keep their
+    random start. dropped: tensors of the file that the network does not use. entry: where in the file the network was.
+    converted: the input that it was trained with, if that was another one. warnings: what may make its results worse.
+    """
 
     format: str
     loaded: int = 0
@@ -46,7 +49,7 @@ class LoadReport:
 
     @property
     def facts(self) -> str:
-        """One line, without the warnings."""
+        """The report in one line, without the warnings."""
         parts = [f"{self.format}{f' from {self.entry}' if self.entry else ''}, {self.loaded} of {self.total} tensors "
                  "loaded"]
         if self.converted:
@@ -59,7 +62,7 @@ class LoadReport:
 
     @property
     def remarkable(self) -> bool:
-        """Whether anything was done to the file's network, or is suspicious about it."""
+        """Whether the file's network was changed in any way, or there is a warning."""
         return bool(self.format not in ("one head", PLAIN) or self.dropped or self.converted or self.warnings)
 
     def __str__(self):
@@ -67,12 +70,12 @@ class LoadReport:
 
 
 def read_network(source: str | Path, expected: set[str] | None = None) -> Network:
-    """The network in a file, `path` or `path#entry`, whose tensors are on the CPU: a DeepLabV2, or one with the names
-    `expected`.
+    """Read the network in a file, `path` or `path#entry`, onto the CPU: a DeepLabV2, or, if given, one whose tensors
+    have the names `expected`.
 
-    Nothing in a file is run. Raises CheckpointError if the file is missing, is no checkpoint, needs more than plain
-    tensors and containers, does not say which of several networks is meant, or holds a tensor that is not plain
-    numbers, finite and stored in full.
+    No code in a file is run. Raises CheckpointError if the file is missing, is no checkpoint, needs more than plain
+    tensors and containers, or holds several networks of which none is named; also if a tensor is not plain numbers,
+    finite and stored in full.
     """
     path, entry, both = _split(source)
     content = read_content(path)
@@ -89,13 +92,15 @@ def read_network(source: str | Path, expected: set[str] | None = None) -> Networ
 
 
 def load_weights(model: Segmenter | nn.Module, source: str | Path | None, init_input: str = "auto") -> LoadReport:
-    """Load a checkpoint into a network. source: a file, `file#entry`, for DeepLabV2 the word `imagenet`, or None: a
-    random start. init_input: the input that a DeepLabV2's checkpoint was trained with, a name of INPUTS, or `auto`; a
-    file of `save_weights` states its own, which counts.
+    """Load a checkpoint into a network and report what was loaded.
 
-    Every tensor must fit by name and shape. Exceptions: old files have no `num_batches_tracked`, others hold the whole
-    number as a float or as [1]; DeepLabV2's initialisations (Caffe, ImageNet) have no head, which then keeps its random
-    start. Raises CheckpointError, with the model unchanged, for anything else.
+    source: a file, `file#entry`, for DeepLabV2 the word `imagenet`, or None for a random start. init_input: the input
+    that a DeepLabV2's checkpoint was trained with, a name of INPUTS or `auto`; a file of `save_weights` states its
+    input, which takes precedence.
+
+    Every tensor must fit by name and shape, with these exceptions. Old files have no `num_batches_tracked`, and some
+    hold it as a float or as [1]. DeepLabV2's initialisations (Caffe, ImageNet) have no head, which then keeps its
+    random start. For anything else CheckpointError is raised, and the model stays unchanged.
     """
     network = model.network if isinstance(model, Segmenter) else model
     expected = network.state_dict()
@@ -127,7 +132,7 @@ def _load_deeplab(model, expected, source, init_input):
 
 
 def _load_plain(network, expected, source, takes):
-    """takes: the input that the network is given, or None."""
+    """Load into a network that is no DeepLabV2. takes: the input convention of its Segmenter, or None."""
     found = read_network(source, set(expected))
     given = {k: counter(v) if k.endswith("num_batches_tracked") else v for k, v in found.tensors.items()}
     require_same(source, expected, given)
@@ -143,10 +148,11 @@ def _load_plain(network, expected, source, takes):
 
 
 def save_weights(model: Segmenter | nn.Module, path: str | Path) -> None:
-    """Write the plain state dict, atomically: a reader finds the old file or the whole new one. Its input is stated in
-    the `_metadata` that torch keeps with a state dict, so that `load_weights` need not judge by the weights' scale.
+    """Save the plain state dict, atomically: a reader finds the old file or the whole new one.
 
-    Raises CheckpointError, with an old file left as it was, if weights are NaN or infinite or the disk refuses.
+    The network's input is stated in the `_metadata` that torch keeps with a state dict, so that `load_weights` need not
+    guess it from the weights' scale. Raises CheckpointError if weights are NaN or infinite or the disk refuses; an old
+    file is then left as it was.
     """
     path = Path(path)
     state: Any = model.state_dict()
@@ -161,8 +167,8 @@ def save_weights(model: Segmenter | nn.Module, path: str | Path) -> None:
 
 
 def _split(source):
-    """(file, entry or None, whether its two heads are to be added up). A file whose own name holds a # is taken as it
-    is."""
+    """(file, entry or None, whether its two heads are to be added up). A # in the name of an existing file is part of
+    that name."""
     name, mark, entry = str(source).rpartition("#")
     if not mark or os.path.exists(source) or not os.path.exists(name):
         return Path(source), None, False
@@ -171,8 +177,8 @@ def _split(source):
 
 
 def _stated_input(content):
-    """What a file of `save_weights` states, a name of INPUTS or a convention; empty for others, whose metadata may be
-    anything."""
+    """The input that a file of `save_weights` states, a name of INPUTS or a convention; empty for other files, whose
+    metadata may be anything."""
     metadata = getattr(content, "_metadata", None)
     stated = metadata.get("") if isinstance(metadata, dict) else None
     found = stated.get(_INPUT) if isinstance(stated, dict) else None
@@ -189,12 +195,13 @@ def _imagenet() -> dict[str, Tensor]:
     try:
         return ResNet101_Weights.IMAGENET1K_V1.get_state_dict(progress=True)
     except Exception as error:
-        raise CheckpointError(f"init_weight: {IMAGENET!r} could not be downloaded ({error}): fetch torchvision's "
-                              "resnet101 weights elsewhere and give the file.") from None
+        raise CheckpointError(f"init_weight: {IMAGENET!r} could not be downloaded ({error}): download "
+                              "torchvision's resnet101 weights on another machine and give the file.") from None
 
 
 def _input_of(name, given, stated, init_input):
-    """(the input to convert from, empty if it is ours already; warnings). stated: by the file itself, which decides."""
+    """(the input to convert from, empty if none is needed; warnings). stated: the input that the file itself states,
+    which takes precedence."""
     found = _HOUSE if name == "Caffe initialisation" else recognise_input(given)
     if stated:
         chosen, warnings = stated, []
@@ -212,7 +219,7 @@ def _input_of(name, given, stated, init_input):
 
 
 def _head_warnings(source, name, given, original, used):
-    """What is suspicious about the head, of which the first `used` branches are summed."""
+    """Warnings about the head, of which the first `used` branches are summed."""
     def branches(tensors, head, added=1):
         found = [tensors.get(f"{head}.conv2d_list.{i}.weight") for i in range(4)]
         return untrained_branches(found, added) if all(w is not None and w.ndim == 4 for w in found) else []

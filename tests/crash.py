@@ -1,12 +1,12 @@
-"""Kill runs at chosen moments, resume them, compare with the run that nobody killed.
+"""Kill runs at chosen moments, resume them, compare them with a run that was not killed.
 
     python tests/crash.py FOLDER METHOD[,METHOD...] TRIALS SEED     (test_resume.py calls it)
 
 FOLDER holds tiny.yml, the toy world and the weights that the methods start from. Every run is a fork of this process,
-which has imported everything but has computed nothing. In it each moment that matters counts as an event: before and
+which has imported everything but has computed nothing. Each critical moment in it counts as an event: before and
 after a step and an optimiser step, inside a checkpoint's or state's file, before and after its renaming, at each image
 scored, inside each pseudo-label file, at each image validated. A fork told to die at event n sends itself SIGKILL
-there. Prints one line a trial; exit code 1 if a trial ends with other weights, pseudo labels or log than one unharmed.
+there. Prints one line a trial; exit code 1 if a trial ends with other weights, pseudo labels or log.
 """
 import contextlib
 import io
@@ -112,7 +112,7 @@ def run_stage(method: str, words: list[str], fatal: int | None = None) -> int | 
 
 
 def outcome(stage: str) -> dict:
-    """What a run leaves: weights, pseudo-label files, log without times, scores."""
+    """The results of a run: weights, pseudo-label files, log without times, scores."""
     events = [json.loads(line) for line in Path(f"log/tiny/{stage}.jsonl").read_text().splitlines()]
     return {"weights": {k: v.numpy().tobytes() for k, v in
                         torch.load(f"snapshot/tiny/{stage}.pth", weights_only=True).items()},
@@ -137,7 +137,7 @@ def main(folder: str, methods: str, trials: str, seed: str) -> int:
 
 
 def failures(method: str, trials: int, seed: int) -> int:
-    """How many of the trials end with something else."""
+    """The number of trials with other results."""
     rng, failed, stage = np.random.default_rng(seed), 0, method.rpartition(":")[2]
     clear(stage)
     total = run_stage(method, ["overwrite=true"])

@@ -37,7 +37,7 @@ def mean(values):
 
 
 def pixel_entropy(z, kind):
-    """The paper's, or the released code's: it takes p for logits and the log of their softmax."""
+    """The entropy as in the paper, or as in the released code, which takes the log-softmax of p."""
     p = softmax(z)
     return -sum(v * q for v, q in zip(p, log_softmax(z if kind == "shannon" else p)))
 

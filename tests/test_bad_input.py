@@ -115,7 +115,7 @@ CONFIGS = {
     "a list that holds itself": ("scales: &a [*a]", "scales"),
     "NaN": ("learning_rate: .nan", "learning_rate"),
     "text for a number": ("batch_size: two", "batch_size"),
-    "a truth for a number": ("seed: yes", "seed"),
+    "a truth value for a number": ("seed: yes", "seed"),
     "too small": ("num_steps: 0", "num_steps"),
     "too large a network": ("width: 1000000000", "width"),
     "too large an image": ("cityscapes: {input_size: [60000, 60000]}", "cityscapes.input_size"),
@@ -237,8 +237,8 @@ def test_folders(here, monkeypatch, capfd, script, words, said, prepare):
 
 def test_links_that_are_allowed(here, monkeypatch, capfd):
     """The data folder, the image folder, and, in a folder that is scanned, anything may be linked into place."""
-    os.rename("world/gta5/images", "elsewhere")
-    link("world/gta5/images", "elsewhere")
+    os.rename("world/gta5/images", "images_moved")
+    link("world/gta5/images", "images_moved")
     os.rename("world/cityscapes", "far")
     link("world/cityscapes", "far")
     os.rename("far/leftImg8bit/val/suderburg", "city")

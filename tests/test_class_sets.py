@@ -110,7 +110,7 @@ def test_scores_of_random_protocols_equal_counting_pixels(seed):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_shared_classes_are_scored_as_ever(seed):
-    """`class_iou` by its own definition: rows that are left out are ignored, columns that are left out are misses."""
+    """`class_iou` by its definition: other rows are ignored, other columns are false negatives."""
     rng = np.random.default_rng(seed)
     confusion = torch.from_numpy(rng.integers(0, 2**40, (19, 19)))
     members = tuple(rng.permutation(19)[: rng.integers(1, 20)].tolist())
@@ -373,9 +373,9 @@ def test_a_round_on_labels_with_other_classes(here, capsys):
     cfg = parse_config(Path("c.yml").read_text(), "c.yml")
     table, right, every = segmentation.label_table(cfg.target_data, 19), {}, {}
     for sample in segmentation.find_samples("mine", cfg.target_data, "train"):
-        truth = segmentation.read_pair(sample, table)[1].ravel().tolist()
+        labelled = segmentation.read_pair(sample, table)[1].ravel().tolist()
         chosen = np.array(Image.open(f"plabel/t/ld/round0/{sample.name}.png")).ravel().tolist()
-        for t, p in zip(truth, chosen):
+        for t, p in zip(labelled, chosen):
             if t != IGNORE_INDEX and p != IGNORE_INDEX:
                 every[p] = every.get(p, 0) + 1
                 right[p] = right.get(p, 0) + (CITYSCAPES_CLASSES[p] in CAMVID[list(CAMVID)[t]])

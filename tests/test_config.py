@@ -1,4 +1,4 @@
-"""The configuration: every file in the repository loads, values are typed, mistakes are named, nothing is writable."""
+"""The configuration: every file in the repository loads, values are typed, errors name the key, nothing is writable."""
 import dataclasses
 import random
 import re
@@ -139,12 +139,13 @@ def test_every_configuration_of_the_repository_loads(path):
 
 def test_the_real_configurations_hold_the_released_values():
     ldbe = load_config(ROOT / "config/ldbe_config.yml")
-    expected = dict(cb_prop=0.1, learning_rate=1e-4, num_steps=5000, epochs=1, weight_decay=5e-4, momentum=0.9,
-                    power=0.9, round=2, batch_size=3, input_tgt=720, crop_tgt=600, mirror=True,
-                    scales=(0.5, 0.75, 1.0, 1.25, 1.5), bn_stats="batch", fixbn=True, backbone_lr_mult=3.0,
-                    head_lr_mult=10.0, portion_step=0.05, ema_alpha=0.99, conf_thresh=0.97, neg_rank_width=3,
-                    entropy_on="all", entropy="released", select_image=True, layers=(3, 4, 23, 3), width=64,
-                    num_classes=19)
+    expected = {
+        "cb_prop": 0.1, "learning_rate": 1e-4, "num_steps": 5000, "epochs": 1, "weight_decay": 5e-4, "momentum": 0.9,
+        "power": 0.9, "round": 2, "batch_size": 3, "input_tgt": 720, "crop_tgt": 600, "mirror": True,
+        "scales": (0.5, 0.75, 1.0, 1.25, 1.5), "bn_stats": "batch", "fixbn": True, "backbone_lr_mult": 3.0,
+        "head_lr_mult": 10.0, "portion_step": 0.05, "ema_alpha": 0.99, "conf_thresh": 0.97, "neg_rank_width": 3,
+        "entropy_on": "all", "entropy": "released", "select_image": True, "layers": (3, 4, 23, 3), "width": 64,
+        "num_classes": 19}
     of_be = {"ema_alpha": expected.pop("ema_alpha"), "conf_thresh": expected.pop("conf_thresh")}
     assert {k: ldbe.value(k) for k in expected} == expected and ldbe.other_keys.keys() == of_be.keys()
     assert ldbe.options["round_lr_decay"] == pytest.approx(2**0.5, rel=1e-9)

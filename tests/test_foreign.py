@@ -1,4 +1,4 @@
-"""Checkpoints of other hands: wrappers, prefixes, heads, inputs, kinds of files. What a message advises is tried."""
+"""Checkpoints of other projects: wrappers, prefixes, heads, inputs, kinds of files. The advice in messages is tried."""
 import argparse
 import collections
 import copy
@@ -54,7 +54,7 @@ def under(prefix, state):
 
 
 def loads(source, state=STATE, **more):
-    """Load into a network of the state's size; every tensor must be the state's."""
+    """Load into a network of the state's size; every tensor must equal the state's."""
     model = net(state["layer5.conv2d_list.0.weight"].shape[0], width=state["conv1.weight"].shape[0])
     report = load_weights(model, source, **more)
     assert all(tensor.equal(state[name]) for name, tensor in model.state_dict().items())
@@ -270,7 +270,7 @@ def start(generator, shape):
 
 
 @pytest.mark.parametrize("classes, channels, heads_drawn", [(2, 32, 200), (3, 256, 200), (19, 512, 20)])
-def test_untrained_branches_are_told_from_trained_ones(classes, channels, heads_drawn):
+def test_untrained_branches_are_distinguished_from_trained_ones(classes, channels, heads_drawn):
     """Trained branches share the movement of their centre taps; of the outer ones they may have any part, the later
     ones none where the images are small."""
     generator, shape = torch.Generator().manual_seed(0), (classes, channels, 3, 3)
@@ -619,8 +619,8 @@ def test_a_network_of_another_size_is_told_by_keys_that_then_load_it(tmp_path, s
     assert len(load_weights(net(**ours | advised), tmp_path / "x.pth").initialised) == (0 if seed % 3 else 8)
 
 
-def names(text, tensor=torch.zeros(2)):
-    return {name: tensor for name in text.split()}
+def names(text):
+    return dict.fromkeys(text.split(), torch.zeros(2))
 
 
 @pytest.mark.parametrize("content, words", [
@@ -721,7 +721,7 @@ def test_the_stages_take_such_files_say_so_and_leave_unused_branches_alone(tmp_p
     code, printed = scored("lr=0.1/x.pth#model", "lr=0.1/x.pth#model_ema", "head_branches=2", "--json", "out.json")
     assert code == 0 and "head_branches" not in printed.err
     assert list(json.loads(pathlib.Path("out.json").read_text())) == ["lr=0.1/x.pth#model", "lr=0.1/x.pth#model_ema"]
-    for words in ((), ("init_input=rgb01",)):  # a key that was set for somebody else's file
+    for words in ((), ("init_input=rgb01",)):  # a key that was set for another project's file
         code, printed = scored("snapshot/tiny/source_only.pth", "snapshot/tiny/ld.pth", "snapshot/tiny/be.pth", *words)
-        assert code == 0  # nothing to say of our own checkpoints, but that the two labels of this world lack classes
+        assert code == 0  # no remarks on our own checkpoints, except that the two labels of this world lack classes
         assert [line for line in printed.err.splitlines() if not line.startswith("warning: classes never seen: ")] == []

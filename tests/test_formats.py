@@ -1,4 +1,4 @@
-"""Every format and mode that the readers accept: written, read, equal. Every other: refused, and named."""
+"""Files of every format and mode that the readers accept are read as written; all others are refused by name."""
 import re
 import struct
 import zlib
@@ -9,8 +9,22 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from imagefiles import (COLOUR, GREY, PALETTE, RGB, SMOOTH, SMOOTH_IMAGE, X, bmp, chunk, ids_below, netpbm, png,
-                        saved, tiff)
+from imagefiles import (
+    COLOUR,
+    GREY,
+    PALETTE,
+    RGB,
+    SMOOTH,
+    SMOOTH_IMAGE,
+    X,
+    bmp,
+    chunk,
+    ids_below,
+    netpbm,
+    png,
+    saved,
+    tiff,
+)
 from PIL import Image
 
 from dataset import check, files, inspection
@@ -148,7 +162,7 @@ def test_a_palette_that_shows_the_indices_leaves_them_the_ids(tmp_path, palette)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_greys_that_are_numbered_anew_are_refused(tmp_path, seed):
+def test_greys_that_a_program_has_renumbered_are_refused(tmp_path, seed):
     """As optipng (by size), oxipng and pngquant (by frequency) and Pillow's quantize write a grey label of few ids."""
     rng = np.random.default_rng(seed)
     levels = rng.choice(256, rng.integers(1, 40), replace=False)

@@ -1,4 +1,4 @@
-"""The fused losses of label denoising against the plain ones, float64 loops over pixels and finite differences."""
+"""The fused losses of label denoising equal the plain ones, float64 loops over pixels and finite differences."""
 import math
 import os
 import subprocess
@@ -50,7 +50,7 @@ def test_ld_losses_equal_the_plain_ones(classes, scale, entropy_on, entropy):
 
 
 @pytest.mark.parametrize("ignored, absent", [(1.1, "positive"), (0.0, "entropy")])
-def test_a_term_without_pixels_is_zero_and_trains_nothing(ignored, absent):
+def test_a_term_without_pixels_is_zero_and_has_no_gradient(ignored, absent):
     for entropy in ("released", "shannon"):
         logits, label = random_case(0, ignored=ignored)
         logits.requires_grad_()
@@ -77,11 +77,11 @@ def test_the_released_entropy_is_the_twofold_softmax(classes, scale):
         term = fused_losses.ld_losses(ours, label, 2, entropy="released")["entropy"]
         term.backward()
         assert term.item() == pytest.approx(expected.item(), rel=tolerance)
-        # Near 0 and 1 the summands cancel, in both forms: the bound is one on a pixel's share, not on what is left.
+        # Near probabilities of 0 and 1 the summands cancel in both forms, so the bound is relative to the summands.
         assert torch.allclose(ours.grad.double(), z.grad, rtol=0, atol=tolerance / label.numel())
 
 
-def test_the_released_entropy_pushes_unsure_pixels_less():
+def test_the_released_entropy_has_smaller_gradients_for_uncertain_pixels():
     """The norm of its gradient over that of Shannon entropy's grows with the confidence, from near 0 to near 1."""
     def norm(entropy, scale):
         z = scale * torch.randn(1, 19, 40, 40, dtype=torch.float64, generator=torch.Generator().manual_seed(0))

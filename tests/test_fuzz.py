@@ -237,10 +237,10 @@ IMAGES = [encoded(NOISE), encoded(NOISE[..., 0]), encoded(NOISE, "JPEG"), encode
 @pytest.mark.slow
 @FUZZ
 @given(st.sampled_from(IMAGES), MUTATIONS, st.booleans())
-def test_damaged_images_and_labels_are_read_or_refused(tmp_path, content, mutations, mend):
+def test_damaged_images_and_labels_are_read_or_refused(tmp_path, content, mutations, fix_checksums):
     path = tmp_path / "x.png"
     content = mutate(content, mutations)
-    path.write_bytes(with_checksums(content) if mend and content.startswith(b"\x89PNG") else content)
+    path.write_bytes(with_checksums(content) if fix_checksums and content.startswith(b"\x89PNG") else content)
     table = labels.lookup_table({1: 0})
     for read in (files.read_image, lambda p: files.read_label(p, table)):
         try:

@@ -1,4 +1,4 @@
-"""A round's labelling against two passes and full sorts in float64; what it keeps beside the network; its workers."""
+"""A round's pseudo labels equal those of two passes and full sorts in float64; packed scores; background work."""
 import copy
 import math
 import threading
@@ -19,8 +19,8 @@ from trainer.rounds import label_round
 from utils.background import Background, host_copy
 from utils.config import load_config
 from utils.counting import count
+from utils.disk_buffer import TensorBuffer
 from utils.errors import TrainingError, UserError
-from utils.spool import TensorSpool
 
 PORTION = 0.2
 RESOLUTION = 2**-7  # of 1 - conf: bins of 2^-10 and scores of 2^-10 stay well within it
@@ -45,7 +45,7 @@ def setting(world, *words):
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
     samples = segmentation.find_samples("cityscapes", cfg.target_data, "train")
-    if cfg.bn_stats == "running":  # which are worth using once they have seen images
+    if cfg.bn_stats == "running":  # running statistics are usable only after some images
         with torch.no_grad():
             for item in 10 * list(loaders.whole_image_loader(cfg, cfg.target, samples, False)):
                 model.train()(model.prepare(item["image"]))
@@ -58,9 +58,9 @@ def select(logits, thresholds, portion=PORTION):
     return label, selection.select(label, uncertainty, thresholds, portion)
 
 
-def obvious_round(model, cfg, samples, select_image):
-    """By two float64 passes over every image and full sorts: labels, which pixels lie within RESOLUTION of another
-    label (by confidence or by the margin between the two best classes), thresholds."""
+def baseline_round(model, cfg, samples, select_image):
+    """The baseline, two float64 passes over every image and full sorts. Returns labels, which pixels lie within
+    RESOLUTION of another label (by confidence or by the margin between the two best classes), and thresholds."""
     model = copy.deepcopy(model).double().train(cfg.bn_stats == "batch")
     per_class, images = {}, []
     for item in loaders.whole_image_loader(cfg, cfg.target, samples, False):
@@ -89,7 +89,7 @@ def obvious_round(model, cfg, samples, select_image):
 def test_a_round_equals_two_passes_and_full_sorts(world, tmp_path, words):
     cfg, model, samples, names = setting(world, *words)
     share = PORTION if cfg.options["select_image"] else None
-    expected, threshold = obvious_round(model, cfg, samples, cfg.options["select_image"])
+    expected, threshold = baseline_round(model, cfg, samples, cfg.options["select_image"])
     found = label_round(model, cfg, samples, names, PORTION, lambda *given: select(*given, share), tmp_path)
     for c, conf in zip(range(19), selection.threshold_confidence(found.thresholds).tolist()):
         assert math.isnan(conf) if c not in threshold else 1 - conf == pytest.approx(1 - threshold[c], rel=RESOLUTION)
@@ -102,8 +102,8 @@ def test_a_round_equals_two_passes_and_full_sorts(world, tmp_path, words):
     selected = sum((a != 255).sum().item() for a in labels)
     assert found.coverage["all"] == pytest.approx(selected / total) and PORTION - 0.02 < found.coverage["all"] < 1
     table = segmentation.label_table(cfg.target_data, 19)
-    truth = [torch.from_numpy(segmentation.read_pair(s, table)[1]) for s in samples]
-    pairs = [(a[a != 255], t[a != 255]) for a, t in zip(labels, truth)]
+    true = [torch.from_numpy(segmentation.read_pair(s, table)[1]) for s in samples]
+    pairs = [(a[a != 255], t[a != 255]) for a, t in zip(labels, true)]
     right = sum((a == t).sum().item() for a, t in pairs)
     assert found.accuracy["all"] == pytest.approx(right / sum((t != 255).sum().item() for _, t in pairs))
 
@@ -160,14 +160,14 @@ def test_packed_scores_keep_every_uncertainty(scale):
     assert unpacked.amax(0).eq(0).all() and unpacked.min() >= -64
     _, exact = selection.predict(scores)
     _, uncertainty = selection.predict(unpacked)
-    kept = exact > 1e-23  # below, the end of the range at e^-64 shows
+    kept = exact > 1e-23  # smaller ones are beyond the end of the range at e^-64
     assert kept.float().mean() > 0.9
     assert (uncertainty / exact - 1)[kept].abs().max() < math.exp(2**-10) - 1 + 1e-5
 
 
 @pytest.mark.parametrize("num_classes", [2, 19, 60])
-def test_classes_surer_than_16_bits_can_say_are_selected(num_classes):
-    """Both the scores and what is kept of them fall into bin 0, however many classes there are."""
+def test_classes_more_confident_than_16_bits_can_hold_are_selected(num_classes):
+    """Both exact and packed scores fall into bin 0, whatever the number of classes."""
     scores = torch.full((num_classes, 4, 5), -200.0)
     scores[1] = 0
     assert (selected_after_packing(scores, 0.1) == 1).all()
@@ -199,24 +199,24 @@ def binned(scores):
 
 
 @pytest.mark.parametrize("budget", [0, 5000, 10**8])
-def test_spool_gives_back_what_it_took(tmp_path, budget):
+def test_buffer_gives_back_what_it_took(tmp_path, budget):
     g = torch.Generator().manual_seed(0)
     tensors = [torch.randint(-2**15, 2**15, (3, i + 1, 40), dtype=torch.int16, generator=g) for i in range(30)]
-    with TensorSpool(budget, tmp_path) as spool:
+    with TensorBuffer(budget, tmp_path) as buffer:
         for tensor in tensors:
-            spool.append(tensor)
+            buffer.append(tensor)
         for _ in range(2):
-            assert all(a.equal(b) for a, b in zip(tensors, spool, strict=True))
+            assert all(a.equal(b) for a, b in zip(tensors, buffer, strict=True))
         assert not list(tmp_path.iterdir())  # the scratch file has no name
 
 
-def test_a_full_disk_under_the_spool_is_one_clear_error(tmp_path, monkeypatch):
-    with TensorSpool(0, tmp_path) as spool:
+def test_a_full_disk_under_the_buffer_is_one_clear_error(tmp_path, monkeypatch):
+    with TensorBuffer(0, tmp_path) as buffer:
         def full(*_):
             raise OSError(28, "No space left on device")
-        monkeypatch.setattr(spool._file, "write", full)
+        monkeypatch.setattr(buffer._file, "write", full)
         with pytest.raises(UserError, match="score_budget"):
-            spool.append(torch.zeros(2, 2, dtype=torch.int16))
+            buffer.append(torch.zeros(2, 2, dtype=torch.int16))
 
 
 def test_background_cannot_run_ahead_and_keeps_order():
@@ -237,13 +237,11 @@ def test_background_cannot_run_ahead_and_keeps_order():
 def test_background_raises_what_its_calls_raise():
     def fail():
         raise ValueError("broken")
-    with pytest.raises(ValueError, match="broken"):
-        with Background() as background:
-            background.submit(fail)
-    with pytest.raises(KeyError):  # the body's own error is the one that counts
-        with Background() as background:
-            background.submit(fail)
-            raise KeyError
+    with pytest.raises(ValueError, match="broken"), Background() as background:
+        background.submit(fail)
+    with pytest.raises(KeyError), Background() as background:  # the body's own error takes precedence
+        background.submit(fail)
+        raise KeyError
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[
@@ -257,6 +255,7 @@ def test_count_equals_a_loop(device):
 
 def test_memory_is_kept_only_where_glibc_is():
     import sys
+
     from utils import allocator
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "platform", "darwin")

@@ -1,4 +1,4 @@
-"""The losses against plain float64 loops over pixels, and their gradients against finite differences."""
+"""The losses equal plain float64 loops over pixels, and their gradients equal finite differences."""
 import math
 
 import numpy as np
@@ -80,7 +80,7 @@ def test_half_precision_logits_give_float32_losses(name, dtype):
 
 
 @every_loss
-def test_pixels_without_a_label_train_nothing_and_give_finite_losses(name):
+def test_pixels_without_a_label_are_unused_and_give_finite_losses(name):
     """All labels ignored: 0 for what is learned from labels; for the others the labels make no difference."""
     logits, label = random_case(0, ignored=1.1)
     z = logits.requires_grad_()
@@ -114,7 +114,7 @@ def test_the_built_in_mean_is_the_same_where_there_are_labels():
 
 
 def test_the_released_entropy_is_the_twofold_softmax_up_to_twice_the_maximum_squares():
-    logits, label = random_case(9)
+    logits = random_case(9)[0]
     p = logits.softmax(1)
     expected = p.logsumexp(1).mean() + 2 * losses.maximum_squares(logits)
     assert losses.entropy(logits, kind="released").item() == pytest.approx(expected.item(), rel=1e-12)
@@ -158,7 +158,7 @@ def test_information_is_what_a_pixel_tells_of_its_class(seed):
 
 
 def test_balance_weighs_rare_classes_more():
-    """A rare class's pixel has (N/N_c)^q times the weight of the plain mean, in value and gradient, per image."""
+    """A rare class's pixel has (N/N_c)^q times its weight in the plain mean, in value and gradient, per image."""
     logits = torch.zeros(2, 3, 1, 8, dtype=torch.float64)
     logits[0, 0, 0, :6], logits[0, 1, 0, 6:], logits[1, 2] = 2, 2, 2
     plain, balanced = logits.clone().requires_grad_(), logits.clone().requires_grad_()
@@ -190,7 +190,7 @@ def test_both_weighted_cross_entropies_agree_where_every_pixel_has_a_loss(seed):
 
 
 def test_each_image_is_weighted_by_its_own_confidence():
-    """Confidence at the threshold counts; an image without confident pixels trains nothing."""
+    """Confidence at the threshold counts; an image without confident pixels has no effect."""
     logits, label = random_case(1, ignored=0.0)
     conf = torch.full(label.shape, 0.5)
     conf[0, 0] = 0.968  # 5 of 20 pixels

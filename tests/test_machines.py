@@ -10,6 +10,7 @@ import multiprocessing
 import multiprocessing.synchronize
 import os
 import pwd
+import re
 import shutil
 import signal
 import subprocess
@@ -38,8 +39,8 @@ from utils.config import load_config
 from utils.config_keys import KEYS, SECTION_KEYS
 from utils.config_values import expanded
 from utils.errors import CheckpointError, ConfigError, DataError, Stopped, UserError
-from utils.logger import RunLog
 from utils.interrupt import SIGNALS, Interrupt, waiting
+from utils.logger import RunLog
 from utils.processes import map_in_order
 
 ROOT = Path(__file__).parent.parent
@@ -71,7 +72,7 @@ def world(prepared, tmp_path, monkeypatch):
 
 @contextlib.contextmanager
 def within(seconds):
-    """The block ends, however it does, in that time, and leaves no process behind."""
+    """Assert that the block ends within that time and leaves no process behind."""
     start = time.monotonic()
     try:
         yield
@@ -240,7 +241,7 @@ def test_a_reader_that_ends_is_said_with_what_it_read(end, count):
 
 @pytest.mark.parametrize("halfway", [False, True])
 def test_a_reader_killed_from_outside_or_in_the_middle_of_its_answer(halfway, monkeypatch):
-    """The rest of an answer that is cut off never comes."""
+    """The caller must not wait for the rest of an answer that is cut off."""
     plain = processes._send
     def half(end, parts):
         if multiprocessing.parent_process() and processes.pickle.loads(parts[0])[0] == 3:
@@ -304,7 +305,7 @@ def for_ever(*_):
 
 
 def swallowing(*_):
-    """As decoders do with what is raised in them."""
+    """Swallows what is raised in it, as some decoders do."""
     try:
         for_ever()
     except Exception:
@@ -316,9 +317,8 @@ def swallowing(*_):
 @pytest.mark.parametrize("read", [for_ever, swallowing])
 def test_any_signal_ends_a_wait(number, count, read):
     before = signal.getsignal(number)
-    with within(3), signal_after(0.15, number), pytest.raises(Stopped, match=number.name):
-        with Interrupt():
-            list(ReadingLoader(read, range(3), count))
+    with within(3), signal_after(0.15, number), pytest.raises(Stopped, match=number.name), Interrupt():
+        list(ReadingLoader(read, range(3), count))
     assert signal.getsignal(number) == before
     time.sleep(0.02)  # the timer has fired: nothing is left over for the next test
 
@@ -328,15 +328,14 @@ def test_a_signal_before_a_wait_ends_it_and_outside_it_is_only_noted():
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(0.01)
         assert interrupt.requested == "SIGTERM"
-        with pytest.raises(Stopped):
-            with waiting():
-                for_ever()
+        with pytest.raises(Stopped), waiting():
+            for_ever()
     with waiting():  # without an Interrupt it has no say
         pass
 
 
 def test_stopped_readers_end_a_wait_too():
-    """SIGSTOP stands for a disk that no longer answers: nothing but SIGKILL ends who reads from it."""
+    """SIGSTOP stands for a disk that no longer answers: only SIGKILL ends a process that reads from it."""
     with within(3), pytest.raises(Stopped), Interrupt(), signal_after(0.3, signal.SIGTERM):
         for n, _ in enumerate(ReadingLoader(lambda n: n, range(1000), 2)):
             if n == 3:
@@ -377,13 +376,14 @@ def test_a_run_stopped_in_a_wait_goes_on_to_the_same_bits(world, monkeypatch, ca
     assert call(monkeypatch, script, *words, "--resume") == 0
     a, b = weights(f"snapshot/whole/{stage}.pth"), weights(f"snapshot/tiny/{stage}.pth")
     assert all(a[k].equal(b[k]) for k in a)
-    records = [[json.loads(line) for line in Path(f"log/{note}/{stage}.jsonl").read_text().splitlines()]
-               for note in ("whole", "tiny")]
-    assert [[{**e, "seconds": 0} for e in record] for record in records][0] == [{**e, "seconds": 0} for e in records[1]]
+    whole, resumed = ([{**json.loads(line), "seconds": 0}
+                       for line in Path(f"log/{note}/{stage}.jsonl").read_text().splitlines()]
+                      for note in ("whole", "tiny"))
+    assert whole == resumed
 
 
 def test_a_signal_whose_exception_is_lost_ends_a_wait_all_the_same():
-    """As it is where Python ignores exceptions: in the hooks of a fork, in destructors."""
+    """Python ignores exceptions in the hooks of a fork and in destructors."""
     with within(5), pytest.raises(Stopped, match="SIGTERM"), Interrupt() as interrupt:
         threading.Timer(0.3, lambda: setattr(interrupt, "requested", "SIGTERM")).start()
         list(ReadingLoader(for_ever, range(3), 1))
@@ -406,7 +406,7 @@ def test_every_way_to_start_a_process_will_do(monkeypatch, method):
 
 
 def test_a_stop_saves_even_if_the_images_are_gone(world, monkeypatch, capfd):
-    """At a save nothing is asked of the data's disk."""
+    """Saving a state does not read from the disk of the data."""
     plain = Trainer.step
     def gone(self, item):
         shutil.rmtree("world")
@@ -447,7 +447,7 @@ def test_a_process_with_stopped_readers_ends_on_a_signal_and_leaves_none(world):
 
 
 def test_readers_do_not_outlive_a_killed_run():
-    """They see that the other end of their socket is closed, also those that hold the ends of earlier ones."""
+    """Readers end when the other end of their socket is closed; later readers hold copies of earlier sockets."""
     code = ("import sys, time; sys.path.insert(0, sys.argv[1])\nimport multiprocessing\n"
             "from utils.processes import map_in_order\n"
             "a, b = map_in_order(str, range(9), 2), map_in_order(str, range(9), 2)\nnext(a), next(b)\n"
@@ -467,7 +467,7 @@ def test_readers_do_not_outlive_a_killed_run():
         time.sleep(0.05)
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere a stuck reader ends with its read")
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="on other systems a stuck reader ends with its read")
 def test_stuck_readers_do_not_outlive_a_killed_run():
     code = ("import sys, time, os; sys.path.insert(0, sys.argv[1])\nimport multiprocessing, signal\n"
             "from utils.processes import map_in_order\npids = set()\n"
@@ -478,7 +478,7 @@ def test_stuck_readers_do_not_outlive_a_killed_run():
     readers = run.stdout.readline().split()
     run.kill()
     try:
-        assert len(readers) == 2 and run.communicate(timeout=5)[0] == ""  # its end: nobody has it open any more
+        assert len(readers) == 2 and run.communicate(timeout=5)[0] == ""  # end of file: no process has it open
     finally:
         for pid in readers:
             with contextlib.suppress(ProcessLookupError):
@@ -546,7 +546,7 @@ def test_a_pipe_among_the_files_is_not_waited_for(tmp_path, kind):
     OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), "a.png"), RuntimeError("std::bad_alloc"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:121] err == 0. DefaultCPUAllocator: can't allocate memory: you tried "
                  "to allocate 8 bytes. Error code 12 (Cannot allocate memory)")])
-def test_too_little_memory_is_said_whoever_notices(capsys, error):
+def test_too_little_memory_is_one_line_from_any_source(capsys, error):
     def main():
         raise error
     assert cli.guarded(main) == 2
@@ -565,7 +565,9 @@ def test_a_full_disk_is_named_wherever_it_is_met(world, monkeypatch, capsys):
         return said.splitlines()[-1]
     assert "plabel/tiny/ld/round0/" in refused((Path, "write_bytes", full), run_script, *LD)
     text = Path.write_text
-    partial = (lambda path, *words, **more: full() if path.suffix == ".json" else text(path, *words, **more))
+
+    def partial(path, *words, **more):
+        return full() if path.suffix == ".json" else text(path, *words, **more)
     assert "error: s.json: " in refused((Path, "write_text", partial), eval_script, "start.pth", "--json", "s.json")
     assert "error: f.png: " in refused(("PIL.Image.Image.save", full), eval_script, "start.pth", "--figure", "f.png")
     toy = ("--root", "t", "--size", "32", "32", "--source", "1", "--train", "1", "--val", "1", "--synthia", "0")
@@ -573,7 +575,7 @@ def test_a_full_disk_is_named_wherever_it_is_met(world, monkeypatch, capsys):
 
 
 def test_a_full_disk_below_tensorboard_is_one_warning(world, monkeypatch, capfd):
-    """Its own thread meets the error."""
+    """The error is raised in TensorBoard's own thread."""
     monkeypatch.setattr("tensorboard.summary.writer.record_writer.RecordWriter.write", failing(errno.ENOSPC))
     monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)  # which prints
     assert call(monkeypatch, run_so_script, "tensorboard=true", "print_freq=1", "val=False") == 0
@@ -690,12 +692,12 @@ OWN = {"type": "folder", "images": "images/{split}", "labels": "labels/{split}",
 
 @pytest.fixture
 def own(tmp_path, monkeypatch):
-    """A data set whose class and file names no 8-bit encoding has, one of them no encoding at all."""
+    """A data set with names of classes and files that no 8-bit encoding can write; one of them no encoding at all."""
     from PIL import Image
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for split in ("train", "val"):
-        for n, name in enumerate(("a", "\u8def\u2603", os.fsdecode(b"b\xff"))):
+        for name in ("a", "\u8def\u2603", os.fsdecode(b"b\xff")):
             image, label = rng.integers(0, 255, (32, 64, 3)), rng.integers(0, 3, (32, 64))
             for kind, pixels in (("images", image), ("labels", label)):
                 path = Path(f"d\u00e9/{kind}/{split}/{name}.png")
@@ -763,7 +765,7 @@ def test_help_on_a_plain_c_machine_into_a_pipe_that_closes_early(script, tmp_pat
 @pytest.mark.parametrize("shell", [pytest.param("{} >&-", marks=pytest.mark.slow), "{} >&- 2>&- <&-",
                                    pytest.param("{} >/dev/full 2>&1", marks=pytest.mark.slow),
                                    pytest.param("{} | true; exit ${{PIPESTATUS[0]}}", marks=pytest.mark.slow)])
-def test_a_run_whose_output_nobody_takes_goes_on(world, shell):
+def test_a_run_goes_on_when_its_output_is_not_read(world, shell):
     done = started("run_so.py", "--config", "tiny.yml", "num_steps=2", "print_freq=1", "val=False", shell=shell)
     assert done.returncode == 0 and done.stderr == "" and done.stdout == ""
     events = [json.loads(line) for line in Path("log/tiny/source_only.jsonl").read_text().splitlines()]
@@ -792,7 +794,7 @@ def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, capsys):
     os.chdir(tmp_path)
 
 
-def test_nobody_at_home(world, tmp_path):
+def test_a_run_without_home_or_user(world, tmp_path):
     """No HOME, no USER, and a uid that no one has."""
     (tmp_path / "sitecustomize.py").write_text("import pwd\ndef unknown(*_): raise KeyError('uid not found')\n"
                                                "pwd.getpwuid = pwd.getpwnam = unknown\n")
@@ -827,12 +829,17 @@ def test_every_key_that_is_a_path_is_declared_as_one():
 def test_home_folders_in_every_path_key(tmp_path, monkeypatch, name, given, written, read):
     monkeypatch.setenv("HOME", str(tmp_path))
     section, _, inner = name.rpartition(".")
+    if name in ("method", "model"):  # a file of one's own, and a name in it
+        written, read = f"{written}.py:Mine", f"{read}.py:Mine"
     content = {section: {inner: written}} if section else {name: written}
     (tmp_path / "c.yml").write_text(yaml.safe_dump(content if given == "file" else {}))
     read = read.format(home=tmp_path)
     words = [f"{name}={written}"] if given == "word" else []
     if name == "restore_from":  # declared, but refused
         with pytest.raises(ConfigError, match="restore_from: '" + read):
+            load_config("~/c.yml", words)
+    elif name in ("method", "model"):  # the file is opened at once, and is not there
+        with pytest.raises(ConfigError, match=re.escape(f"{name}: {read.removesuffix(':Mine')}: cannot be read")):
             load_config("~/c.yml", words)
     else:
         cfg = load_config("~/c.yml", words)

@@ -23,7 +23,7 @@ SIDES = {1: ("top", "left"), 2: ("top", "right"), 3: ("bottom", "right"), 4: ("b
 
 
 def displayed(array, orientation):
-    """Pixel by pixel after the words of the EXIF standard."""
+    """The pixels as displayed, computed one by one from the definition in the EXIF standard."""
     row_side, column_side = SIDES[orientation]
     height, width = array.shape[:2]
     out = np.zeros((height, width) if row_side in ("top", "bottom") else (width, height), array.dtype)
@@ -169,7 +169,7 @@ NOISY = {
 
 
 def test_the_libraries_say_nothing(tmp_path):
-    """In a process of its own, as a user's: whatever is read or refused, nobody but this project writes."""
+    """In a subprocess, as for a user: for every file that is read or refused, only this project prints."""
     for name, content in NOISY.items():
         (tmp_path / name).write_bytes(content)
     code = ("import sys\nfrom pathlib import Path\nfrom dataset import files\nfrom utils.errors import DataError\n"

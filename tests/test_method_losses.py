@@ -1,4 +1,4 @@
-"""Each method's loss and gradient against slow float64 versions, batch-norm statistics against hooks, augmentation."""
+"""Each method's loss and gradient equal slow float64 versions, batch-norm statistics those of hooks; augmentation."""
 import copy
 import io
 import math
@@ -21,7 +21,7 @@ B, C, H, W = 2, 4, 6, 7
 
 
 class Table(nn.Module):
-    """A network whose logits are its parameter, float64 [B, C, H, W], whatever it sees; keeps what it has seen."""
+    """A network whose logits are its parameter, float64 [B, C, H, W], whatever its input; it keeps its inputs."""
 
     def __init__(self, seed):
         super().__init__()
@@ -285,7 +285,7 @@ def test_statistics_of_whole_images(make, count, momentum, alpha, variance):
 
 
 def test_population_variance_of_images_of_one_size_is_that_of_all_their_values(make):
-    """Large means beside small differences: nothing cancels."""
+    """Large means with small differences: no precision is lost."""
     network = Normed()
     network.body[0] = nn.Identity()
     network.body[1] = nn.BatchNorm2d(3).double()
@@ -302,7 +302,7 @@ def test_population_variance_of_images_of_one_size_is_that_of_all_their_values(m
 
 
 def test_the_network_can_be_scored_after_each_image(make):
-    """Its statistics are at any time those of the images so far, mixed with the source's."""
+    """At any time its statistics are those of the images so far, mixed with the source's."""
     network, other = Normed(), Normed()
     method = make("bn_adapt", network, "alpha=0.5")
     adapt(method, images(3))
@@ -430,7 +430,7 @@ def test_strong_augmentation_is_drawn_for_each_image(bands, dtype):
     assert len(found.flatten(1).unique(dim=0)) == 41 - sum(same) and sum(same) in range(1, 15)
     never = augmentation.strong(pixels, np.random.default_rng(3), 0.2, 0, 0)
     assert never.equal(pixels.float())
-    # The numbers drawn do not depend on what is done with them.
+    # The number of draws does not depend on their outcome.
     after = []
     for probability in (0, 1):
         rng = np.random.default_rng(3)

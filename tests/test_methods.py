@@ -1,4 +1,4 @@
-"""What holds for every method: its keys, two rounds, its state, its random numbers."""
+"""Properties of every method: its keys, two rounds of training, its state, its random numbers."""
 import io
 import math
 from pathlib import Path
@@ -13,9 +13,9 @@ from trainer.loop import Trainer
 from trainer.methods import find, known
 from utils.config import KEYS, config_help, config_remarks, load_config
 from utils.config_values import UNUSED, Declares, key
-from utils.errors import ConfigError
+from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError
 
-RANDOM = sorted(set(known()) - {"bn_adapt"})  # the others draw crops at least
+RANDOM = sorted(set(known()) - {"bn_adapt"})  # the others draw random crops
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_others(trained, name
 
 @pytest.mark.parametrize("name", known())
 def test_state_survives_a_file_and_another_object(trained, name):
-    """What `parts` give is plain, and another object of the method has it all after `load_state_dict`."""
+    """The state of `parts` is plain tensors and values, and a new object has all of it after `load_state_dict`."""
     trainer = trained[name]
     file = io.BytesIO()
     torch.save({part: value.state_dict() for part, value in trainer.method.parts().items()}, file)
@@ -131,7 +131,7 @@ def build():
 
 @pytest.mark.parametrize("name", known())
 def test_a_users_network_without_batch_norm(world, name):
-    """All methods run, but for the one that needs a batch norm, which says so."""
+    """All methods run, except the one that needs a batch norm, which says so."""
     Path("small.py").write_text(NETWORK)
     words = ["model=small.py:build", f"note=small_{name}", "init_weight=None"]
     words += ["conf_thresh=0"] if "conf_thresh" in find(name).keys else []
@@ -148,7 +148,59 @@ def test_a_users_network_without_batch_norm(world, name):
     assert before.keys() == after.keys() and moved == {k for k in before if name != "infomax" or not k.startswith("3.")}
 
 
-def test_methods_are_told_from_each_other():
+def test_a_method_that_refuses_leaves_an_earlier_runs_files_alone(world):
+    Path("small.py").write_text(NETWORK)
+    train("bn_adapt", "note=earlier")
+    before = {p: p.read_bytes() for p in Path(".").rglob("earlier/**/*") if p.is_file()}
+    with pytest.raises(ConfigError, match="has none"):
+        train("bn_adapt", "note=earlier", "model=small.py:build", "init_weight=None", "overwrite=true")
+    assert len(before) >= 4 and {p: p.read_bytes() for p in Path(".").rglob("earlier/**/*") if p.is_file()} == before
+
+
+METHOD = """
+from trainer import losses
+from trainer.methods.base import Method
+from utils.errors import Stopped
+
+
+class Mine(Method):
+    def losses(self, batch, rng):
+        loss = losses.entropy(self.network(batch.images))
+        return {returned}
+
+    def after_step(self, batch):
+        if {stop} and self.position.global_step:
+            raise Stopped("SIGTERM")
+
+    def parts(self):
+        return {parts}
+"""
+
+
+def own_method(returned='{"entropy": loss}', stop=False, parts="{}", resume=False):
+    """A trainer of a user's method, which may be stopped after a step or resumed."""
+    Path("mine.py").write_text(METHOD.format(returned=returned, stop=stop, parts=parts))
+    find.cache_clear()
+    words = ["init_weight=snapshot/source/source_only.pth", "note=mine", "save_freq=1", f"resume={resume}",
+             f"overwrite={not resume}"]
+    return Trainer(load_config("tiny.yml", words, method="mine.py:Mine"))
+
+
+def test_wrong_losses_of_a_users_method_are_one_error(world):
+    with pytest.raises(TrainingError, match=r"method: mine.py:Mine: losses returned a tensor \[\] of float32"):
+        own_method(returned="loss").run()
+
+
+def test_a_users_method_whose_state_has_changed_is_not_resumed(world):
+    with pytest.raises(Stopped):
+        own_method(stop=True).run()
+    with pytest.raises(CheckpointError, match="holds the parts .*, expected .*, more: method mine.py:Mine has changed"):
+        own_method(parts='{"more": self.network}', resume=True).run()
+    own_method(resume=True).run()
+    assert Path("snapshot/mine/Mine.pth").exists()
+
+
+def test_methods_have_distinct_titles_and_short_files():
     classes = known()
     assert len({cls.title for cls in classes.values()}) == len(classes)
     assert all(cls.title and cls.__doc__ for cls in classes.values())
@@ -167,7 +219,7 @@ def test_a_method_without_losses_has_no_optimiser(trained, monkeypatch):
     assert all(not p.requires_grad or p.grad is None for p in trained["bn_adapt"].network.parameters())
 
 
-def test_a_key_that_a_class_does_without_stays_away_from_its_subclasses():
+def test_a_key_that_is_unused_in_a_class_is_unused_in_its_subclasses():
     class A(Declares):
         x: int = key(1, "x")
         y: int = key(2, "y")

@@ -34,19 +34,19 @@ def members(classes, protocol):
 
 def random_labels(seed, classes, n=4000, ignored=0.1):
     g = torch.Generator().manual_seed(seed)
-    truth = torch.randint(classes, (n,), generator=g)
-    truth[torch.rand(n, generator=g) < ignored] = 255
-    return truth, torch.randint(classes, (n,), generator=g)
+    label = torch.randint(classes, (n,), generator=g)
+    label[torch.rand(n, generator=g) < ignored] = 255
+    return label, torch.randint(classes, (n,), generator=g)
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int64])
 def test_confusion_matrix_counts_pairs(dtype):
-    truth, predicted = random_labels(0, 7)
+    label, predicted = random_labels(0, 7)
     expected = torch.zeros(7, 7, dtype=torch.int64)
-    for t, p in zip(truth.tolist(), predicted.tolist()):
+    for t, p in zip(label.tolist(), predicted.tolist()):
         if t != 255:
             expected[t, p] += 1
-    assert confusion_matrix(truth.to(dtype), predicted, 7).equal(expected)
+    assert confusion_matrix(label.to(dtype), predicted, 7).equal(expected)
 
 
 def test_confusion_matrix_of_ignored_pixels_is_zero():
@@ -56,17 +56,17 @@ def test_confusion_matrix_of_ignored_pixels_is_zero():
 @pytest.mark.parametrize("protocol", [19, 16, 13])
 @pytest.mark.parametrize("seed", range(3))
 def test_protocol_iou_equals_counting_sets(seed, protocol):
-    truth, predicted = random_labels(seed, 19)
+    label, predicted = random_labels(seed, 19)
     predicted[predicted == 5] = 4
-    truth[truth == 5] = 255      # absent from both
+    label[label == 5] = 255      # absent from both
     predicted[predicted == 7] = 8  # in the labels alone: IoU 0
     members = STREET_PROTOCOLS[protocol]
-    counted = [(t, p) for t, p in zip(truth.tolist(), predicted.tolist()) if t in members]
+    counted = [(t, p) for t, p in zip(label.tolist(), predicted.tolist()) if t in members]
     expected = {}
     for c in members:
         union = sum(t == c or p == c for t, p in counted)
         expected[c] = 100 * sum(t == p == c for t, p in counted) / union if union else None
-    per_class, miou = class_iou(confusion_matrix(truth, predicted, 19), members)
+    per_class, miou = class_iou(confusion_matrix(label, predicted, 19), members)
     assert per_class == [e if e is None else pytest.approx(e) for e in expected.values()]
     present = [e for e in expected.values() if e is not None]
     assert miou == pytest.approx(sum(present) / len(present))
@@ -89,8 +89,8 @@ def test_class_sets_offer_the_protocols_that_fit():
 
 
 def test_the_table_shows_every_number():
-    truth, predicted = random_labels(1, 19)
-    scores = protocol_scores(confusion_matrix(truth, predicted, 19), street_class_set(19))
+    label, predicted = random_labels(1, 19)
+    scores = protocol_scores(confusion_matrix(label, predicted, 19), street_class_set(19))
     table = score_table({"LD": scores, "a heading longer than its three columns": scores}, street_class_set(19))
     lines = table.splitlines()
     assert len({len(line) for line in lines}) == 1
@@ -101,13 +101,13 @@ def test_the_table_shows_every_number():
 
 @pytest.mark.parametrize("seed", range(3))
 def test_classes_without_a_labelled_pixel_are_named_and_a_mean_over_fewer_says_so(seed):
-    truth, predicted = random_labels(seed, 19)
+    label, predicted = random_labels(seed, 19)
     absent = {int(c) for c in np.random.default_rng(seed).choice(19, 4, replace=False)}
-    truth[torch.isin(truth, torch.tensor(sorted(absent)))] = 255
+    label[torch.isin(label, torch.tensor(sorted(absent)))] = 255
     neither = min(absent)  # the others are predicted: IoU 0, in the mean
     predicted[predicted == neither] = (neither + 1) % 19
     classes = street_class_set(19)
-    scores = protocol_scores(confusion_matrix(truth, predicted, 19), classes)
+    scores = protocol_scores(confusion_matrix(label, predicted, 19), classes)
     for protocol in classes.protocols:
         scored = members(classes, protocol)
         assert scores[protocol]["unseen"] == [classes.names[c] for c in scored if c in absent]
@@ -122,7 +122,7 @@ def test_classes_without_a_labelled_pixel_are_named_and_a_mean_over_fewer_says_s
 
 
 def test_a_mean_over_all_classes_has_no_second_row():
-    truth, predicted = random_labels(0, 19)
-    scores = protocol_scores(confusion_matrix(truth, predicted, 19), street_class_set(19))
+    label, predicted = random_labels(0, 19)
+    scores = protocol_scores(confusion_matrix(label, predicted, 19), street_class_set(19))
     assert "classes" not in score_table({"LD": scores}, street_class_set(19)).splitlines()[-2]
     assert all(s["unseen"] == [] for s in scores.values()) and " of " not in means(scores)

@@ -24,7 +24,7 @@ def resnet101():
 
 
 def expected_names():
-    """The field's names, written out by the network's description."""
+    """The names that published checkpoints use, written out from the network's description."""
     bn = [f"{{}}.{s}" for s in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")]
     names = ["conv1.weight", *(n.format("bn1") for n in bn)]
     for layer, blocks in zip(range(1, 5), (3, 4, 23, 3)):

@@ -15,7 +15,7 @@ from PIL import Image
 
 import eval as eval_script
 import run as run_script
-from dataset import check, files, inspection, segmentation
+from dataset import check, files, inspection, missing_labels, segmentation
 from model.deeplabv2 import DeepLabV2
 from utils.cli import run_stage
 from utils.config import DataConfig, load_config
@@ -74,7 +74,7 @@ def test_a_scan_leaves_out_what_is_no_image_of_the_set(tmp_path, name, images, f
     assert {image for image, _ in samples.values()} == {Path(folder, path).as_posix() for path in good}
     number = sum(path.endswith(".png") for path in JUNK[name])
     assert len(remarks) == 1 and f"left out: {number} (the first: " in remarks[0] and "mine: " in remarks[0]
-    picked = [path for path in JUNK[name] if path.endswith(".png")][0]  # a list may name it all the same
+    picked = next(path for path in JUNK[name] if path.endswith(".png"))  # but a list may name it
     samples, remarks = found(tmp_path, images, lines=[f"{folder}/{picked}"])
     assert [image for image, _ in samples.values()] == [Path(folder, picked).as_posix()] and remarks == []
 
@@ -350,7 +350,7 @@ def test_labels_of_the_street_sets_keep_their_ids(tmp_path):
 
 
 @pytest.mark.parametrize("key, split", [("data_list", "train"), ("data_list_val", "val")])
-def test_the_advice_for_a_list_that_nobody_has_helps(tmp_path, key, split):
+def test_the_advice_for_a_missing_list_helps(tmp_path, key, split):
     write(tmp_path / "d", *(f"leftImg8bit/{split}/ulm/{i}_leftImg8bit.png" for i in range(3)),
           f"leftImg8bit/{split}/ulm/._0_leftImg8bit.png")
     (tmp_path / "c.yml").write_text(f"cityscapes: {{data_dir: {tmp_path}/d, {key}: ./dataset/cityscapes_list/x.txt}}")
@@ -462,8 +462,8 @@ FAMILY = [  # images, labels, the endings where the pattern has none
     ("{split}", "{split}/{name}_mask.png", ".png", None), ("{name}.png", "gt/{name}.tif", None, None),
     ("{split}/{name}/image.png", "l/{name}/label.png", None, None),
     ("{split}/img_{name}.jpg", "{split}/lab_{name}.png", None, None)]
-LETTERS = ["a", "B", "7", "é", "Å", "ñ", "한", "ß", " ", "  ", ".", "-", "_", "(1)", "'", "#", "~", "&", "日本", "ẋ̣", "[",
-           "+", "%20"]
+LETTERS = ["a", "B", "7", "é", "Å", "ñ", "한", "ß", " ", "  ", ".", "-", "_", "(1)", "'", "#", "~", "&", "日本", "ẋ̣",
+           "[", "+", "%20"]
 
 
 def random_part(rng):
@@ -479,7 +479,7 @@ def any_case(rng, text):
 
 
 def place(pattern, name, extension, rng=None):
-    """The path of a name: the slow, obvious way. rng: the ending in any case, accents in either form."""
+    """The path of a name, computed in the most direct way. rng: the ending in any case, accents in either form."""
     folder, _, suffix = pattern.replace("{split}", "train").partition("{name}")
     parts = name.split("/")
     while "*" in folder:
@@ -505,7 +505,7 @@ def test_a_scan_and_every_list_of_the_same_files_agree(tmp_path, images, labels,
     root, expected = tmp_path / "d", set()
     for name in names.values():
         image, label = place(images, name, image_end), place(labels, name, label_end)
-        *inner, last = image.rsplit(name.split("/")[-1], 1)
+        last = image.rsplit(name.split("/")[-1], 1)[-1]
         image = image[: len(image) - len(last)] + (last if "/" in last else any_case(rng, last))
         label = "/".join([*label.split("/")[:-1], rng.choice([NFC, NFD])(label.split("/")[-1])])
         write(root, image, label)
@@ -515,13 +515,13 @@ def test_a_scan_and_every_list_of_the_same_files_agree(tmp_path, images, labels,
     pairs = list(scanned.values())
     strange = [(place(images, n, image_end, rng), place(labels, n, label_end, rng)) for n in scanned]
     for lines in ([i for i, _ in pairs], [f"/{i}" for i, _ in pairs], [str(root / i) for i, _ in pairs],
-                  [i.replace("/", "\\") for i, _ in pairs], [i for i, _ in strange], [f"{i}\t{l}" for i, l in pairs],
-                  [f"{i} {l}" for i, l in pairs], [f"{root / i}  {root / l}" for i, l in pairs],
-                  [f"{i}\t{l}" for i, l in strange], [f"/{i} /{l}" for i, l in strange],
+                  [i.replace("/", "\\") for i, _ in pairs], [i for i, _ in strange], [f"{i}\t{t}" for i, t in pairs],
+                  [f"{i} {t}" for i, t in pairs], [f"{root / i}  {root / t}" for i, t in pairs],
+                  [f"{i}\t{t}" for i, t in strange], [f"/{i} /{t}" for i, t in strange],
                   "\r\n".join(["\ufeff" + pairs[0][0], *(i for i, _ in pairs[1:])]).encode()):
         listed, remarks = found(tmp_path, images, labels, lines=lines)
         assert list(listed.items()) == list(scanned.items()) and remarks == []
-    listed, _ = found(tmp_path, images, None, lines=[f"{i}\t{l}" for i, l in pairs])
+    listed, _ = found(tmp_path, images, None, lines=[f"{i}\t{t}" for i, t in pairs])
     assert list(listed.items()) == list(scanned.items())
 
 
@@ -619,7 +619,7 @@ def test_labels_that_a_list_alone_names_are_looked_for_in_their_own_folder(tmp_p
     write(tmp_path / "d", *VOC, ".gt/other.png")
     own = section(tmp_path, "JPEGImages", lines=["a.jpg .gt/a.png"])
     with pytest.raises(DataError, match="d/.gt/a.png is not there, but .*d/.gt/other.png is"):
-        segmentation.require_labels("mine", own, "train", segmentation.find_samples("mine", own, "train"))
+        missing_labels.require_labels("mine", own, "train", segmentation.find_samples("mine", own, "train"))
 
 
 def test_cityscapes_without_labels_of_the_split_is_no_surprise_but_half_of_them_is(tmp_path):
@@ -627,7 +627,7 @@ def test_cityscapes_without_labels_of_the_split_is_no_surprise_but_half_of_them_
     write(tmp_path / "d", "leftImg8bit/val/ulm/a_leftImg8bit.png")
     def why():
         samples = segmentation.find_samples("cityscapes", cfg, "val")
-        return segmentation.why_no_labels("cityscapes", cfg, "val", samples)
+        return missing_labels.why_no_labels("cityscapes", cfg, "val", samples)
     assert not why().surprising and "a_gtFine_labelIds.png is not there" in str(why())
     write(tmp_path / "d", "gtFine/train/ulm/a_gtFine_labelIds.png")
     assert why().surprising and str(why()).endswith("correct cityscapes.data_dir")

@@ -512,7 +512,7 @@ def test_half_precision(amp):
 
 @pytest.mark.slow
 def test_compiled_network():
-    """Of the pooled branch nothing is compiled, so that one image alone works."""
+    """The pooled branch is not compiled, so that a single image works."""
     keys = {"model": "torchvision/deeplabv3_mobilenet_v3_large"}
     plain, fused = build(**keys)[0].eval(), build(**keys, compile=True)[0].eval()
     for batch in (2, 1):

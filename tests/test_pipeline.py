@@ -107,7 +107,7 @@ def test_records_of_a_run(trained):
         events = [json.loads(line) for line in Path(f"log/tiny/{stage}.jsonl").read_text().splitlines()]
         kinds = {e["event"] for e in events}
         assert {"train", "val"} <= kinds and list(Path(f"log/tiny/{stage}").glob("events.out.tfevents.*"))
-        train = [e for e in events if e["event"] == "train"][0]
+        train = next(e for e in events if e["event"] == "train")
         assert train["loss"]["total"] == pytest.approx(sum(v for k, v in train["loss"].items() if k != "total"))
         assert train["lr"]["head"] == pytest.approx(10 * train["lr"]["backbone"])
         assert {"19 classes", "16 classes", "13 classes"} <= [e for e in events if e["event"] == "val"][-1].keys()
@@ -118,7 +118,7 @@ def test_records_of_a_run(trained):
             for e in rounds:
                 assert 0 < e["coverage"]["all"] <= 1 and 0 <= e["accuracy"]["all"] <= 1
                 assert e["threshold"].keys() == set(e["coverage"]) - {"all"}
-                # the share of the class rule is reached at the least, the image rule adds to it
+                # at least the class rule's share; the image rule adds to it
                 assert e["coverage"]["all"] >= e["portion"] - 0.02
     pngs = sorted(p.relative_to("plabel").as_posix() for p in Path("plabel").rglob("*.png"))
     assert len(pngs) == 2 * 2 * 5 and pngs[0].startswith("tiny/be/round0/")
@@ -126,7 +126,7 @@ def test_records_of_a_run(trained):
 
 def test_same_seed_same_checkpoints_bit_by_bit(trained, monkeypatch):
     found = {}
-    # The number of workers and how often is printed and validated must not matter.
+    # The number of workers and the frequency of printing and validation must not matter.
     for run, words in (("a", None), ("b", ["worker=2", "print_freq=1", "val_freq=3"]), ("c", ["seed=9"])):
         if words:
             for folder in ("snapshot", "plabel", "log", "miou_result"):

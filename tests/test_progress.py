@@ -1,4 +1,4 @@
-"""How far a run is: bars on a terminal only, elsewhere a line now and then, and no other noise."""
+"""Progress of a run: bars on a terminal, lines where there is none, and no other output."""
 import io
 import json
 import os
@@ -73,7 +73,7 @@ def test_a_bar_shows_on_a_terminal_of_any_size_and_needs_no_thread(monkeypatch, 
     with open(its, "w", encoding="utf-8") as terminal, monkeypatch.context() as patch:
         patch.setattr(sys, "stderr", terminal)
         threads = threading.active_count()
-        for n in Progress(range(3), "reading", 1, True):
+        for _ in Progress(range(3), "reading", 1, True):
             assert threading.active_count() == threads
             time.sleep(0.11)
         assert select.select([ours], [], [], 1)[0] and b"2/3" in os.read(ours, 10_000)

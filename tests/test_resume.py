@@ -1,4 +1,4 @@
-"""Nothing is lost: kills, signals, full disks, foreign states, second processes, numbers that are not finite."""
+"""No work is lost: kills, signals, full disks, states of other runs, second processes, numbers that are not finite."""
 import json
 import os
 import shutil
@@ -51,7 +51,7 @@ def prepared(tmp_path_factory):
 def world(prepared, tmp_path, monkeypatch):
     shutil.copytree(prepared, tmp_path / "run")
     monkeypatch.chdir(tmp_path / "run")
-    for stage in ("source_only", "ld"):  # their weights alone, as if from elsewhere
+    for stage in ("source_only", "ld"):  # their weights alone, as if copied from another folder
         shutil.rmtree(f"snapshot/tiny/{stage}.state")
     shutil.rmtree("plabel")
     return Path(".")
@@ -134,7 +134,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(world, monkeypat
     assert records[0] == records[1]
 
 
-@pytest.mark.parametrize("val_freq", [2, 100])  # a validation within the first round, or behind it
+@pytest.mark.parametrize("val_freq", [2, 100])  # a validation within the first round, or after it
 def test_a_signal_in_a_validation_that_a_resumed_run_makes_up_for_loses_nothing(world, monkeypatch, capsys, val_freq):
     """The state that is saved there is whole: it has the run's own teacher, and knows its pseudo labels."""
     words = (f"val_freq={val_freq}", "epochs=2")
@@ -200,7 +200,7 @@ def test_keys_that_change_no_result_may_change(world, monkeypatch):
     Path("world").rename("moved")
     Path("snapshot/tiny/ld.pth").unlink()  # only the start needs it
     assert call(monkeypatch, run_script, *BE, "--resume", "worker=1", "print_freq=1", "checkpointing=true", "keep=1",
-                "cityscapes.data_dir=moved/cityscapes", "score_budget=0", "log=elsewhere") == 0
+                "cityscapes.data_dir=moved/cityscapes", "score_budget=0", "log=another") == 0
     a, b = weights("snapshot/whole/be.pth"), weights("snapshot/tiny/be.pth")
     assert all(a[k].equal(b[k]) for k in a)
 
@@ -236,7 +236,7 @@ def test_a_damaged_state_falls_back_to_the_one_before(world, monkeypatch, capsys
 
 @pytest.mark.parametrize("version", [None, 1, 2, 99])
 def test_states_of_another_version_are_refused_and_kept(world, monkeypatch, capsys, version):
-    """Going on from one would change what the run computes; passing it over would lose it."""
+    """Resuming from one would change the results; ignoring it would lose the work."""
     stopped(monkeypatch)
     paths = checkpoint.StateFolder(Path("snapshot/tiny/be.state"), 3).paths()
     for path in paths:
@@ -294,7 +294,7 @@ def test_a_full_disk_leaves_the_old_file_whole(tmp_path, monkeypatch):
     assert path.read_bytes() == b"new"
 
 
-def test_a_state_that_cannot_be_saved_is_said_and_training_goes_on(world, monkeypatch, capsys):
+def test_a_state_that_cannot_be_saved_is_a_warning_and_training_goes_on(world, monkeypatch, capsys):
     plain, saved = checkpoint.StateFolder.save, []
     def full_at_the_second(self, state):
         saved.append(state["position"]["global_step"])
@@ -385,7 +385,7 @@ def test_readers_that_ignore_one_signal_do_not_outlive_the_run(world):
                                    ("cb_prop=1e-9", "portion_step=0", "select_image=False"),
                                    ("batch_size=7",), ("crop_tgt=8", "input_tgt=8"),
                                    ("cityscapes.input_size=8,8",)])
-def test_extreme_but_lawful_numbers_run(world, monkeypatch, words):
+def test_extreme_but_valid_numbers_run(world, monkeypatch, words):
     init_weight = "init_weight=snapshot/tiny/source_only.pth"
     assert call(monkeypatch, run_script, "method=ld", init_weight, "note=x", *words) == 0
     assert call(monkeypatch, run_script, "method=be", "init_weight=snapshot/x/ld.pth", "note=x", *words) == 0
@@ -404,17 +404,16 @@ def test_a_target_of_one_image(world, monkeypatch):
     assert call(monkeypatch, run_script, "method=be", "init_weight=snapshot/x/ld.pth", "note=x") == 0
 
 
-def test_a_second_signal_is_not_swallowed():
+def test_a_second_signal_is_not_ignored():
     from utils.interrupt import Interrupt
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     try:
-        with pytest.raises(KeyboardInterrupt):
-            with Interrupt() as interrupt:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.01)
-                assert interrupt.requested == "SIGINT"
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(1)
+        with pytest.raises(KeyboardInterrupt), Interrupt() as interrupt:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.01)
+            assert interrupt.requested == "SIGINT"
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
     finally:
         signal.signal(signal.SIGINT, before)
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dataset import class_sets, labels, loaders, segmentation
+from dataset import class_sets, labels, loaders, missing_labels, segmentation
 from utils.config import load_config
 from utils.errors import DataError
 
@@ -104,7 +104,7 @@ def test_cityscapes_layout(tmp_path, split):
     cfg = config(tmp_path, f"cityscapes: {{data_dir: {tmp_path}}}")
     samples = segmentation.find_samples("cityscapes", cfg.section("cityscapes"), split)
     assert [s.name for s in samples] == ["bonn/bonn_000000_000019", "ulm/ulm_000001_000019"]
-    assert segmentation.has_labels(samples)
+    assert missing_labels.has_labels(samples)
     _, label = segmentation.read_pair(samples[1], segmentation.label_table(cfg.section("cityscapes"), 19))
     assert (label == 13).all()
 
@@ -236,15 +236,15 @@ def test_a_strip_that_would_become_huge_is_named(gta5, tmp_path):
 
 def test_labels_all_some_none(gta5, tmp_path):
     cfg, samples = gta5()
-    assert segmentation.has_labels(samples)
+    assert missing_labels.has_labels(samples)
     samples[1].label.unlink()
     with pytest.raises(DataError, match="00002.png"):
-        segmentation.has_labels(samples)
+        missing_labels.has_labels(samples)
     for s in samples:
         s.label.unlink(missing_ok=True)
-    assert not segmentation.has_labels(samples)
+    assert not missing_labels.has_labels(samples)
     with pytest.raises(DataError, match="this step needs them"):
-        segmentation.require_labels("gta5", cfg.source_data, "train", samples)
+        missing_labels.require_labels("gta5", cfg.source_data, "train", samples)
 
 
 # ---- views and loaders -----------------------------------------------------------------------------------------------

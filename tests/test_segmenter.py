@@ -256,7 +256,7 @@ def test_one_value_per_channel_uses_the_running_statistics_and_says_so_once():
     made, x = small(), images(1, 3, 16, 16)
     norm = made.network.pooled[1]
     norm.running_mean.fill_(0.3), norm.running_var.fill_(2.0)
-    other = copy.deepcopy(made.network)  # evaluation mode in the pooled branch, batch statistics elsewhere
+    other = copy.deepcopy(made.network)  # evaluation mode in the pooled branch, batch statistics in the others
     for _ in range(2):
         made.use_statistics("batch")
         with torch.inference_mode():
@@ -271,7 +271,7 @@ def test_one_value_per_channel_uses_the_running_statistics_and_says_so_once():
     assert made.network.stem[1].num_batches_tracked == 2
     assert len(made.remarks) == 1 and "one value per channel" in made.remarks[0]
     made.train()
-    made(x).sum().backward()  # in training too
+    made(x).sum().backward()  # in training as well
     assert len(made.remarks) == 1 and "forward" not in norm.__dict__
 
 
@@ -424,6 +424,16 @@ def test_what_no_size_helps_stays_what_it_is():
             raise ValueError("another")
     with pytest.raises(RuntimeError, match="mine"):
         segmenter(Later(), 3)(torch.ones(2, 3, 8, 8))
+
+
+def test_full_memory_is_not_taken_for_a_wrong_size():
+    class Full(Answer):
+        def forward(self, x):
+            if x.shape[-1] == 9:
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+            return super().forward(x)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        segmenter(Full(), 3)(torch.ones(2, 3, 9, 9))
 
 
 # ---- recomputation ---------------------------------------------------------------------------------------------------

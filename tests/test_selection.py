@@ -1,4 +1,4 @@
-"""Thresholds and selection against full sorts of exact float64 confidences."""
+"""Thresholds and selection equal those by full sorts of exact float64 confidences."""
 import math
 
 import pytest
@@ -73,11 +73,11 @@ def test_thresholds_equal_the_full_sort(seed, portion):
         assert thresholds[c] == selection.uncertainty_bin(exact)
         passed = uncertainty[(label == c) & (selection.uncertainty_bin(uncertainty) <= thresholds[c])]
         assert len(passed) >= wanted                      # the share is reached,
-        assert passed.max() <= exact * BIN                # and overshot by pixels of the last bin alone
+        assert passed.max() <= exact * BIN                # and exceeded by pixels of the last bin only
         assert passed.max() < 1 - selection.threshold_confidence(thresholds)[c] + 1e-12
 
 
-def test_ties_pass_together():
+def test_ties_are_selected_together():
     logits = torch.zeros(2, 1, 10)
     logits[0] = 2.0
     logits[0, 0, :3] = 5.0
@@ -92,7 +92,7 @@ def test_an_absent_class_has_no_threshold_and_selects_nothing():
     thresholds, _ = thresholds_of([logits], 5, 0.2)
     assert thresholds[3] == selection.NOTHING and (thresholds[[0, 1, 2, 4]] >= 0).all()
     assert selection.threshold_confidence(thresholds)[3].isnan()
-    # a later image that does show it
+    # a later image that has the class
     other = random_logits(2)
     other[3] = 50
     label, uncertainty = selection.predict(other)
@@ -210,7 +210,7 @@ def test_cbst_with_one_threshold_for_all_is_plain_selection(seed):
     assert torch.equal(selection.cbst_select(logits, thresholds), own) and 0 < (own == 255).float().mean() < 1
 
 
-def test_cbst_prefers_the_class_that_is_seldom_sure():
+def test_cbst_prefers_the_class_of_low_confidence():
     p = torch.tensor([[0.6, 0.4], [0.75, 0.25], [0.95, 0.05], [0.3, 0.7]])
     thresholds = selection.uncertainty_bin(1 - torch.tensor([0.9, 0.35]))
     chosen = selection.cbst_select(p.log().T.unsqueeze(1), thresholds)

@@ -1,13 +1,15 @@
-"""One step of LD and of BE: what the student sees, and the losses it gets, with stand-ins for both networks."""
+"""One step of LD and of BE, with stand-ins for both networks: the student's input and losses; checks of losses."""
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from trainer import fused_losses, losses
+from trainer.checks import not_finite, require_losses
 from trainer.methods.base import Batch, Setting
 from trainer.run_state import Position
 from utils.config import load_config
+from utils.errors import TrainingError
 
 
 class Fixed(nn.Module):
@@ -53,14 +55,14 @@ def test_be_step(method, bn_stats):
     found = method("be", student, teacher, f"bn_stats={bn_stats}").losses(given, np.random.default_rng(0))
     assert teacher.seen.equal(given.images) and teacher.statistics == bn_stats
     assert student.seen.equal(given.images.flip(0)) and student.seen_in_training
-    # Weight 1 where the pseudo label stands, whose confidence is 1; weight 0 where the unsure teacher is alone.
+    # Weight 1 for the image with pseudo labels, whose confidence is 1; weight 0 for that of the uncertain teacher.
     expected = -student.logits.log_softmax(0)[2] / 2
     assert list(found) == ["mixed"] and found["mixed"].item() == pytest.approx(expected.item())
     found["mixed"].backward()
     assert student.logits.grad.abs().sum() > 0 and teacher.logits.grad is None
 
 
-def test_be_step_uses_the_teachers_label_where_it_is_sure(method):
+def test_be_step_uses_the_teachers_label_where_it_is_confident(method):
     student, teacher = Fixed([0.0, 1.0, 3.0]), Fixed([0.0, 9.0, 0.5])
     found = method("be", student, teacher).losses(batch([255, 255]), np.random.default_rng(0))
     assert found["mixed"].item() == pytest.approx(-student.logits.log_softmax(0)[1].item())
@@ -79,3 +81,55 @@ def test_ld_step_sums_three_losses_of_weight_1(method):
         assert {k: v.item() for k, v in found.items()} == {k: v.item() for k, v in expected.items()}
         ranks.add(rank)
     assert list(found) == ["positive", "entropy", "negative"] and ranks == set(range(6, 13))
+
+
+SCALAR = torch.ones((), requires_grad=True)
+
+
+@pytest.mark.parametrize("returned, trains, said", [
+    (None, True, "returned a NoneType, expected a dict of scalar tensors by name"),
+    (SCALAR, True, r"returned a tensor \[\] of float32, expected a dict"),
+    ([SCALAR], True, r"returned a list \(a tensor \[\] of float32\), expected a dict"),
+    ({"a": SCALAR, "b": 2.0}, True, r"returned a mapping \(a: a tensor \[\] of float32, b: a float\), expected a dict"),
+    ({"a": SCALAR.expand(2, 3)}, True, r"a: a tensor \[2, 3\] of float32"),
+    ({"a": SCALAR.long()}, True, r"a: a tensor \[\] of int64"),
+    ({"a": SCALAR.detach()}, True, "expected losses that depend on the network's trainable parameters"),
+    ({"a": SCALAR}, False, "expected {}, as its `trains` is False"),
+])
+def test_losses_that_cannot_be_minimised_are_refused(returned, trains, said):
+    with pytest.raises(TrainingError, match=f"^method: mine.py:M: losses returned .*{said.removeprefix('returned ')}"):
+        require_losses("mine.py:M", trains, returned)
+
+
+def test_losses_that_can_be_minimised_pass():
+    for returned in ({}, {"a": SCALAR}, {"a": SCALAR.double(), "constant": torch.tensor(1.0)}):
+        require_losses("m", True, returned)
+    require_losses("m", False, {})
+
+
+@pytest.mark.parametrize("fp16", [False, True])
+def test_what_is_not_finite_is_named(fp16):
+    """With fp16 a single overflow is no error: the scaler skips that step. A collapsed scale is."""
+    def found(factor, scale=2.0**16):
+        network = nn.Linear(2, 1)
+        scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=fp16)
+        total = factor(network(torch.ones(1, 2)).sum())
+        scaler.scale(total).backward()
+        return not_finite("m", network, total, scaler)
+
+    def bad_gradient(x):
+        return (0 * x).sqrt()
+
+    def bad_loss(x):
+        return x * float("inf")
+    assert found(lambda x: x) is None
+    assert [found(bad_gradient), found(bad_loss)] == ([None, None] if fp16 else ["gradient", "loss"])
+    if fp16:
+        assert [found(bad_gradient, 2.0**-11), found(bad_loss, 2.0**-11)] == ["gradient", "loss"]
+
+
+def test_losses_that_miss_the_network_are_refused():
+    total = SCALAR * 2
+    total.backward()
+    with pytest.raises(TrainingError, match="^method: m: its losses reach none of the network's trainable parameters"):
+        not_finite("m", nn.Linear(2, 1), total, torch.amp.GradScaler("cpu", enabled=False))

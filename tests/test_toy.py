@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dataset.labels import CITYSCAPES_IDS, SYNTHIA_IDS, lookup_table
 from dataset.toy import write_toy_world
 from dataset.toy.__main__ import main
 from dataset.toy.camera import look_of, render
 from dataset.toy.files import MARKER
 from dataset.toy.looks import LOOK
-from dataset.labels import CITYSCAPES_IDS, SYNTHIA_IDS, lookup_table
 from utils.errors import ConfigError, DataError
 
 SIZE = (128, 64)

@@ -112,8 +112,8 @@ def test_a_clash_is_named(put):
 
 
 @pytest.mark.parametrize("line", ["from model.theirs import x", "import model.theirs", "from model import theirs"])
-def test_a_clash_with_a_folder_elsewhere_is_named(put, line):
-    """A file that puts a folder with a `model` on sys.path sees ours, which is loaded; moved there, it sees it."""
+def test_a_clash_with_another_folder_on_the_path_is_named(put, line):
+    """A file that puts a folder with a `model` on sys.path gets our `model`; moved there, it gets that one."""
     folder = put("net.py", f"import sys\nsys.path.insert(0, 'other')\n{line}\ndef build(): pass\n",
                  "other/model/__init__.py", "", "other/model/theirs.py", "x = 1")
     try:
@@ -139,7 +139,7 @@ def test_a_clash_with_a_folder_elsewhere_is_named(put, line):
     ("\0", ["mine.py"]),
 ])
 def test_what_is_wrong_with_a_file_is_one_line(put, text, expected):
-    put("mine.py", text, "beside.py", "\nnobody\n")
+    put("mine.py", text, "beside.py", "\nundefined_name\n")
     sys.modules.pop("beside", None)
     assert all(part in refusal("mine.py:build") for part in expected)
 

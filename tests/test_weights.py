@@ -1,4 +1,4 @@
-"""Foreign checkpoints in their real formats, and files that must be refused."""
+"""Checkpoints of other projects in their real formats, and files that must be refused."""
 import copy
 import pickle
 

@@ -1,5 +1,5 @@
-"""Strong augmentation of a student's images: jittered colours and Gaussian blur, as in DACS (Tranheden et al., WACV
-2021). Labels stay where they are. Pure, given a generator."""
+"""Strong augmentation of a student's images: colour jitter and Gaussian blur, as in DACS (Tranheden et al., WACV 2021).
+No pixel moves, so labels still fit."""
 import math
 
 import numpy as np
@@ -14,22 +14,24 @@ _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.
 
 def strong(pixels: Tensor, rng: np.random.Generator, jitter: float, jitter_probability: float,
            blur_probability: float) -> Tensor:
-    """Pixels uint8 or float [B, H, W, K] in 0..255, H and W at least 6 -> float32 of the same shape and range.
+    """Augment images: pixels uint8 or float [B, H, W, K] in 0..255, H and W at least 6 -> float32, else the same.
 
-    Each image is drawn for itself: its colours are jittered with `jitter_probability`, brightness, contrast and
-    saturation by factors from U(1 - jitter, 1 + jitter), hue by U(-jitter, jitter) of a circle; then it is blurred with
-    `blur_probability`. As many numbers are drawn whatever happens.
+    Random numbers are drawn for each image separately. With `jitter_probability` its colours are jittered: brightness,
+    contrast and saturation by factors from U(1 - jitter, 1 + jitter), hue by U(-jitter, jitter) of a circle. Then, with
+    `blur_probability`, it is blurred. The number of draws does not depend on their outcome.
     """
     return torch.stack([_strong(image.float(), rng, jitter, jitter_probability, blur_probability) for image in pixels])
 
 
 def change_colours(image: Tensor, brightness: float, contrast: float, saturation: float, hue: float) -> Tensor:
-    """Image float [H, W, K] in 0..255 -> the same: brightness multiplies it, contrast its distance from the mean over
-    all pixels and bands, saturation its chroma, and hue turns the chroma, in circles. Values are clamped after each.
-    Other than three bands have no chroma.
+    """Change the colours of an image: float [H, W, K] in 0..255 -> the same.
 
-    Hue is a rotation in the plane of chroma (I, Q), which keeps the luma Y; kornia, which the published code uses,
-    turns the hexagon of HSV.
+    brightness multiplies the image, contrast its distance from the mean over all pixels and bands, saturation its
+    chroma; hue turns the chroma, in circles. Values are clamped to 0..255 after brightness, after contrast and at the
+    end. Images of other than three bands have no chroma.
+
+    The hue is turned in the plane of chroma (I, Q), which keeps the luma Y. kornia, which the published code uses,
+    turns it in HSV.
     """
     image = (image * brightness).clamp(0, 255)
     mean = image.mean()
@@ -38,8 +40,8 @@ def change_colours(image: Tensor, brightness: float, contrast: float, saturation
 
 
 def blur(image: Tensor, sigma: float) -> Tensor:
-    """Image float [H, W, K], H and W at least 6 -> the same, convolved with a Gaussian of `sigma` pixels; mirrored at
-    the edges."""
+    """Convolve an image, float [H, W, K] with H and W at least 6, with a Gaussian of `sigma` pixels; edges are
+    mirrored."""
     offsets = torch.arange(-_RADIUS, _RADIUS + 1, device=image.device, dtype=image.dtype)
     kernel = (-(offsets / sigma).square() / 2).softmax(0)  # exp, normalised
     x = F.pad(image.permute(2, 0, 1).unsqueeze(1), [_RADIUS] * 4, mode="reflect")

@@ -12,11 +12,11 @@ def draw_classes(label: Tensor, generator: torch.Generator) -> Tensor:
 
 def class_mix(images: Tensor, label: Tensor, conf: Tensor,
               generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Paste the drawn classes of image i over image (i+1) mod B; image, label and confidence share one mask.
+    """Paste the drawn classes of image i over image (i+1) mod B, with one mask for image, label and confidence.
 
-    images: float [B, 3, H, W]; label: int64 [B, H, W], no ignored pixels; conf: float [B, H, W].
-    generator: CPU generator, advanced once per image. Returns new tensors of the same shapes; B >= 2, else every image
-    is mixed with itself.
+    images: float [B, K, H, W]. label: int64 [B, H, W], no ignored pixels. conf: float [B, H, W]. generator: on the CPU,
+    advanced once per image. Returns new tensors of the same shapes. B >= 2, as a single image would be mixed with
+    itself.
     """
     mask = torch.stack([torch.isin(one, draw_classes(one, generator)) for one in label])
     def paste(x, pasted):

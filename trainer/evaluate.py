@@ -1,15 +1,17 @@
-"""Model and loader -> confusion matrix -> every protocol's IoU, as numbers and as a table."""
-from typing import Callable, Iterator
+"""Evaluation: predictions of a network, their confusion matrix, and the IoU of every protocol as numbers and table."""
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from dataset.labels import ClassSet
+from model.segmenter import Segmenter
 from utils.metrics import confusion_matrix, grouped_iou
 
 
-def predictions(model: torch.nn.Module, loader, device: torch.device) -> Iterator[tuple[dict, Tensor]]:
-    """Yield (item, int64 [H, W] predicted train ids at the file's own size) of each whole image, in evaluation mode."""
+def predictions(model: Segmenter, loader: Iterable[dict], device: torch.device) -> Iterator[tuple[dict, Tensor]]:
+    """Predict whole images, with the network in evaluation mode: yield each item of the loader with the predicted
+    train ids, int64 [H, W] at the file's own size."""
     model.eval()
     for item in loader:
         with torch.inference_mode():
@@ -17,11 +19,13 @@ def predictions(model: torch.nn.Module, loader, device: torch.device) -> Iterato
             yield item, model(image, size=tuple(item["size"]))[0].max(0).indices
 
 
-def evaluate(model: torch.nn.Module, loader, num_classes: int, device: torch.device,
+def evaluate(model: Segmenter, loader: Iterable[dict], num_classes: int, device: torch.device,
              check: Callable[[], None] = lambda: None, num_labels: int | None = None) -> Tensor:
-    """Confusion matrix int64 [L, C] (CPU; rows = labels) over all labelled images of the loader, running BN statistics.
-    check: called after each image; what it raises ends the evaluation. num_labels: L, the classes of the labels, where
-    they are not the network's own."""
+    """Confusion matrix int64 [L, C] over all labelled images of the loader, on the CPU; rows are labels.
+
+    Batch norms use their running statistics. check: called after each image; what it raises ends the evaluation.
+    num_labels: L, the number of the labels' classes, if they are not the network's own C = num_classes.
+    """
     rows = num_classes if num_labels is None else num_labels
     total = torch.zeros(rows, num_classes, dtype=torch.int64, device=device)
     for item, prediction in predictions(model, loader, device):
@@ -31,8 +35,8 @@ def evaluate(model: torch.nn.Module, loader, num_classes: int, device: torch.dev
 
 
 def protocol_scores(confusion: Tensor, class_set: ClassSet) -> dict[str, dict]:
-    """{protocol: {"miou": float | None, "iou": {class name: float | None}, "unseen": [class name]}}, in percent (see
-    `grouped_iou`); unseen: the protocol's classes of which the labels hold no pixel.
+    """Scores of every protocol, {protocol: {"miou": float | None, "iou": {class name: float | None}, "unseen": [class
+    name]}}, in percent (see `grouped_iou`). unseen: the protocol's classes of which the labels hold no pixel.
 
     confusion: int64 [classes of the labels, classes of the network]. Raises ValueError for another shape.
     """
@@ -48,19 +52,19 @@ def protocol_scores(confusion: Tensor, class_set: ClassSet) -> dict[str, dict]:
 
 
 def unseen_classes(scores: dict[str, dict], class_set: ClassSet) -> list[str]:
-    """The labels' classes that a protocol scores and that hold no pixel, of `protocol_scores`."""
+    """The labels' classes that a protocol scores although no label has a pixel of them. scores: `protocol_scores`."""
     named = {name for of_protocol in scores.values() for name in of_protocol["unseen"]}
     return [name for name in class_set.labels.names if name in named]
 
 
 def scored_classes(scores: dict) -> str:
-    """`n of m`: the classes over which one protocol's mIoU is the mean, and those that the protocol has."""
+    """`n of m`: of the m classes of a protocol, n have an IoU, and the mIoU is their mean."""
     return f"{sum(iou is not None for iou in scores['iou'].values())} of {len(scores['iou'])}"
 
 
 def means(scores: dict[str, dict]) -> str:
-    """One line of every protocol's mIoU, such as `41.30 (19 classes), 45.02 (15 of 16 classes), 50.10 (mine: 9 of 11
-    classes)`: a mean over fewer classes than the protocol has says so."""
+    """Every protocol's mIoU in one line, such as `41.30 (19 classes), 45.02 (15 of 16 classes), 50.10 (mine: 9 of 11
+    classes)`. A mean over fewer classes than the protocol has says so."""
     def over(protocol, of_protocol):
         if None not in of_protocol["iou"].values():
             return protocol
@@ -71,10 +75,11 @@ def means(scores: dict[str, dict]) -> str:
 
 
 def score_table(columns: dict[str, dict[str, dict]], class_set: ClassSet) -> str:
-    """Text table: a row per class of any protocol, mIoU at the foot; a column per checkpoint and protocol.
+    """A table of scores as text: one row for each class of any protocol, with the mIoU in the last row, and one column
+    for each checkpoint and protocol.
 
-    columns: heading -> `protocol_scores`. "-": the class is not in the protocol, or occurs in neither labels nor
-    predictions; where a mean is over fewer classes than its protocol has, a row above it says over how many.
+    columns: heading -> `protocol_scores`. "-" means that the class is not in the protocol, or occurs in neither labels
+    nor predictions. Where a mean is over fewer classes than its protocol has, the row above it says over how many.
     """
     protocols = list(class_set.protocols)
     names = list(dict.fromkeys(name for protocol in class_set.protocols.values() for name in protocol.names))

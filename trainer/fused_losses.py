@@ -1,6 +1,6 @@
-"""The three losses of label denoising in one pass: equal to those of `losses`, in a fraction of time and memory.
+"""The three losses of label denoising in one pass: the values of `losses` in a fraction of their time and memory.
 
-Pure functions of logits and labels; C classes, B images of H x W pixels.
+Pure functions of logits and labels, for C classes and B images of H x W pixels.
 """
 import functools
 
@@ -13,16 +13,16 @@ from utils.tiles import tiles
 
 def ld_losses(logits: Tensor, pseudo_label: Tensor, negative_rank: int, entropy_on: str = "all",
               entropy: str = "released", ignore_index: int = 255, compile: bool = False) -> dict[str, Tensor]:
-    """`losses.positive`, `entropy` and `negative` by name, each a scalar; label denoising minimises their plain sum.
+    """The scalars `positive`, `entropy` and `negative`, as in `losses`; label denoising minimises their plain sum.
 
-    logits: float [B, C, H, W]. pseudo_label: int64 [B, H, W], train ids or ignore_index where nothing was selected.
+    logits: float [B, C, H, W]. pseudo_label: int64 [B, H, W], train ids, or ignore_index where a pixel is not selected.
     negative_rank: k of this step, 1-based: 1 = the most probable class of a pixel, C = the least. entropy_on: `all`
     pixels (released code) or the `unselected` ones (paper). entropy: which function, see below. compile: fuse with
     torch.compile.
     - positive: cross entropy, mean over the selected pixels; 0 if there are none.
     - entropy, mean over the pixels named by entropy_on; 0 if there are none. `shannon` (paper): -sum_c p_c log p_c.
       `released` (the released code takes the softmax twice): -sum_c p_c log softmax(p)_c = logsumexp(p) - sum_c p_c^2,
-      up to its first term the maximum-squares loss (Chen et al., ICCV 2019), which pushes unsure pixels less.
+      but for its first term twice the maximum-squares loss (Chen et al., ICCV 2019).
     - negative: -log(1 - p_k), mean over all pixels, with 1 - p_k clamped to [1e-5, 1]; classes that tie for the rank
       share its gradient.
     Computed in float32 (float64 for float64 logits); differentiable once.
@@ -36,8 +36,8 @@ def ld_losses(logits: Tensor, pseudo_label: Tensor, negative_rank: int, entropy_
 
 
 class _LDSums(torch.autograd.Function):
-    """Sums over the pixels of the three terms. One log-softmax serves them all, and the closed-form gradient needs of
-    it only four numbers a pixel, so nothing of the size of the logits is kept between the passes."""
+    """The three terms, each summed over the pixels. They share one log-softmax. The closed-form gradient needs only
+    four numbers a pixel, so nothing as large as the logits is kept for the backward pass."""
 
     @staticmethod
     def forward(ctx, logits, label, selected, in_entropy, rank, entropy, compile):
@@ -116,22 +116,23 @@ def _backward_tile(z, label, selected, in_entropy, saved, weights, kind):
 
 
 def kth_largest(z: Tensor, rank: int) -> Tensor:
-    """float [B, n]: the value of the given rank (1 = largest) among the C values of each pixel of z, float [B, C, n].
+    """The value of the given rank (1 = largest) among the C values of each pixel: z float [B, C, n] -> float [B, n].
 
-    A selection network of whole-plane minima and maxima: no sorting, no branches, an eighth of topk's time on the CPU
+    It is a selection network of minima and maxima over whole planes, which takes an eighth of topk's time on the CPU
     (`python -m bench losses`).
     """
     planes = list(z.unbind(1))
     for high, low, keep_high, keep_low in _selection_network(len(planes), rank):
         a, b = planes[high], planes[low]
-        planes[high], planes[low] = keep_high and torch.maximum(a, b), keep_low and torch.minimum(a, b)
+        planes[high] = torch.maximum(a, b) if keep_high else None
+        planes[low] = torch.minimum(a, b) if keep_low else None
     return planes[rank - 1]
 
 
 @functools.cache
 def _selection_network(n: int, rank: int) -> tuple[tuple[int, int, bool, bool], ...]:
-    """Compare-exchange pairs of Batcher's merge exchange (Knuth, TAOCP vol. 3, algorithm 5.2.2M), less those that
-    cannot reach the output of the given rank: (place of the larger value, of the smaller, whether each is used)."""
+    """Compare-exchange pairs of Batcher's merge exchange (Knuth, TAOCP vol. 3, algorithm 5.2.2M), without those that do
+    not affect the output of the given rank: (place of the larger value, of the smaller, whether each is used)."""
     pairs = []
     p = largest = 1 << (n - 1).bit_length() >> 1
     while p > 0:
@@ -150,5 +151,5 @@ def _selection_network(n: int, rank: int) -> tuple[tuple[int, int, bool, bool], 
 
 @functools.cache
 def _compiled(function):
-    torch._dynamo.config.suppress_errors = True  # where there is no compiler, it runs as it is
+    torch._dynamo.config.suppress_errors = True  # without a compiler it runs uncompiled
     return torch.compile(function)

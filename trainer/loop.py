@@ -1,6 +1,8 @@
-"""One run of one method: assembling it, the training loop, validation, saving and resuming."""
+"""One run of one method: its assembly, the training loop, validation, saving and resuming."""
 import dataclasses
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -9,47 +11,47 @@ from dataset import inspection, segmentation
 from dataset.class_sets import class_set
 from model.build import build_model, pick_device
 from model.weights import save_weights
-from trainer.methods.base import TRAINED, Batch, Setting
+from trainer.checks import not_finite, require_losses, require_start, require_trained
+from trainer.methods.base import Batch, Batches, Setting
 from trainer.run_state import Position, newest_state, saved_state
 from trainer.validation import Validation
 from utils.checkpoint import RunLock, StateFolder, remove_unfinished, write_atomically
 from utils.config import Config, config_remarks, to_yaml, with_drawn_seed
-from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError, one_line
+from utils.errors import CheckpointError, Stopped, TrainingError, one_line
 from utils.interrupt import Interrupt
 from utils.logger import RunLog
 from utils.progress import Progress
 from utils.schedule import poly_lr
 
-MIN_SCALE = 2.0**-10  # of the fp16 loss scaler, which halves with every overflow: below it, halving no longer helps
 RANK = 0  # of this process
 
 
 class Trainer:
-    """One run: steps, schedule, validation and saving. What is trained on and minimised is the method's
-    (`trainer/methods`), whose name is never asked for.
+    """One run: its steps, learning-rate schedule, validation and saved states.
 
-    Building it checks data, weights, saved states and configuration and raises a UserError before anything is written.
-    What a state holds and what is drawn at random are functions of the configuration, the data and `position` alone, so
-    a run that goes on from a state ends, on the CPU, with the same bits as one that was never stopped.
+    The method (`trainer/methods`) decides which images the run trains on and what it minimises; nothing here depends on
+    the method's name.
+
+    Building a Trainer checks configuration, data, weights and saved states, and raises a UserError before anything is
+    written. Saved states and random numbers are functions of the configuration, the data and `position` alone.
+    Therefore a resumed run ends, on the CPU, with the same bits as one that was never stopped.
     """
 
     def __init__(self, cfg: Config):
         method = cfg.method_class
         self.device = pick_device(cfg.device)
-        torch.backends.cudnn.benchmark = True  # crops have one size, and whole images usually have
-        if method.starts_from == TRAINED and cfg.init_weight is None and not cfg.network_class.brings_weights:
-            raise ConfigError(f"init_weight: stage {cfg.stage} starts from a trained network: give its checkpoint, "
-                              f"such as {cfg.snapshot}/{cfg.note}/{method.after}.pth.")
+        torch.backends.cudnn.benchmark = True  # all crops have one size, and so, as a rule, do whole images
+        require_start(cfg)
         remarks = [f"note: {remark}" for remark in config_remarks(cfg)]
         section = cfg.source if method.needs_source else cfg.target
         self.samples, more = inspection.training_samples(cfg, section, labels_needed=method.needs_source)
         remarks += more
-        self.fingerprint = segmentation.fingerprint(self.samples)  # now: at a save the disk may no longer answer
+        self.fingerprint = segmentation.fingerprint(self.samples)  # now, as a later save may find the disk gone
         self.validation = Validation(cfg, self.samples, self.device.type == "cuda")
         remarks += [r for r in self.validation.remarks if r not in remarks]  # one list or folder may serve both splits
         self.snapshot = Path(cfg.snapshot) / cfg.note
         self.states = StateFolder(self.snapshot / f"{cfg.stage}.state", cfg.keep)
-        self.lock = RunLock(self.snapshot) if self.snapshot.is_dir() else None  # before a look at what lies there
+        self.lock = RunLock(self.snapshot) if self.snapshot.is_dir() else None  # before its files are read
         self._last_state, self._resumed = newest_state(
             cfg, self.states, self.samples, lambda state: method.usable(cfg, self.samples, state), remarks)
         if not cfg.fix_seed:
@@ -58,24 +60,25 @@ class Trainer:
         self.cfg = cfg
         torch.manual_seed(cfg.seed)
         self.network, report = build_model(cfg, self.device, load=not self._resumed)
-        if method.starts_from == TRAINED and not self._resumed and report.initialised:
-            raise CheckpointError(f"init_weight: {cfg.init_weight} ({report.format}) leaves {report.initialised[0]} "
-                                  f"and others at random: stage {cfg.stage} starts from a trained network.")
+        if not self._resumed:
+            require_trained(cfg, report)
         method.check_network(cfg, self.network)
         if not self.network.has_batch_norm:
             remarks.append("note: the network has no batch norm: fixbn and bn_stats have no effect")
-        self.position = Position(0)
-        self.optimizer = self.scaler = None
-        self.interrupt = Interrupt()
-        self._start_writing(remarks, report)
+        self.position, self.interrupt = Position(0), Interrupt()
+        self.optimizer: torch.optim.SGD | None = None
+        self.scaler: torch.amp.GradScaler | None = None
+        self.log = self._new_log()
         self.method = method(Setting(cfg, self.network, self.device, self.samples, class_set(cfg).names, self.position,
                                      self.log, self.interrupt.check))
         self.position.round = self.method.first_round
+        self._start_writing(remarks, report)
 
     def run(self) -> dict | None:
-        """Train, validate, save. Returns the last validation's scores (`evaluate.protocol_scores`), None without one.
+        """Train, save and validate. Returns the scores of the last validation (`evaluate.protocol_scores`), None
+        without one.
 
-        Raises Stopped, with what to do in its text, when a signal has ended the run and its state is saved.
+        Raises Stopped, whose text says what to do, when a signal has ended the run and its state is saved.
         """
         try:
             with self.interrupt:
@@ -99,7 +102,7 @@ class Trainer:
         return self.validation.scores
 
     def train(self) -> None:
-        """The rounds from `position` on."""
+        """Run the rounds from `position` on."""
         method, position = self.method, self.position
         while position.round < method.rounds:
             if not position.prepared:
@@ -114,8 +117,8 @@ class Trainer:
             self.save_state()
             self.validate()
 
-    def run_steps(self, loader, base_lr: float) -> None:
-        """All batches of `loader`, which begins at `position`."""
+    def run_steps(self, loader: Batches, base_lr: float) -> None:
+        """Take a step on every batch of `loader`, which begins at `position`. base_lr: `Method.base_lr`."""
         cfg, position, first = self.cfg, self.position, self.position.step
         if self.method.trains:
             self._build_optimizer()
@@ -137,25 +140,31 @@ class Trainer:
                 self.validate()
 
     def step(self, item: dict) -> dict[str, torch.Tensor]:
-        """One step on a loader's batch. Returns the losses. Raises TrainingError, before the optimiser moves, where a
-        loss or gradient is not finite."""
+        """Take one step on a loader's batch. Returns the losses by name.
+
+        Raises TrainingError, before the optimiser moves, where the method returns no losses that can be minimised, or
+        where a loss or gradient is not finite.
+        """
         counters = [self.cfg.seed, RANK, self.position.round, self.position.step]
         torch.manual_seed(int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0]))
         batch = self._on_device(item)
         self.network.train()
         losses = self.method.losses(batch, np.random.default_rng([counters[0], *counters[2:]]))
+        require_losses(self.cfg.method, self.method.trains, losses)
         if losses:
             total = sum(losses.values())
             self.optimizer.zero_grad()
             self.scaler.scale(total).backward()
-            self._require_finite(losses, total, batch.names)
+            if broken := not_finite(self.cfg.method, self.network, total, self.scaler):
+                raise self._not_finite(broken, losses, batch.names)
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.method.after_step(batch)
         return losses
 
     def validate(self) -> None:
-        """Score the network as it stands, where the target's validation split has labels. A signal meanwhile saves."""
+        """Score the network as it stands, where the target's validation split has labels. If a signal ends that, the
+        state is saved."""
         try:
             self.validation.run(self.network, self.position.global_step, self.log, self.interrupt.check)
         except Stopped:
@@ -170,40 +179,46 @@ class Trainer:
         self.log.say(f"saved {path}")
 
     def save_state(self) -> None:
-        """Save all that a resumed run needs; if the disk refuses, say so and go on: older states are still whole."""
+        """Save all that a resumed run needs. If the disk refuses, say so and go on, as older states are still whole."""
         state = saved_state(self.cfg, self.fingerprint, self.position, self._parts())
         try:
             self._last_state = self.states.save(state)
         except CheckpointError as error:
             self.log.say(f"warning: {error}")
 
-    def _parts(self):
-        """Name -> what has a part of the saved state."""
+    def _parts(self) -> dict[str, Any]:
+        """Name -> object whose `state_dict` is a part of the saved state."""
         optimising = {"optimizer": self.optimizer, "scaler": self.scaler} if self.optimizer else {}
         return {"network": self.network, "log": self.log, "validation": self.validation, **optimising,
                 **self.method.parts()}
 
     def _restore(self, state):
-        """Go back to where `state` was saved, and make up for a validation that a stop has cut off."""
+        """Go back to where `state` was saved. A validation that a signal cut off there is done again."""
+        saved = state["parts"]
         self.position.restore(state["position"])
-        if "optimizer" in state["parts"]:
+        if "optimizer" in saved:
             self._build_optimizer()
-        for name, part in self._parts().items():
-            if name != "log":  # which was opened at its place
-                part.load_state_dict(state["parts"][name])
+        parts = self._parts()
+        if parts.keys() != saved.keys():  # a user's method may have been edited
+            raise CheckpointError(f"resume: {self._last_state} holds the parts {', '.join(saved)}, expected "
+                                  f"{', '.join(parts)}: method {self.cfg.method} has changed since; start over under "
+                                  "another note, or with overwrite=true and without resume.")
+        for name, part in parts.items():
+            if name != "log":  # it has been opened at the saved length
+                part.load_state_dict(saved[name])
         position = self.position
         if position.global_step and (position.step == 0 or position.global_step % self.cfg.val_freq == 0):
             self.validate()
 
-    def _on_device(self, item):
+    def _on_device(self, item: dict) -> Batch:
         names = [item["name"]] if isinstance(item["name"], str) else item["name"]
         pixels, label = item["image"].to(self.device, non_blocking=True), item.get("label")
         if label is not None:
             label = label.to(self.device, non_blocking=True).long()
         return Batch(self.network.prepare(pixels), label, names, pixels)
 
-    def _awaited(self, batches):
-        """The batches; a signal that ends the wait for one finds the state of the step before, and saves it."""
+    def _awaited(self, batches: Iterable[dict]) -> Iterator[dict]:
+        """The batches. If a signal ends the wait for one, the state after the last step is saved."""
         try:
             yield from batches
         except Stopped:
@@ -211,24 +226,28 @@ class Trainer:
             raise
 
     def _build_optimizer(self):
-        """A round has one optimiser: a new one, unless `_restore` has brought the round's own."""
+        """Make the round's optimiser, unless `_restore` has made it already."""
         if self.optimizer is None:
             cfg = self.cfg
             groups = self.network.parameter_groups(cfg.backbone_lr_mult, cfg.head_lr_mult)
             self.optimizer = torch.optim.SGD(groups, 0.0, cfg.momentum, weight_decay=cfg.weight_decay, foreach=True)
             self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.amp == "fp16")
 
+    def _new_log(self) -> RunLog:
+        """The run's log, not yet open; one that continues a saved state's."""
+        cfg, state = self.cfg, self._resumed
+        saved, step = (state["parts"]["log"], state["position"]["global_step"]) if state else (None, None)
+        return RunLog(Path(cfg.log) / cfg.note, cfg.stage, cfg.tensorboard, saved, step)
+
     def _start_writing(self, remarks, report):
-        """All is checked: take the run's folder, and write the first lines."""
+        """Lock the run's folder and write the configuration and the first lines, once everything is checked."""
         cfg, state = self.cfg, self._resumed
         self.snapshot.mkdir(parents=True, exist_ok=True)
         self.lock = self.lock or RunLock(self.snapshot)
         if cfg.train and not state:
             self.states.clear()
         remove_unfinished(self.snapshot)
-        self.log = RunLog(Path(cfg.log) / cfg.note, cfg.stage, cfg.tensorboard,
-                          **({"saved": state["parts"]["log"], "step": state["position"]["global_step"]} if state else
-                             {}))
+        self.log.open()
         write_atomically(self.snapshot / f"{cfg.stage}.yml", lambda file: file.write(to_yaml(cfg).encode()))
         self.log.say(f"stage {cfg.stage}: {len(self.samples)} images, {cfg.num_classes} classes, {self.device}, "
                      f"seed {cfg.seed}")
@@ -238,27 +257,18 @@ class Trainer:
             self.log.say(one_line(remark))
 
     def _say_remarks(self):
-        """What the network has to say about how it is used, once."""
+        """Print the network's remarks on how it is used, each once."""
         for remark in self.network.remarks:
             self.log.say_once(f"note: {remark}")
 
-    def _require_finite(self, losses, total, names):
-        """One reading for the loss and all gradients. With fp16 the scaler skips steps that overflow, so only a scale
-        that has collapsed counts."""
-        if self.scaler.is_enabled():
-            fine = self.scaler.get_scale() >= MIN_SCALE
-        else:
-            norms = torch._foreach_norm([p.grad for p in self.network.parameters() if p.grad is not None])
-            fine = bool(torch.isfinite(torch.stack([total.detach(), *norms]).sum()))
-        if not fine:
-            values = {name: loss.item() for name, loss in losses.items()}
-            kept = f"the last good state is {self._last_state}" if self._last_state else "no state had been saved yet"
-            which = "gradient" if np.isfinite(total.item()) else "loss"
-            raise TrainingError(f"step {self.position.global_step}: the {which} is not finite (losses {values}, "
-                                f"learning rates {self._rates()}, images {names}); {kept}: lower learning_rate, or "
-                                "check these images and init_weight.")
+    def _not_finite(self, which, losses, names):
+        values = {name: loss.item() for name, loss in losses.items()}
+        kept = f"the last good state is {self._last_state}" if self._last_state else "no state had been saved yet"
+        return TrainingError(f"step {self.position.global_step}: the {which} is not finite (losses {values}, learning "
+                             f"rates {self._rates()}, images {names}); {kept}: lower learning_rate, or check these "
+                             "images and init_weight.")
 
-    def _rates(self):
+    def _rates(self) -> dict[str, float]:
         return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
 
     def _report(self, losses, pace):

@@ -1,12 +1,13 @@
 """The losses of all methods, as their papers write them.
 
-Pure functions; each returns a scalar, or a few by name, that is to be minimised. Everywhere: logits float [B, C, H, W],
-C classes; labels int64 [B, H, W], train ids or `ignore_index`; p = softmax(logits) over the classes. Half-precision
-logits are widened: losses are computed in float32, in float64 for float64 logits. Finite logits of any size give finite
-values and gradients. The mean over no pixels is 0, and so is its gradient.
+They are pure functions. Each returns a scalar that is to be minimised, or several by name. Everywhere, logits are float
+[B, C, H, W] with C classes, labels are int64 [B, H, W], train ids or `ignore_index`, and p = softmax(logits) over the
+classes. Losses are computed in float32, for float64 logits in float64. Finite logits of any size give finite values and
+gradients. A mean over no pixels is 0, and so is its gradient.
 """
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,7 +18,7 @@ MIN_OTHERS = 1e-5  # lower clamp of 1 - p_k in the negative term
 
 
 def cross_entropy(logits: Tensor, label: Tensor, ignore_index: int = 255) -> Tensor:
-    """-log p_y, mean over the labelled pixels; 0 without any, where the built-in mean is NaN."""
+    """Cross entropy -log p_y, mean over the labelled pixels; 0 if there are none, where torch's own mean is NaN."""
     loss = F.cross_entropy(widened(logits), label, ignore_index=ignore_index, reduction="sum")
     return loss / (label != ignore_index).sum().clamp(min=1)
 
@@ -33,8 +34,8 @@ def entropy(logits: Tensor, mask: Tensor | None = None, kind: str = "shannon") -
 
     kind `shannon`: -sum_c p_c log p_c, in 0..log C (Vu et al., CVPR 2019; the paper of label denoising).
     kind `released`: -sum_c p_c log softmax(p)_c = logsumexp(p) - sum_c p_c^2. The released code of label denoising
-    takes the softmax twice; up to its first term this is twice the maximum-squares loss, which pushes unsure pixels
-    less.
+    takes the softmax twice. But for its first term this is twice the maximum-squares loss, whose gradient is smaller
+    for uncertain pixels.
     """
     if kind not in ("shannon", "released"):
         raise ValueError(f"entropy: kind is `shannon` or `released`, not {kind!r}")
@@ -54,11 +55,12 @@ def negative(logits: Tensor, rank: int) -> Tensor:
     return -(1 - z.softmax(1).gather(1, k)).clamp(MIN_OTHERS, 1).log().mean()
 
 
-def negative_rank(num_classes: int, width: int, rng) -> int:
-    """Draw the rank of a step, `floor(C/2) + U{-width..width}` brought into 2..C, 1-based; rng: numpy Generator.
+def negative_rank(num_classes: int, width: int, rng: np.random.Generator) -> int:
+    """Draw the rank of a step: `floor(C/2) + U{-width..width}`, clamped to 2..C; 1 is the most probable class.
 
-    The middle of the ranking: the head may hold the true class, and the tail teaches nothing. Rank 1 is the predicted
-    class itself, which positive and entropy terms strengthen: with two or three classes floor(C/2) would name it.
+    The middle of the ranking is drawn from since the first ranks may hold the true class, and the last ones teach
+    nothing. Rank 1 is excluded: it is the predicted class itself, which the other two terms strengthen, and with two or
+    three classes floor(C/2) would be 1.
     """
     return min(max(num_classes // 2 + int(rng.integers(-width, width + 1)), 2), num_classes)
 
@@ -66,9 +68,9 @@ def negative_rank(num_classes: int, width: int, rng) -> int:
 def mixed_cross_entropy(logits: Tensor, label: Tensor, conf: Tensor, conf_thresh: float) -> Tensor:
     """Cross entropy of boundary enhancement (You et al., ACM MM 2021).
 
-    label: without ignored pixels. conf: float [B, H, W], confidence of each label in 0..1. Each image's pixels are
-    weighted by the share of its pixels with conf >= conf_thresh; the mean runs over the pixels whose cross entropy is
-    positive (as in the released code).
+    label: without ignored pixels. conf: float [B, H, W], confidence of each label in 0..1. The pixels of an image are
+    weighted by the share of its pixels with conf >= conf_thresh. The mean runs over the pixels whose cross entropy is
+    positive, as in the released code.
     """
     loss = F.cross_entropy(widened(logits), label, reduction="none")
     return (_confident_share(conf, conf_thresh, loss.dtype) * loss).sum() / (loss > 0).sum().clamp(min=1)
@@ -76,7 +78,7 @@ def mixed_cross_entropy(logits: Tensor, label: Tensor, conf: Tensor, conf_thresh
 
 def confidence_weighted_cross_entropy(logits: Tensor, label: Tensor, confidence: Tensor, threshold: float = 0.968,
                                       ignore_index: int = 255) -> Tensor:
-    """Cross entropy of a student with its teacher's labels, weighted by how sure the teacher is.
+    """Cross entropy of a student with its teacher's labels, weighted by the teacher's confidence.
 
     q_i/(BHW) sum over image i's labelled pixels of -log p_y, summed over the images; q_i is the share of the pixels of
     image i with confidence >= threshold. label: the teacher's argmax. confidence: float [B, H, W], its probability.
@@ -108,7 +110,7 @@ def maximum_squares(logits: Tensor, balance: float = 0.0) -> Tensor:
 
 
 def information_maximisation(logits: Tensor) -> dict[str, Tensor]:
-    """SHOT's two terms (Liang, Hu and Feng, ICML 2020); their sum is minimised: sure pixels, but not all of one class.
+    """SHOT's two terms (Liang, Hu and Feng, ICML 2020), whose sum is minimised: confident pixels, not all of one class.
 
     `entropy`: -sum_c p_c log p_c, mean over the pixels. `diversity`: sum_c m_c log m_c, the negative entropy of the
     mean prediction m over all pixels of the batch, in -log C..0. In SHOT the mean runs over a batch of whole images'

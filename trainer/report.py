@@ -1,4 +1,4 @@
-"""Comparing checkpoints: scores side by side, and the figure of the paper (image, each network, ground truth)."""
+"""Comparison of checkpoints: their scores side by side, and a figure of their predictions as in the paper."""
 import re
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dataset import inspection, loaders, segmentation
+from dataset import inspection, loaders, missing_labels, segmentation
 from dataset.class_sets import class_set
 from dataset.labels import ClassSet
 from dataset.transforms import for_display
@@ -21,11 +21,12 @@ UNCLAIMED_COLOUR = (255, 255, 255)  # of predictions that no class of a protocol
 
 
 def headings(checkpoints: list[str]) -> list[str]:
-    """A name for each checkpoint: the stage's, else the file's, with the folder before it where two would agree.
+    """A heading for each checkpoint: the title of the method of its name, else the file's name; preceded by the folder
+    where two would be the same.
 
-    Raises ConfigError if no checkpoint or one checkpoint twice is given.
+    Raises ConfigError if no checkpoint is given, or one twice.
     """
-    stems = [Path(re.sub(r"(\.[^./#]+)#.*", r"\1", c)).stem for c in checkpoints]  # less the entry of file.pth#entry
+    stems = [Path(re.sub(r"(\.[^./#]+)#.*", r"\1", c)).stem for c in checkpoints]  # file.pth#entry -> file
     titles = {name: method.title for name, method in methods.known().items()}
     names = [titles.get(stem, stem) for stem in stems]
     names = [f"{Path(c).parent.name}/{n}" if names.count(n) > 1 else n for c, n in zip(checkpoints, names)]
@@ -36,16 +37,17 @@ def headings(checkpoints: list[str]) -> list[str]:
 
 
 def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
-    """heading -> `evaluate.protocol_scores` on the target's validation split, for each checkpoint in order.
+    """Scores of each checkpoint on the target's validation split: heading -> `evaluate.protocol_scores`, in order.
 
-    Then what was left out of the split, and what was done to a checkpoint or is suspicious about it, goes to stderr.
-    Raises CheckpointError for one that does not fit, or that would leave a part of the network at random.
+    At the end, remarks go to stderr: what was left out of the split, how a checkpoint was converted, and what is
+    suspicious about it. Raises CheckpointError for a checkpoint that does not fit the network, or that leaves a part of
+    it at random.
     """
     device, names, classes = pick_device(cfg.device), headings(checkpoints), class_set(cfg)
     samples, remarks = segmentation.find_split(cfg.target, cfg.target_data, "val")
-    segmentation.require_labels(cfg.target, cfg.target_data, "val", samples)
+    missing_labels.require_labels(cfg.target, cfg.target_data, "val", samples)
     remarks += inspection.unknown_ids(cfg, cfg.target, samples)
-    for checkpoint in checkpoints:  # a wrong name among them should not cost the evaluation of the others
+    for checkpoint in checkpoints:  # all of them first: a wrong name is found before the evaluations
         _, loaded = build_model(cfg, device, checkpoint)
         if loaded.initialised:
             raise CheckpointError(f"{checkpoint}: is an initialisation without a head, no trained network "
@@ -58,14 +60,14 @@ def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
         confusion = evaluate.evaluate(model, Progress(loader, name, cfg.print_freq, cfg.screen), len(classes), device,
                                       num_labels=len(classes.labels))
         scores[name] = evaluate.protocol_scores(confusion, classes)
-    for remark in remarks:  # not before: an error is to be the only line
+    for remark in remarks:  # at the end, so that an error is the only line
         print(one_line(remark), file=sys.stderr)
     return scores
 
 
 def figure(cfg: Config, checkpoints: list[str], count: int) -> Image.Image:
-    """Rows: image, then for each of `palettes` every checkpoint's prediction and the ground truth; columns: `count`
-    images spread over the split."""
+    """A picture that compares predictions. Its columns are `count` images spread over the target's validation split.
+    Its rows are the image and, for each protocol of `palettes`, every checkpoint's prediction and the ground truth."""
     device = pick_device(cfg.device)
     samples = segmentation.find_samples(cfg.target, cfg.target_data, "val")
     chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)]
@@ -83,16 +85,16 @@ def figure(cfg: Config, checkpoints: list[str], count: int) -> Image.Image:
         title = f"\n{protocol}" if len(drawn) > 1 else ""
         rows += [(name + title, [colourise(p, of_network) for p in pictures]) for name, pictures in predicted.items()]
         rows.append((f"ground truth{title}", [colourise(label, of_labels) for _, label in pairs]))
-    return grid(rows, cfg.target_data.input_size if cfg.target_data.input_size[0] <= 512 else
-                (512, 512 * cfg.target_data.input_size[1] // cfg.target_data.input_size[0]))
+    width, height = cfg.target_data.input_size
+    return grid(rows, (width, height) if width <= 512 else (512, 512 * height // width))
 
 
 def palettes(classes: ClassSet, declared: tuple[str, ...]) -> dict[str, tuple[list, list]]:
-    """{protocol: (colour of each train id of the labels, colour of each class of the network)} of what a figure shows:
-    the full set where labels have the network's own classes, and the `declared` protocols.
+    """Colours of a figure: {protocol: (colour of each train id of the labels, colour of each class of the network)}.
+    Shown are the first protocol and those that are `declared`.
 
-    Both sides of a protocol are drawn in the labels' colours: a class in that of its first train id, labels that are
-    not scored as ignored pixels, predictions that no class claims in white.
+    Both sides have the labels' colours: a class has that of its first train id. Labels that are not scored are drawn as
+    ignored pixels; predictions that no class of the protocol claims are white.
     """
     def drawn(protocol, groups, count, other):
         colours = [classes.labels.palette[ids[0]] for ids in protocol.labelled]

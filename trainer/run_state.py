@@ -1,8 +1,9 @@
-"""A run's saved state: the position, and named parts, each with its own `state_dict`; which state is resumed."""
+"""A run's saved state: its position and named parts, each with its own `state_dict`; which state a run resumes from."""
 import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping
+from typing import Any
 
 from dataset.segmentation import Sample, fingerprint
 from utils.checkpoint import STATE_VERSION, StateFolder, read_state
@@ -12,8 +13,8 @@ from utils.errors import CheckpointError, ConfigError, NothingToDo
 
 @dataclass
 class Position:
-    """Where training stands. step: within the round; prepared: what the round needs before its first step is done;
-    global_step: of all rounds."""
+    """Where training stands. step: steps done in this round; prepared: whether `Method.prepare_round` is done;
+    global_step: steps done in all rounds."""
 
     round: int
     step: int = 0
@@ -25,13 +26,14 @@ class Position:
         self.round, self.step, self.prepared = self.round + 1, 0, False
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Move to where a saved state has it."""
+        """Move to the position of a saved state."""
         for name, value in state.items():
             setattr(self, name, value)
 
 
 def saved_state(cfg: Config, data: str, position: Position, parts: Mapping[str, Any]) -> dict[str, Any]:
-    """Plain tensors and values only, so that reading a state runs no code. data: fingerprint of the training images."""
+    """The state to be saved. It holds plain tensors and values only, so that reading it runs no code. data:
+    `segmentation.fingerprint` of the training images."""
     return {"version": STATE_VERSION, "config": to_yaml(cfg), "seed": cfg.seed, "data": data,
             "position": dataclasses.asdict(position),
             "parts": {name: part.state_dict() for name, part in parts.items()}}
@@ -39,11 +41,11 @@ def saved_state(cfg: Config, data: str, position: Position, parts: Mapping[str, 
 
 def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable: Callable[[dict], bool],
                  remarks: list[str]) -> tuple[Path, dict] | tuple[None, None]:
-    """The newest usable state and its file if the run is to be resumed and there is one, else (None, None).
+    """The newest usable state as (file, state), or (None, None) where there is none or `resume` is False.
 
-    usable: whether what a state needs beside itself is still there. Adds to `remarks` what was passed over. Raises
-    ConfigError if a state belongs to another run, or if none is to be resumed although the folder holds some;
-    NothingToDo if the stage is finished.
+    usable: whether the files that a state relies on are intact (`Method.usable`). States that are passed over are named
+    in `remarks`. Raises ConfigError if a state belongs to another run, or if the folder holds an unfinished run that is
+    neither to be resumed nor overwritten; NothingToDo if the stage is finished.
     """
     paths = states.paths()
     if not cfg.resume:
@@ -52,7 +54,7 @@ def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable
                               f"{paths[-1].name}: add --resume to go on, or overwrite=true to start over.")
         return None, None
     if states.finished():
-        states.finish()  # in case it was cut off
+        states.finish()  # an earlier call may have been cut off
         raise NothingToDo(f"{states.folder}: this stage is finished, nothing to resume.")
     for path in reversed(paths):
         try:
@@ -71,7 +73,7 @@ def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable
 
 def _require_same_run(cfg, path, state, samples):
     saved = parse_config(state["config"], str(path), method=cfg.method)
-    if not cfg.fix_seed:  # the seed that was drawn then is the one to go on with
+    if not cfg.fix_seed:  # the run goes on with the seed that was drawn when it began
         cfg = dataclasses.replace(cfg, seed=saved.seed)
     found = differences(saved, cfg)
     if not found and state["data"] != fingerprint(samples):

@@ -1,7 +1,7 @@
-"""Scoring the network on the target's validation split while it is trained."""
+"""Validation during training: scores of the network on the target's validation split."""
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable
 
 from dataset import inspection, loaders
 from dataset.class_sets import class_set
@@ -15,14 +15,16 @@ from utils.progress import Progress
 
 
 class Validation:
-    """The scores of the network as it last stood; a part of a run's saved state. scores: `evaluate.protocol_scores`,
-    None before the first, or where the split cannot be scored, which `remarks` then explain.
+    """Scores the network on the validation split and keeps the last scores, as a part of a run's saved state.
 
-    Building it raises DataError for labels of which only some are there.
+    scores: `evaluate.protocol_scores`; None before the first validation, and where the split cannot be scored. remarks:
+    lines for the log, among them why the split cannot be scored. Building it raises DataError if only some of the
+    split's labels are there.
     """
 
     def __init__(self, cfg: Config, training_samples: list[Sample], pin_memory: bool):
-        self.cfg, self.scores, self._at = cfg, None, -1
+        self.cfg, self._at = cfg, -1
+        self.scores: dict[str, dict] | None = None
         self.class_set = class_set(cfg)
         self._loader, self.remarks = None, [f"{inspection.NO_VALIDATION}: val is False"]
         if not cfg.val:
@@ -36,7 +38,8 @@ class Validation:
         self._loader = loaders.whole_image_loader(cfg, cfg.target, samples, True, pin_memory)
 
     def run(self, network: Segmenter, step: int, log: RunLog, check: Callable[[], None]) -> None:
-        """Score the network, once per step count, and log the scores. check: `evaluate.evaluate`."""
+        """Score the network and log the scores, unless it has been scored at this step already. check: as for
+        `evaluate.evaluate`."""
         if self._loader is None or self._at == step:
             return
         pace = Progress(self._loader, "validation", self.cfg.print_freq, self.cfg.screen)
@@ -58,7 +61,9 @@ class Validation:
             write_atomically(path, lambda file: file.write(content))
 
     def state_dict(self) -> dict:
+        """The last scores, and the step that they belong to."""
         return {"scores": self.scores, "at": self._at}
 
     def load_state_dict(self, state: dict) -> None:
+        """Go on from where `state_dict` was."""
         self.scores, self._at = state["scores"], state["at"]

@@ -1,4 +1,4 @@
-"""Memory of the CPU that stays with the process."""
+"""How the C library's memory allocator treats the memory of CPU tensors."""
 import ctypes
 import sys
 
@@ -6,9 +6,12 @@ _TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep what tensors free for the next ones. By default it gives every block of more than 32 MiB back to
-    the system, which clears each page anew for the next tensor. What is kept is in pieces, so the peak is higher.
-    Elsewhere (other systems, other C libraries) nothing happens."""
+    """Let glibc keep the memory that tensors free, for the next tensors.
+
+    By default glibc returns every block of more than 32 MiB to the system, which clears each page again for the next
+    tensor. The price of keeping them is a higher peak, as the kept memory is fragmented. Does nothing on other systems
+    or with other C libraries.
+    """
     if not sys.platform.startswith("linux"):
         return
     try:

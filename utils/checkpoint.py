@@ -1,34 +1,35 @@
-"""Saved states of a run: written atomically, read as plain tensors, the newest few kept; one process a run."""
+"""Saved states of a run: atomic writing, safe reading, which of them are kept, and a lock on the run's folder."""
 import contextlib
 import errno
 import hashlib
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
-from typing import BinaryIO, Callable
+from typing import BinaryIO
 
 import torch
 
 try:
     import fcntl
-except ImportError:  # no POSIX system: runs are not guarded against each other
+except ImportError:  # no POSIX system: two processes can run the same note
     fcntl = None
 
 from utils.errors import CheckpointError, ConfigError, first_line
 
-STATE_VERSION = 3  # of what a state holds and how a run goes on from it; 1 had no number, 2 no named parts
+STATE_VERSION = 3  # of a state's content and of how a run resumes from it; 1 had no number, 2 no named parts
 FINISHED = "finished"  # file beside a stage's states once the stage is done
-# Answers of file systems that cannot sync files (some FUSE, CIFS), or cannot sync folders. ENOSPC, EDQUOT and, for a
-# file, EIO are none of them: what was written is not on the disk.
+# Errors of file systems that cannot sync files (some FUSE, CIFS), or cannot sync folders. ENOSPC, EDQUOT and, for a
+# file, EIO are not among them: there the data is not on the disk.
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 _NO_FOLDER_SYNC = _NO_SYNC | {errno.EIO, errno.EBADF, errno.EACCES, errno.EPERM, errno.EISDIR}
 
 
-def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> None:
-    """Call `write(file)`; whoever reads `path`, at whatever moment, finds the old content or the whole new one. Its
-    folder is made if need be.
+def write_atomically(path: str | Path, write: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that a reader of `path` finds at any moment the old content or the whole new one.
 
-    Raises CheckpointError, with the old file left as it was, if the disk refuses.
+    `write(file)` writes the content to an open binary file. The folder is made if need be. Raises CheckpointError if
+    the file cannot be written; the old one is left as it was.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -49,13 +50,13 @@ def write_atomically(path: str | Path, write: Callable[[BinaryIO], None]) -> Non
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what writers that were killed left in a folder and below."""
+    """Remove the temporary files that killed writers left in a folder and below."""
     for path in folder.rglob(".*.tmp"):
         _remove(path)
 
 
 def digest(state: dict[str, torch.Tensor]) -> str:
-    """Hexadecimal SHA-256 of tensors with their names."""
+    """Hexadecimal SHA-256 of tensors and their names, in the order of the mapping."""
     result = hashlib.sha256()
     for name, tensor in state.items():
         result.update(name.encode())
@@ -64,11 +65,11 @@ def digest(state: dict[str, torch.Tensor]) -> str:
 
 
 class RunLock:
-    """Holds a folder for this process until `release` or the process's end, whatever ends it.
+    """Locks a folder for this process until `release` or until the process ends, in whatever way.
 
-    Raises ConfigError if another process has it. Where the file system has no locks the folder is not held, and
-    `remark` says so. A POSIX record lock: unlike flock's, data-reading child processes, which may outlive a killed run,
-    do not inherit it.
+    Raises ConfigError if another process holds the lock. Where the file system has no locks the folder is not locked,
+    and `remark` says so. It is a POSIX record lock: child processes do not inherit it, unlike a lock of flock, and so
+    processes that read data and outlive a killed run do not keep the folder locked.
     """
 
     def __init__(self, folder: Path):
@@ -87,6 +88,7 @@ class RunLock:
                            "from running the same note at the same time.")
 
     def release(self) -> None:
+        """Unlock the folder."""
         if self._file:
             self._file.close()
 
@@ -94,8 +96,8 @@ class RunLock:
 class StateFolder:
     """The saved states of one stage, `<folder>/<global step>-round<r>-<start|step>.pth`, in the order of training.
 
-    A state at a round's start, before the round is prepared (its pseudo labels written, say), stays until the next
-    round's is there: it is what the round can be done again from. Of the others the last `keep` stay.
+    The state at a round's start, before the round is prepared (its pseudo labels written, say), is kept until the next
+    round's is written: the round can be repeated from it. Of the others the last `keep` are kept.
     """
 
     def __init__(self, folder: Path, keep: int):
@@ -106,11 +108,15 @@ class StateFolder:
         return sorted(self.folder.glob("[0-9]*-round*-*.pth"))
 
     def finished(self) -> bool:
+        """Whether the stage has run to its end."""
         return (self.folder / FINISHED).exists()
 
     def save(self, state: dict) -> Path:
-        """Write a state (with `position`: `global_step`, `round`, `step`, `prepared`), then remove those not kept.
-        Raises CheckpointError if the disk refuses."""
+        """Write a state and remove those that are not kept; returns its path.
+
+        state["position"] has `global_step`, `round`, `step` and `prepared`. Raises CheckpointError if the file cannot
+        be written.
+        """
         position = state["position"]
         kind = "step" if position["step"] or position["prepared"] else "start"
         path = self.folder / f"{position['global_step']:08d}-round{position['round']:02d}-{kind}.pth"
@@ -122,20 +128,20 @@ class StateFolder:
         return path
 
     def finish(self) -> None:
-        """Remove the states: the stage's checkpoint is written."""
+        """Mark the stage as finished, its checkpoint being written, and remove its states."""
         write_atomically(self.folder / FINISHED, lambda file: None)
         for path in self.paths():
             _remove(path)
 
     def clear(self) -> None:
-        """Remove whatever an earlier run left."""
+        """Remove the states and the mark of an earlier run."""
         for path in (*self.paths(), self.folder / FINISHED):
             path.unlink(missing_ok=True)
 
 
 def read_state(path: Path) -> dict:
-    """A saved state on the CPU. Raises CheckpointError if it is damaged or holds more than plain tensors and values,
-    ConfigError if it is of another version."""
+    """Read a saved state, its tensors on the CPU. Raises CheckpointError if it is damaged or holds more than plain
+    tensors and values, ConfigError if it is of another version."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
@@ -174,6 +180,6 @@ def _ignored(numbers):
 
 
 def _remove(path):
-    """Remove a file that is of no more use; one that stays does no harm, and is no reason to end a run."""
+    """Remove a file that is no longer needed; if it cannot be removed it does no harm, so the run goes on."""
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)

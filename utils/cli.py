@@ -1,34 +1,40 @@
-"""What the command-line scripts share: `--config`, `key=value` words, `--help` out of the declared keys, errors."""
+"""What the command-line scripts share: options, `--help` from the declared keys, output, errors and exit codes."""
 import argparse
 import contextlib
 import io
 import os
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
-from utils.config import config_help, load_config
+from utils.config import Config, config_help, load_config
 from utils.config_values import expanded
 from utils.errors import ConfigError, NothingToDo, Stopped, UserError, one_line
 from utils.interrupt import signals_end
 
 EXIT_UNEXPECTED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130  # 75: sysexits' "try again later"
-# What the C library, its loader, Python and torch say where they get no memory, in errors of several kinds.
+# What the C library, its loader, Python and torch say in errors of several kinds when they get no memory.
 _NO_MEMORY = ("Cannot allocate memory", "can't allocate memory", "failed to map segment", "not enough memory",
               "std::bad_alloc", "can't start new thread")
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, as all others are."""
+    """An argument parser that reports an error as one line, like every other error of this project."""
 
-    def error(self, message):
+    def error(self, message: str) -> NoReturn:
+        """Print the message as one line and exit with code 2."""
         self.exit(EXIT_USER_ERROR, f"error: {one_line(message)} (see --help)\n")
 
 
 def parser(description: str, default_config: str, done: str = "0 done") -> argparse.ArgumentParser:
-    """Argument parser with `--config`, whose help ends with every configuration key, its type, default and meaning, and
-    the exit codes; `done` describes those of a script that has run to its end. `default_config` is looked for here,
-    else beside the scripts. From here on stdout and stderr take what is printed, whatever becomes of it."""
+    """The argument parser of a script, with `--config` and `--debug`.
+
+    Its help ends with every configuration key (type, default, meaning) and the exit codes; `done` describes those of a
+    script that has run to its end. `default_config` is looked for in the working directory, else beside the scripts.
+    Calls `tolerant_output`.
+    """
     tolerant_output()
     if not os.path.exists(default_config):
         default_config = str(Path(__file__).parent.parent / default_config)
@@ -43,7 +49,7 @@ def parser(description: str, default_config: str, done: str = "0 done") -> argpa
 
 
 def path(text: str) -> str:
-    """The `type` of an option that is a path: a leading `~` is a home folder."""
+    """The argparse `type` of an option that is a path: a leading `~` becomes the home folder."""
     try:
         return expanded(text, "path")
     except ConfigError as error:
@@ -51,12 +57,15 @@ def path(text: str) -> str:
 
 
 def tolerant_output() -> None:
-    """Make printing to stdout and stderr succeed: characters that their encoding lacks are written as escapes, and
-    what cannot be written at all (`| head` has seen enough, a terminal that is gone, a full disk) is dropped. A run
-    is not its words; what it finds is in its files. Lines are written at once. Streams that a caller has put in place
-    are left alone, but for their way with characters."""
+    """Make printing to stdout and stderr always succeed, and write each line at once.
+
+    Characters that the encoding lacks are written as escapes. What cannot be written at all (the pipe to `head` is
+    closed, the terminal is gone, the disk is full) is dropped: it must not end a run, whose results are in files.
+    Streams that a caller has put in place stay; only their handling of characters changes.
+    """
     with contextlib.suppress(OSError):
-        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:  # closed by the caller: no file may become stdout
+        # Descriptors 0 to 2 that the caller has closed are filled: else the next file to be opened would be stdout.
+        while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
             pass
         os.close(descriptor)
     for name in ("stdout", "stderr"):
@@ -80,10 +89,10 @@ class _Tolerant(io.FileIO):
             return len(data)
 
 
-def run_stage(description: str, default_config: str, run, **fixed) -> int:
-    """The whole of a stage script: read the configuration, call `run(cfg)`, turn user errors into one line.
+def run_stage(description: str, default_config: str, run: Callable[[Config], object], **fixed: Any) -> int:
+    """Everything that a training script does: read the configuration, call `run(cfg)`, report an error as one line.
 
-    fixed: keys that the script itself decides. Returns the exit code.
+    fixed: keys that the script itself sets. Returns the exit code.
     """
     arguments = parser(description, default_config)
     arguments.add_argument("--resume", action="store_true", help="the same as resume=true")
@@ -95,12 +104,15 @@ def run_stage(description: str, default_config: str, run, **fixed) -> int:
         resume = {"resume": True} if given.resume else {}
         cfg = load_config(given.config, given.overrides, **fixed, **resume)
         run(cfg)
+        return 0
     return guarded(main, given.debug)
 
 
-def guarded(main, debug: bool = False) -> int:
-    """Call `main()`; return its exit code (None: 0), or, with one line on stderr in place of a traceback, that of what
-    went wrong. debug: let every error but a stop through, with its traceback."""
+def guarded(main: Callable[[], int | None], debug: bool = False) -> int:
+    """Call `main()` and return its exit code (None: 0). An error becomes one line on stderr and its exit code.
+
+    debug: errors are raised with their traceback, all but those of a stop.
+    """
     try:
         with signals_end():
             require_working_directory()
@@ -132,13 +144,13 @@ def guarded(main, debug: bool = False) -> int:
 
 
 def leave(exit_code: int) -> None:
-    """End the script. Another Ctrl-C from here on changes neither its exit code nor what it has said."""
+    """End the script. From here on another Ctrl-C changes neither the exit code nor the output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.exit(exit_code)
 
 
 def require_working_directory() -> None:
-    """Raise UserError where there is none any more, in which libraries end the process with words of their own."""
+    """Raise UserError if the working directory has been removed; libraries would end the process without a reason."""
     try:
         os.getcwd()
     except OSError as error:

@@ -1,34 +1,45 @@
-"""Reading YAML files and `key=value` words into the declared keys, checking them, writing and comparing them. A loaded
-configuration is read-only."""
+"""Reading a configuration from a YAML file and `key=value` words; writing it, comparing two, and the help text. A
+loaded configuration is read-only."""
 import dataclasses
-import re
 import secrets
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
-from typing import Mapping
+from typing import Any
 
 import yaml
 
 from utils import config_values as values
 from utils.config_keys import (
-    KEYS, NO_EFFECT, SECTION_DEFAULTS, SECTION_KEYS, Config, DataConfig, find_class, known_classes)
+    KEYS,
+    NO_EFFECT,
+    SECTION_DEFAULTS,
+    SECTION_KEYS,
+    Config,
+    DataConfig,
+    find_class,
+    known_classes,
+)
+from utils.config_rules import check_rules
 from utils.config_values import Key, nearest
 from utils.errors import ConfigError
+from utils.yaml_text import parse_yaml, read_text
 
 _OWNERS = {"method": "method", "model": "network"}  # key that chooses a class -> what the class is
 
 
-def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = (), **fixed) -> Config:
-    """Read a YAML file, set the `key=value` words (nested keys with dots) in order, then `fixed`, and check it all.
+def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = (), **fixed: Any) -> Config:
+    """Read and check a configuration: the YAML file, then the `key=value` words in order (nested keys with dots), then
+    `fixed`.
 
     Raises ConfigError that names the file or word, the key, what was found and what was expected.
     """
-    return parse_config(values.read_text(path), str(path), overrides, **fixed)
+    return parse_config(read_text(values.expanded(str(path), "--config")), str(path), overrides, **fixed)
 
 
-def parse_config(text: str, where: str, overrides: list[str] | tuple[str, ...] = (), **fixed) -> Config:
-    """`load_config` of a YAML text; `where` names it in messages."""
-    content = values.parse_yaml(text, where)
+def parse_config(text: str, where: str, overrides: list[str] | tuple[str, ...] = (), **fixed: Any) -> Config:
+    """`load_config` of a YAML text. where: its name in messages."""
+    content = parse_yaml(text, where)
     tree = _Tree(where, {**_chosen(content, where, overrides), **fixed})
     for name, value in content.items():
         tree.enter(name, value)
@@ -42,24 +53,24 @@ def parse_config(text: str, where: str, overrides: list[str] | tuple[str, ...] =
                  given_keys=frozenset({**tree.given, **fixed}))
     if not cfg.fix_seed and not cfg.resume:
         cfg = with_drawn_seed(cfg)
-    _check(cfg)
+    check_rules(cfg)
     for chosen in (cfg.method_class, cfg.network_class):
         chosen.check(cfg)
     return cfg
 
 
 def with_drawn_seed(cfg: Config) -> Config:
-    """The configuration with a fresh seed, fixed from now on."""
+    """The same configuration with a new random seed, 0..2^31-1, and with fix_seed."""
     return dataclasses.replace(cfg, seed=secrets.randbelow(2**31), fix_seed=True)
 
 
 def differences(saved: Config, now: Config) -> list[str]:
-    """`key: was x, is y` of every key whose change would make a resumed run another one than the saved one."""
+    """`key: was x, is y` for every changed key that would change the results of a resumed run."""
     def compare(keys, old, new, prefix=""):
         return [f"{prefix}{name}: was {values.plain(old(name))}, is {values.plain(new(name))}"
                 for name, k in keys.items() if not k.may_change and old(name) != new(name)]
     found = compare(KEYS, saved.value, now.value)
-    if (saved.method, saved.model) == (now.method, now.model):  # others have other keys
+    if (saved.method, saved.model) == (now.method, now.model):  # else the keys differ as well
         found += compare(own_keys(now), saved.value, now.value)
     for side in ("source", "target") if now.method_class.needs_source else ("target",):
         name = getattr(now, side)
@@ -75,7 +86,7 @@ def own_keys(cfg: Config) -> dict[str, Key]:
 
 
 def to_yaml(cfg: Config) -> str:
-    """The resolved configuration as YAML that `load_config` reads back to an equal one."""
+    """The configuration, all keys with their values, as YAML; `load_config` reads it back to an equal one."""
     tree = {name: values.plain(cfg.value(name)) for name in (*KEYS, *cfg.options)}
     tree |= {name: {k: values.plain(getattr(section, k)) for k in SECTION_KEYS if getattr(section, k) is not None}
              for name, section in cfg.sections.items()}
@@ -83,20 +94,20 @@ def to_yaml(cfg: Config) -> str:
 
 
 def config_remarks(cfg: Config) -> list[str]:
-    """What a reader of the configuration may not expect: keys without effect, a method that was not given."""
+    """Lines for the log on what may surprise: keys without effect, and the default method if none was given."""
     lines = []
     if cfg.ignored_keys:
         lines.append(f"no effect on LDBE, ignored: {', '.join(cfg.ignored_keys)}")
     if cfg.other_keys:
-        idle = ", ".join(f"{name} ({owners})" for name, owners in cfg.other_keys.items())
-        lines.append(f"no effect on method {cfg.method} with model {cfg.model}: {idle}")
+        unused = ", ".join(f"{name} ({owners})" for name, owners in cfg.other_keys.items())
+        lines.append(f"no effect on method {cfg.method} with model {cfg.model}: {unused}")
     if "method" not in cfg.given_keys:
         lines.append(f"method is not given, {cfg.method} is run: set method to one of {', '.join(_target_methods())}")
     return lines
 
 
 def config_help() -> str:
-    """Every key with type, default and meaning, by group."""
+    """The text of --help on keys: every key with type, default and meaning, by group."""
     lines = []
     for name, declared in KEYS.items():
         if declared.group:
@@ -113,8 +124,10 @@ def config_help() -> str:
 
 
 def keys_by_owner(choosing: str) -> list[tuple[str, Key, list[str]]]:
-    """(name, key, who declares it so) of the keys of all methods (`method`) or networks (`model`); a name whose default
-    differs among them comes once for each."""
+    """(name, key, names of the classes that declare it) for all keys of the methods or of the networks.
+
+    choosing: "method" or "model". A key that is declared differently, with another default, say, comes once for each.
+    """
     found: list[tuple[str, Key, list[str]]] = []
     for owner, cls in known_classes(choosing).items():
         for name, k in cls.keys.items():
@@ -131,8 +144,8 @@ def _target_methods():
     return [name for name, cls in known_classes("method").items() if not cls.needs_source]
 
 
-def _chosen(content, where, overrides) -> dict[str, str]:
-    """The values of `method` and `model` in a file's content and the words behind it."""
+def _chosen(content: dict, where: str, overrides: Sequence[str]) -> dict[str, str]:
+    """The values of `method` and `model` from the file's content and the `key=value` words."""
     chosen = {}
     for name in _OWNERS:
         if name in content:
@@ -144,28 +157,32 @@ def _chosen(content, where, overrides) -> dict[str, str]:
 
 
 class _Tree:
-    """What a file and words give, read by the keys' declarations. chosen: the values of `method` and `model`."""
+    """The values that the file and the words give, read by the declarations of the keys.
+
+    chosen: the values of `method` and `model`. After reading, `given` has the general keys and those of the chosen
+    classes, `sections` the data-set sections, `ignored` and `other` what has no effect.
+    """
 
     def __init__(self, where: str, chosen: dict[str, str]):
         self.where, self.given, self.ignored = where, {}, []
         self.sections = {name: dict(d) for name, d in SECTION_DEFAULTS.items()}
-        self.own: dict[str, Key] = {}
-        self.others: dict[str, Key] = {}
-        self.owners: dict[str, list[str]] = {}
-        self.other: dict[str, str] = {}
-        for choosing, what in _OWNERS.items():
+        self.own: dict[str, Key] = {}  # keys of the chosen classes
+        self.others: dict[str, Key] = {}  # keys of all methods and networks
+        self.owners: dict[str, list[str]] = {}  # name of such a key -> the classes that declare it
+        self.other: dict[str, str] = {}  # given key without effect -> the classes that it belongs to, in words
+        for choosing in _OWNERS:
             name = chosen.get(choosing, KEYS[choosing].default)
             cls = find_class(choosing, name)
             if clash := next((k for k in cls.keys if k in KEYS or k in self.own or k in NO_EFFECT), None):
                 raise ConfigError(f"{choosing}: {name} declares the key {clash!r}, which exists already: rename it.")
             self.own |= cls.keys
-        for choosing, what in _OWNERS.items():
+        for choosing in _OWNERS:
             for name, k, owners in keys_by_owner(choosing):
                 self.others.setdefault(name, k)
                 self.owners.setdefault(name, []).extend(owners)
 
     def enter(self, name, value):
-        """Take one top-level entry of the file: a key, a section, or one without effect."""
+        """Read one top-level entry of the file: a key, a section, or a key without effect."""
         where = self.where
         if found := self._key(name):
             self._set(name, found.read(value, f"{where}: {name}"))
@@ -182,6 +199,7 @@ class _Tree:
             raise ConfigError(f"{where}: unknown key {str(name)!r}{nearest(name, self._names())}{also}.")
 
     def override(self, word):
+        """Read one `key=value` word of the command line."""
         name, equals, text = word.partition("=")
         if not equals:
             raise ConfigError(f"{word!r}: expected key=value, such as batch_size=2.")
@@ -196,7 +214,7 @@ class _Tree:
             known = (*self._names(), *(f"{s}.{k}" for s in self.sections for k in SECTION_KEYS))
             raise ConfigError(f"{word!r}: unknown key {name!r}{nearest(name, known)}.")
 
-    def _key(self, name) -> Key | None:
+    def _key(self, name: Any) -> Key | None:
         return next((keys[name] for keys in (KEYS, self.own, self.others) if name in keys), None)
 
     def _set(self, name, value):
@@ -223,87 +241,3 @@ def _section(name, content):
             raise ConfigError(f"{name}.{inner}: missing; a section of type {content['type']} needs "
                               f"{', '.join(needed)}.")
     return DataConfig(**content)
-
-
-def _check(cfg):
-    """Conditions between keys."""
-    def require(condition, message):
-        if not condition:
-            raise ConfigError(message)
-    require(cfg.note not in ("", ".", "..") and not set(cfg.note) & set("/\\"),
-            f"note: {cfg.note!r} is no plain folder name.")
-    require(not cfg.multigpu, "multigpu: True is not available in this version; set it to False.")
-    require(cfg.restore_from is None, f"restore_from: {cfg.restore_from!r} is not used; give the file as init_weight.")
-    for side in ("source", "target"):
-        name = getattr(cfg, side)
-        require(name in cfg.sections, f"{side}: no data-set section {name!r}{nearest(name, cfg.sections)}; "
-                f"there are {', '.join(cfg.sections)}.")
-        _check_section(cfg, name, require)
-    require(not cfg.method_class.needs_source or cfg.source_data.bands == cfg.target_data.bands,
-            f"{cfg.target}.bands: {cfg.target_data.bands}, but {cfg.source}.bands is {cfg.source_data.bands}; the "
-            "network is trained on the one and validated on the other, so both need the same.")
-    folders = [s for s in (cfg.source_data, cfg.target_data) if s.type == "folder"]
-    require(len(folders) < 2 or folders[0].classes == folders[1].classes or cfg.target_data.protocols,
-            f"{cfg.target}.classes: differ from {cfg.source}.classes; both data sets must have the same classes, or "
-            f"{cfg.target}.protocols say which of the source's count as each.")
-
-
-def _check_section(cfg, name, require):
-    section, count = cfg.section(name), cfg.num_classes
-    for inner in ("images", "labels"):
-        pattern = PurePosixPath(getattr(section, inner) or "")
-        require(not pattern.is_absolute() and ".." not in pattern.parts,
-                f"{name}.{inner}: {str(pattern)!r} leaves data_dir; give a path below it.")
-    _check_patterns(name, section, require)
-    by_protocols = bool(section.protocols) and name == cfg.target  # labels may have other classes than the network
-    if section.network_classes is not None:
-        require(section.protocols, f"{name}.network_classes: has no effect without {name}.protocols; leave it out.")
-        require(len(section.network_classes) == count,
-                f"{name}.network_classes: {len(section.network_classes)} names for num_classes {count}.")
-    if section.type != "folder":
-        require(count in (19, 16, 13) or by_protocols, f"num_classes: {count} does not fit {name}, whose class sets "
-                f"are 19, 16 and 13; {name}.protocols can score other classes, where {name} is the target.")
-        for inner in ("images", "labels", "classes", "label_ids", "palette"):
-            require(getattr(section, inner) is None, f"{name}.{inner}: a section of type {section.type} has its own "
-                    "files, classes and ids; leave the key out, or give the section `type: folder` and all keys of it.")
-        require(section.bands == 3 and section.value_range is None, f"{name}.bands, {name}.value_range: a section of "
-                f"type {section.type} has 8-bit RGB images; leave both out, or give the section `type: folder`.")
-        return
-    _check_range(name, section, require)
-    labelled = len(section.classes)
-    require(labelled == count or by_protocols, f"{name}.classes: {labelled} names for num_classes {count}" + (
-        f": {name}.protocols must say which of the network's classes count as each." if name == cfg.target else
-        ": the source's labels must have the network's classes; if it is not used, set source to the target's name."))
-    require(labelled <= 255, f"{name}.classes: {labelled} names, at most 255 can be told apart.")
-    for label_id, train_id in (section.label_ids or {}).items():
-        require(0 <= label_id < 65536 and (0 <= train_id < labelled or train_id == 255), f"{name}.label_ids: {label_id}"
-                f": {train_id}: expected an id in 0..65535 and a train id in 0..{labelled - 1}, or 255 to ignore it.")
-    if section.palette is not None:
-        require(len(section.palette) == labelled and all(len(c) == 3 for c in section.palette),
-                f"{name}.palette: expected {labelled} colours of 3 numbers.")
-
-
-def _check_range(name, section, require):
-    values = section.value_range or (0, 1)
-    require(len(values) in (2, 2 * section.bands), f"{name}.value_range: expected low, high, or low, high of each of "
-            f"the {section.bands} bands ({2 * section.bands} numbers), found {len(values)} numbers.")
-    for low, high in zip(values[::2], values[1::2]):
-        require(low < high, f"{name}.value_range: expected low below high, found {low}, {high}.")
-
-
-def _check_patterns(name, section, require):
-    """That `{split}`, `{name}` and `*` stand in images and labels where they mean something."""
-    stars = {}
-    for inner in ("images", "labels"):
-        pattern = getattr(section, inner) or ""
-        unknown = [field for field in re.findall(r"{[^{}]*}?|}", pattern) if field not in ("{split}", "{name}")]
-        require(not unknown, f"{name}.{inner}: {pattern!r} holds {unknown and unknown[0]!r}; only {{split}} and "
-                "{name} are filled in.")
-        before, _, after = pattern.partition("{name}")
-        stars[inner] = before.split("/").count("*")
-        require("{name}" not in after, f"{name}.{inner}: {pattern!r} holds {{name}} twice; give it once.")
-        require(stars[inner] == pattern.count("*"), f"{name}.{inner}: in {pattern!r} a * is not one whole folder "
-                "before {name}, as in 'images/*/{split}/{name}.png'.")
-    require(not section.labels or stars["images"] == stars["labels"],
-            f"{name}.labels: {section.labels!r} has {stars['labels']} *, {name}.images {stars['images']}: give both as "
-            "many, since what a * stands for in an image's path is put in for that of its label.")

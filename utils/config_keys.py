@@ -1,9 +1,10 @@
-"""Every general configuration key with its type, default, range and meaning, declared once. Methods and networks
-declare their own (`config_values.Declares`)."""
+"""Declarations of the general configuration keys: type, default, range and meaning. Methods and networks declare their
+own (`config_values.Declares`)."""
 import dataclasses
 import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any
 
 from utils.config_values import Declares, declared, key
 
@@ -11,31 +12,32 @@ STREETS = ("gta5", "synthia", "cityscapes")
 # Keys of the released configurations that have no effect on LDBE.
 NO_EFFECT = ("num_center", "lamb", "src_count", "src_pix_prop", "src_pix_select", "pool_prop", "src_fix", "tgt_fix",
              "src_select", "tgt_select", "start", "neptune", "rec", "scale_min", "scale_max")
-# The keys whose values name a class that may declare keys of its own, and the modules that find it: modules of rooms
-# above this one, so imported by name, when a configuration is read.
+# Keys whose value names a class that declares keys of its own -> the module that finds the class. These modules import
+# this one, so they are imported by name, and only when a configuration is read.
 _FINDERS = {"method": "trainer.methods", "model": "model.networks"}
 
 
 def known_classes(choosing: str) -> dict[str, type[Declares]]:
-    """Name -> class of everything that the key `choosing` (method or model) offers, but for a user's own."""
+    """Name -> class of all methods or networks of this project. choosing: "method" or "model"."""
     return importlib.import_module(_FINDERS[choosing]).known()
 
 
 def find_class(choosing: str, name: str) -> type[Declares]:
-    """The class that a value of `choosing` names. Raises ConfigError if there is none."""
+    """The class that a value of the key `choosing` ("method" or "model") names, a user's own too. Raises ConfigError if
+    there is none."""
     return importlib.import_module(_FINDERS[choosing]).find(name)
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """One data-set section: a top-level key of the YAML file whose value is a mapping."""
+    """A data-set section: the keys that describe one data set."""
 
     type: str = key(None, "which layout the files have", choices=(*STREETS, "folder"))
     data_dir: str = key(None, "folder of the data set", path=True, may_change=True)
     data_list: str | None = key(None, "text file naming the training images, one a line, each with or without its "
                                 "label behind a tab or blank; None: all in the folder", path=True, may_change=True)
     data_list_val: str | None = key(None, "the same for the validation images", path=True, may_change=True)
-    input_size: tuple[int, ...] = key(None, "(width, height) at which whole images are labelled and evaluated, "
+    input_size: tuple[int, int] = key(None, "(width, height) at which whole images are labelled and evaluated, "
                                       "pixels", low=8, high=16384, length=2)
     images: str | None = key(None, "folder only: where images are, below data_dir; may hold {split}, {name} and, "
                              "before that, * for any one folder", may_change=True)
@@ -72,7 +74,10 @@ SECTION_DEFAULTS = {
 
 @dataclass(frozen=True)
 class Config:
-    """All keys; defaults are the released LDBE values where there are any."""
+    """A whole configuration: the general keys, the data-set sections, and the keys of the chosen method and network.
+
+    Defaults are those of the released LDBE code where it has the key.
+    """
 
     note: str = key("train", "name of the run: a folder below snapshot, log, plabel and result", group="Run")
     method: str = key("ld", "what trains: a name of trainer/methods, or your own as my_file.py:MyMethod; run_so.py "
@@ -86,34 +91,36 @@ class Config:
     seed: int = key(1234, "seed of all that is drawn at random", low=0, high=2**31 - 1)
     fix_seed: bool = key(True, "False: a fresh seed is drawn; the saved configuration names it", may_change=True)
     multigpu: bool = key(False, "several GPUs; only False in this version", may_change=True)
-    resume: bool = key(False, "go on from the newest saved state of this note and stage, if there is one; the same "
+    resume: bool = key(False, "go on from the newest saved state of this note and method, if there is one; the same "
                        "as --resume", may_change=True)
-    overwrite: bool = key(False, "start over although this note holds the states of an unfinished run of the stage",
-                          may_change=True)
+    overwrite: bool = key(False, "start over although this note holds saved states of an unfinished run of the same "
+                          "method", may_change=True)
 
     num_classes: int = key(19, "C; street data sets: 19, 16 or 13", low=2, high=255, group="Network")
     init_weight: str | None = key(None, "checkpoint to start from, or imagenet; None: random start. file.pth#NAME "
                                   "takes the network NAME of a file with several", path=True, may_change=True)
     restore_from: str | None = key(None, "only None: use init_weight", path=True, may_change=True)
-    fixbn: bool = key(True, "freeze weight and bias of every batch norm; its statistics move on")
-    bn_stats: str = key("batch", "batch-norm statistics that label the target: the batch's (released code) or the "
-                        "running ones; the teacher's too. Training uses the batch's, evaluation the running ones",
+    fixbn: bool = key(True, "freeze weight and bias of every batch norm; its running statistics are still updated")
+    bn_stats: str = key("batch", "batch-norm statistics of the network that labels the target, and of the teacher: "
+                        "those of the batch (released code) or the running ones. Training uses the batch's, "
+                        "evaluation the running ones",
                         choices=("batch", "running"))
 
     amp: str = key("off", "precision of the network's convolutions: off (float32), bf16, or fp16 with a loss "
                    "scaler; thresholds, losses, optimiser and teacher stay float32", choices=("off", "bf16", "fp16"),
                    group="Speed")
     channels_last: bool = key(True, "keep the channels of a pixel side by side in memory")
-    compile: bool = key(False, "fuse network blocks and losses with torch.compile; what it cannot compile runs plain")
-    checkpointing: bool = key(False, "train in less than half the memory and a quarter slower: what is inside each "
-                              "bottleneck is computed again in the backward pass", may_change=True)
-    score_budget: int = key(32, "MiB of memory for a round's score maps; more of them go to a scratch file below "
-                            "plabel", low=0, may_change=True)
+    compile: bool = key(False, "fuse network blocks and losses with torch.compile, where it can")
+    checkpointing: bool = key(False, "train in less memory: what is inside each block of the network is computed again "
+                              "in the backward pass; with deeplab less than half the memory, a quarter slower",
+                              may_change=True)
+    score_budget: int = key(32, "MiB of memory for a round's score maps; beyond that they are kept in a scratch file "
+                            "below plabel", low=0, may_change=True)
 
     learning_rate: float = key(1e-4, "rate of the first round, before backbone_lr_mult and head_lr_mult", low=0,
                                above=True, group="Optimisation")
-    num_steps: int = key(5000, "stage 0: steps; stages 1, 2: T of the poly schedule of each round, at which it "
-                         "stops at the latest", low=1)
+    num_steps: int = key(5000, "T of the poly schedule: the steps of source_only; other methods use it for each "
+                         "round, which has at most as many steps", low=1)
     weight_decay: float = key(5e-4, "of SGD", low=0)
     momentum: float = key(0.9, "of SGD", low=0, high=1, below=True)
     power: float = key(0.9, "exponent of the poly schedule, lr (1 - t/T)^power", low=0)
@@ -149,7 +156,7 @@ class Config:
     val: bool = key(True, "validate, where the target's validation split has labels", may_change=True)
     val_freq: int = key(1000, "steps between validations; there is one after each round anyway", low=1, may_change=True)
     tensorboard: bool = key(True, "write TensorBoard scalars", may_change=True)
-    screen: bool = key(True, "progress bars in place of print_freq's lines, on a terminal; elsewhere there are none",
+    screen: bool = key(True, "progress bars in place of print_freq's lines, where the output is a terminal",
                        may_change=True)
     snapshot: str = key("./snapshot", "folder of the checkpoints", path=True, may_change=True)
     result: str = key("./miou_result", "folder of the last validation's figures", path=True, may_change=True)
@@ -157,9 +164,9 @@ class Config:
     plabel: str = key("./plabel", "folder of the pseudo labels", path=True, may_change=True)
 
     sections: Mapping[str, DataConfig] = dataclasses.field(default_factory=dict)
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the method's, network's own keys
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the method's and network's own keys
     ignored_keys: tuple[str, ...] = dataclasses.field(default=(), compare=False)
-    other_keys: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)  # given -> whose it is
+    other_keys: Mapping[str, str] = dataclasses.field(default_factory=dict, compare=False)  # given key -> its owners
     given_keys: frozenset[str] = dataclasses.field(default=frozenset(), compare=False)  # set by file, word or script
 
     def section(self, name: str) -> DataConfig:
@@ -172,7 +179,7 @@ class Config:
 
     @property
     def stage(self) -> str:
-        """What the run's files are called: the method's name, of a user's own the class's."""
+        """The name of the run's files: the method's name, or, of a user's own, the name of its class."""
         return self.method.rpartition(":")[2]
 
     @property
@@ -187,10 +194,12 @@ class Config:
 
     @property
     def source_data(self) -> DataConfig:
+        """The section of the source."""
         return self.sections[self.source]
 
     @property
     def target_data(self) -> DataConfig:
+        """The section of the target."""
         return self.sections[self.target]
 
 

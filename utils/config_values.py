@@ -1,33 +1,26 @@
-"""How a configuration key is declared, its values read and checked."""
+"""Declaring configuration keys, and reading and checking their values."""
 import dataclasses
 import difflib
-import math
 import os
 import re
 import reprlib
 import types
 import typing
-import unicodedata
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import MappingProxyType
-from typing import Any, ClassVar, Mapping
-
-import yaml
+from typing import Any, ClassVar
 
 from utils.errors import ConfigError
-
-_NONE_WORDS = ("", "none", "null", "~")
-_MOST_ENTRIES = 10_000  # of a mapping: merge keys can double a small file line by line
-_TRUE_WORDS, _FALSE_WORDS = ("true", "yes", "on"), ("false", "no", "off")
+from utils.yaml_text import NONE_WORDS, to_bool, to_float, to_int, to_str, value_of
 
 
 @dataclass(frozen=True)
 class Key:
-    """A declared key. kind: bool, int, float, str, [kind] for a list, {kind: kind} for a mapping."""
+    """A declared configuration key. kind: bool, int, float, str, [kind] for a list, {kind: kind} for a mapping."""
 
-    kind: object
-    default: object
+    kind: Any
+    default: Any
     meaning: str
     choices: tuple | None = None
     optional: bool = False
@@ -36,14 +29,15 @@ class Key:
     above: bool = False  # strictly above `low`
     below: bool = False  # strictly below `high`
     length: int | None = None
-    pattern: str | None = None  # of the whole text, said in words in `meaning`
-    path: bool = False  # of a file or folder: `~` is a home folder
-    may_change: bool = False  # when a run is resumed: it changes no result, or only where it is computed and written
-    group: str | None = None  # heading in --help that starts with this key
+    pattern: str | None = None  # regular expression of the whole text; `meaning` says it in words
+    path: bool = False  # the value is a path of a file or folder: `~` is the home folder
+    may_change: bool = False  # when a run is resumed: it changes no result, or only where it is computed or written
+    group: str | None = None  # the heading in --help that this key is the first of
 
-    def read(self, value, where: str):
-        """A value from YAML, checked and made read-only. Raises ConfigError that starts with `where`."""
-        if self.optional and (value is None or isinstance(value, str) and value.strip().lower() in _NONE_WORDS):
+    def read(self, value: Any, where: str) -> Any:
+        """The value of this key from a YAML value, checked and read-only. Raises ConfigError that starts with
+        `where`."""
+        if self.optional and (value is None or isinstance(value, str) and value.strip().lower() in NONE_WORDS):
             return None
         if self.path and isinstance(value, str):
             value = expanded(value, where)
@@ -52,17 +46,19 @@ class Key:
             raise ConfigError(f"{where}: expected {self.length} values, found {shown(value)}.")
         return result
 
-    def read_text(self, text: str, where: str):
-        """A value from the command line: text stays as it is typed, anything else is read as YAML."""
+    def read_text(self, text: str, where: str) -> Any:
+        """The value of this key from the command line: for a str the text as it is typed, else read as YAML. Raises
+        ConfigError that starts with `where`."""
         if self.kind is str:
             return self.read(text, where)
-        value = _from_text(text)
+        value = value_of(text)
         single = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-        if isinstance(self.kind, list) and single and not (self.optional and text.strip().lower() in _NONE_WORDS):
-            value = [_from_text(part) for part in text.split(",")]
+        if isinstance(self.kind, list) and single and not (self.optional and text.strip().lower() in NONE_WORDS):
+            value = [value_of(part) for part in text.split(",")]
         return self.read(value, where)
 
     def help_line(self, name: str) -> str:
+        """The key's two lines in --help: kind, choices and default, then the meaning."""
         default = "required" if self.default is None and not self.optional else f"default {plain(self.default)}"
         choices = f" ({' | '.join(self.choices)})" if self.choices else ""
         return f"  {name}: {kind_name(self.kind)}{choices}, {default}\n      {self.meaning}"
@@ -80,7 +76,7 @@ class Key:
                                      for k, v in value.items()})
         if kind is Any:
             return value
-        result = {bool: _to_bool, int: _to_int, float: _to_float, str: _to_str}[kind](value)
+        result = {bool: to_bool, int: to_int, float: to_float, str: to_str}[kind](value)
         if result is None or not self._allowed(result):
             self._refuse(value, where)
         return result
@@ -113,17 +109,19 @@ class Key:
         return f"{kind_name(self.kind)} {shape}{' and '.join(limits)}".strip() + none
 
 
-def key(default, meaning: str, **rules) -> Any:
+def key(default: Any, meaning: str, **rules: Any) -> Any:
     """A class attribute that declares a configuration key: `rate: float = key(1e-4, "learning rate", low=0)`.
 
     The annotation is the key's kind: bool, int, float, str, `tuple[kind, ...]`, `Mapping[kind, kind]` or `Mapping` (of
-    anything); `| None` makes it optional. A default of None that is not optional marks a required key. rules: `Key`.
+    anything); `| None` makes it optional. A default of None marks a key that is required, unless it is optional.
+    rules: further fields of `Key`.
     """
     return field(default=default, metadata={"key": (meaning, rules)})
 
 
 def declared(cls: type) -> dict[str, Key]:
-    """The keys that a class itself declares, not those of its bases, in order."""
+    """Name -> key of all that a class itself declares, without those of its bases, in order. Raises TypeError for a key
+    without an annotation, or with one that is no kind of key."""
     attributes = vars(cls).get("__dataclass_fields__", vars(cls))
     fields = {name: value for name, value in attributes.items()
               if isinstance(value, dataclasses.Field) and "key" in value.metadata}
@@ -143,7 +141,7 @@ def _key_of(hint, default, meaning, rules):
 
 
 def _kind_of(hint):
-    """tuple[int, ...] -> [int], Mapping[int, str] -> {int: str}, a plain type -> itself."""
+    """The `Key.kind` of an annotation: tuple[int, ...] -> [int], Mapping[int, str] -> {int: str}, float -> float."""
     inner = [_kind_of(part) for part in typing.get_args(hint) if part is not Ellipsis]
     origin = typing.get_origin(hint) or hint
     if origin is tuple:
@@ -155,14 +153,15 @@ def _kind_of(hint):
     return hint
 
 
-UNUSED: Any = object()  # assigned to an inherited key, takes it out of a subclass
+UNUSED: Any = object()  # assigned to an inherited key, it removes the key from the subclass
 
 
 class Declares:
-    """Base of classes that bring configuration keys of their own (methods, networks).
+    """Base of classes that declare configuration keys of their own: methods and networks.
 
-    Attributes made by `key` are collected in `keys`, those of the bases too. A subclass gives an inherited key another
-    default by assigning one, and does without it by assigning UNUSED. An object has each key's value as an attribute.
+    Attributes made by `key` are collected in `keys`, together with those of the bases. A subclass gives an inherited
+    key another default by assigning one, and removes it by assigning UNUSED. An object has each key's value as an
+    attribute; options: name -> value.
     """
 
     keys: ClassVar[dict[str, Key]] = {}
@@ -178,8 +177,8 @@ class Declares:
             setattr(cls, name, k.default)
 
     @classmethod
-    def check(cls, cfg) -> None:
-        """Conditions between this class's keys and others of a whole configuration. Raises ConfigError."""
+    def check(cls, cfg: Any) -> None:
+        """Raise ConfigError if this class's keys do not go with the others of a whole configuration (`Config`)."""
 
     def __init__(self, options: Mapping[str, Any]):
         for name in self.keys:
@@ -187,8 +186,8 @@ class Declares:
 
 
 def expanded(path: str, where: str) -> str:
-    """A path whose leading `~` or `~user` is that home folder. Raises ConfigError that starts with `where` if there is
-    none; ./~x is a file of that name."""
+    """The path with a leading `~` or `~user` replaced by that home folder; ./~x is a file of that name. Raises
+    ConfigError that starts with `where` if there is no such folder."""
     result = os.path.expanduser(path)
     if result.startswith("~"):
         raise ConfigError(f"{where}: {path!r}: the home folder {path.split('/')[0]} is not known: write the whole path "
@@ -196,7 +195,8 @@ def expanded(path: str, where: str) -> str:
     return result
 
 
-def kind_name(kind) -> str:
+def kind_name(kind: Any) -> str:
+    """A `Key.kind` in words, such as "list of number"."""
     if isinstance(kind, list):
         return f"list of {kind_name(kind[0])}"
     if isinstance(kind, dict):
@@ -204,123 +204,21 @@ def kind_name(kind) -> str:
     return {bool: "True/False", int: "whole number", float: "number", str: "text", Any: "any value"}[kind]
 
 
-def nearest(name, known) -> str:
-    """` (did you mean 'x'?)` where a known name is near, else nothing."""
+def nearest(name: object, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` if a known name is similar, else an empty text."""
     found = difflib.get_close_matches(str(name), list(known), 1)
     return f" (did you mean {found[0]!r}?)" if found else ""
 
 
-def shown(value) -> str:
-    """`repr` for a message, cut short: a few aliases in a YAML file can stand for more text than fits into memory."""
+def shown(value: object) -> str:
+    """`repr`, cut short for a message: a few aliases in a YAML file can stand for more text than fits into memory."""
     short = reprlib.Repr()
     short.maxlevel, short.maxstring, short.maxother = 3, 100, 100
     return short.repr(value)
 
 
-def plain(value):
-    """Tuples and read-only mappings -> lists and dicts, for YAML and for display."""
+def plain(value: Any) -> Any:
+    """The value with tuples and read-only mappings replaced by lists and dicts, for YAML and for display."""
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     return {k: plain(v) for k, v in value.items()} if isinstance(value, Mapping) else value
-
-
-def read_text(path: str | Path) -> str:
-    """The text of a configuration file."""
-    path = expanded(str(path), "--config")
-    try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such file: give a configuration with --config.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read ({error}): give a YAML file in UTF-8.") from None
-
-
-def parse_yaml(text: str, where: str) -> dict:
-    """The mapping in a YAML text, by a safe loader that also refuses a key given twice; an empty text is empty."""
-    try:
-        content = yaml.load(text, _Loader)
-    except Exception as error:  # the parser raises YAMLError, but many other kinds for wrong dates, tags and numbers
-        raise ConfigError(f"{where}{_line_of(error)}: not valid YAML: {_fault_of(error)}.") from None
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError(f"{where}: expected `key: value` lines, found {type(content).__name__}.")
-    return content
-
-
-def _line_of(error):
-    """`, line N` of a YAML error that knows it."""
-    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
-    return f", line {mark.line + 1}" if mark else ""
-
-
-def _fault_of(error):
-    parts = [part for part in (getattr(error, "context", None), getattr(error, "problem", None)) if part]
-    return " ".join(": ".join(parts or [str(error)]).split())[:300]
-
-
-class _Loader(yaml.SafeLoader):
-    # Without dates: no key is one, so 2024-05-01 is text, and 2024-13-45 no error of the loader's own kind.
-    yaml_implicit_resolvers = {
-        first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:timestamp"]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for k in (k for k, _ in node.value if node not in self.merged and isinstance(k, yaml.ScalarNode)):
-            if k.value in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"key {k.value!r} is given twice", k.start_mark)
-            seen.add(k.value)
-        return super().construct_mapping(node, deep)
-
-    def flatten_mapping(self, node):
-        # Merging writes the merged keys into the node, where they may stand beside an overriding key of the same name.
-        if any(k.tag == "tag:yaml.org,2002:merge" for k, _ in node.value):
-            self.merged.append(node)
-        super().flatten_mapping(node)
-        if len(node.value) > _MOST_ENTRIES:
-            raise yaml.constructor.ConstructorError(None, None, f"more than {_MOST_ENTRIES} entries", node.start_mark)
-
-    def __init__(self, stream):
-        super().__init__(stream)
-        self.merged = []
-
-
-def _from_text(text):
-    try:
-        return yaml.load(text, _Loader)
-    except Exception:  # as in parse_yaml
-        return text
-
-
-def _to_bool(value):
-    if isinstance(value, bool):
-        return value
-    word = value.strip().lower() if isinstance(value, str) else ""
-    return True if word in _TRUE_WORDS else False if word in _FALSE_WORDS else None
-
-
-def _to_int(value):
-    if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63:
-        return value  # not by way of a float, which has 53 bits
-    number = _to_float(value)
-    return int(number) if number is not None and number == int(number) and abs(number) < 2**63 else None
-
-
-def _to_float(value):
-    """YAML 1.1 reads 1e-4 as text; NaN and infinity are refused."""
-    if isinstance(value, bool) or not isinstance(value, (int, float, str)):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _to_str(value):
-    """Text without control characters, which no file or class is named by on purpose."""
-    if isinstance(value, str):
-        clean = not any(unicodedata.category(c) in ("Cc", "Zl", "Zp") for c in value)
-        return value if clean and value.strip().lower() not in _NONE_WORDS else None
-    return str(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None

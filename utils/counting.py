@@ -1,4 +1,4 @@
-"""Counting on any device."""
+"""Counting the values of an integer tensor on any device."""
 import torch
 from torch import Tensor
 
@@ -6,8 +6,8 @@ from torch import Tensor
 def count(index: Tensor, size: int) -> Tensor:
     """int64 [size]: how often each value of `index` (int64, any shape, values in 0..size-1) occurs.
 
-    torch.bincount makes the CPU wait for a GPU, since the size of its result depends on the values; there a scatter of
-    ones, whose size is known, counts instead.
+    On a GPU, ones are scattered into the result: torch.bincount would make the CPU wait for the GPU, since the size of
+    its result depends on the values.
     """
     index = index.flatten()
     if index.device.type == "cpu":

@@ -1,10 +1,11 @@
-"""The errors that a user can cause; the scripts print them as one line and exit with code 2."""
+"""Errors that a user can cause. The scripts print them as one line and exit with code 2."""
 import contextlib
 import unicodedata
+from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """Something the user can put right: the message names the file or key, what was expected and what to do."""
+    """Something that the user can fix: the message names the file or key, what was expected and what to do."""
 
 
 class ConfigError(UserError):
@@ -20,31 +21,33 @@ class CheckpointError(UserError):
 
 
 class TrainingError(UserError):
-    """Training cannot go on: numbers are no longer finite."""
+    """Training cannot go on: numbers are no longer finite, or a method's losses are not what the loop can minimise."""
 
 
 class Stopped(BaseException):
-    """A signal has asked the run to stop, and its state is saved; the argument says so, or names the signal. As it may
-    be raised out of any code that reads data, it is no Exception, which that code may take for a damaged file."""
+    """A signal has asked the run to stop, and its state is saved; the argument says so, or names the signal.
+
+    It may be raised within any code that reads data. It is no Exception, which that code may take for a damaged file.
+    """
 
 
 class NothingToDo(Exception):
-    """What was asked for is done already; the argument says so."""
+    """The result that was asked for exists already; the argument says so."""
 
 
 def first_line(error: BaseException) -> str:
-    """What another's error says, for a message of one line."""
+    """The first line of an error's text, at most 120 characters, to be quoted in a message."""
     return (str(error) or type(error).__name__).splitlines()[0][:120]
 
 
 def one_line(message: object) -> str:
-    """The message with control characters escaped: names of files and keys may hold line ends or terminal codes."""
+    """The message with control characters escaped. Names of files and keys may hold line ends or terminal codes."""
     return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else repr(c)[1:-1] for c in str(message))
 
 
 @contextlib.contextmanager
-def naming(path):
-    """An OSError in the block names `path` if it names no file, as that of a full disk does not."""
+def naming(path: object) -> Iterator[None]:
+    """Within the block, an OSError that names no file, such as that of a full disk, gets the name `path`."""
     try:
         yield
     except OSError as error:

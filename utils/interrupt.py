@@ -1,7 +1,8 @@
-"""Signals that ask a run to stop, granted where its state can be saved."""
+"""Signals that ask a run to stop. The run stops at the next point where its state can be saved."""
 import contextlib
 import signal
 import threading
+from collections.abc import Iterator
 
 from utils.errors import Stopped
 
@@ -11,15 +12,15 @@ _waiting = False  # whether it is in a `waiting` block too
 
 
 class Interrupt:
-    """Within its `with` block SIGINT, SIGTERM and SIGUSR1 only leave a note here, or, in a `waiting` block, end the
-    wait by raising Stopped; a second one acts as it always does.
+    """Records SIGINT, SIGTERM and SIGUSR1 within its `with` block, for the run to act on at `check`.
 
-    Outside the main thread, where Python allows no signal handlers, nothing changes.
+    In a `waiting` block the signal raises Stopped at once. A second signal has its usual effect. Outside the main
+    thread, where Python allows no signal handlers, nothing changes.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.requested: str | None = None  # name of the signal
-        self._before = {}
+        self._before: dict = {}
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""
@@ -52,9 +53,12 @@ class Interrupt:
 
 
 @contextlib.contextmanager
-def waiting():
-    """Around a wait that may be long or endless and that leaves nothing half done (data from a disk that is gone, a
-    process that is stuck): in an Interrupt's block a signal, also one that came before, raises Stopped here."""
+def waiting() -> Iterator[None]:
+    """A block that waits, perhaps forever, and may be interrupted at any point without harm.
+
+    Such is waiting for data of a disk that is gone or of a process that is stuck. Within an Interrupt's block a signal,
+    also one that came before, raises Stopped here.
+    """
     global _waiting
     _waiting = True
     try:
@@ -66,16 +70,20 @@ def waiting():
 
 
 def check_wait() -> None:
-    """Raise Stopped, in a `waiting` block, if a signal has come: what its handler raised is lost where Python ignores
-    exceptions (the hooks of a fork, destructors)."""
+    """In a `waiting` block, raise Stopped if a signal has come.
+
+    The handler has raised it already, but Python ignores exceptions in some places (hooks of a fork, destructors).
+    """
     if _waiting and _current:
         _current.check()
 
 
 @contextlib.contextmanager
-def signals_end():
-    """Within the block any of SIGNALS raises KeyboardInterrupt, as SIGINT does by itself, where it would have ended the
-    process on the spot: what is open is closed. A second one ends it on the spot."""
+def signals_end() -> Iterator[None]:
+    """Within the block any of SIGNALS raises KeyboardInterrupt, if it would have ended the process at once.
+
+    So open files are closed and child processes ended. A second signal ends the process at once.
+    """
     def stop(number, frame):
         signal.signal(number, signal.SIG_DFL)
         raise KeyboardInterrupt
@@ -91,8 +99,8 @@ def signals_end():
 
 
 @contextlib.contextmanager
-def signals_held():
-    """Hold SIGNALS back until the end of the block; child processes start with them held back."""
+def signals_held() -> Iterator[None]:
+    """Hold SIGNALS back until the end of the block. Child processes that are started in it hold them back as well."""
     if not hasattr(signal, "pthread_sigmask"):
         yield
         return

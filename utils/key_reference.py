@@ -4,6 +4,7 @@
 """
 import re
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 from utils.config import keys_by_owner
 from utils.config_keys import KEYS, NO_EFFECT, SECTION_KEYS, known_classes
@@ -12,10 +13,10 @@ from utils.config_values import Key, kind_name, plain
 INTRODUCTION = """# Configuration keys
 
 `make docs` writes this page from the declarations in the code; `--help` of each script prints the same. A key is set in
-the YAML file, or as `key=value` on the command line (`section.key=value` for a data-set section). A key that nothing
-knows is refused. A key of another method or network than the chosen one gives a warning and has no effect."""
-SECTIONS = """A section is a top-level key of the YAML file whose value is a mapping: `gta5`, `synthia`,
-`cityscapes`, or a name of your own with `type: folder`."""
+the YAML file, or as `key=value` on the command line (`section.key=value` for a data-set section). An unknown
+key is refused. A key of another method or network than the chosen one gives a warning and has no effect."""
+SECTIONS = """A section describes one data set: a top-level key of the YAML file with a mapping as its value. There are
+`gta5`, `synthia`, `cityscapes`, and any name of your own with `type: folder`."""
 OWNERS = {"method": "Keys of the methods", "model": "Keys of the networks"}
 
 
@@ -51,7 +52,7 @@ def _row(name: str, key: Key, *more: str) -> str:
 
 
 def _owners(owners: list[str], known: Iterable[str]) -> str:
-    """The names, or what is left out where that is shorter."""
+    """The names, or, where that is shorter, `all but` the others."""
     others = [name for name in known if name not in owners]
     if not others:
         return "all"
@@ -67,7 +68,7 @@ def _values(key: Key) -> str:
     return ", ".join([_kind(key.kind, key.length), *limits])
 
 
-def _kind(kind, length) -> str:
+def _kind(kind: Any, length: int | None) -> str:
     if isinstance(kind, list):
         inner, = kind
         many = f"lists of {kind_name(inner[0])}s" if isinstance(inner, list) else f"{kind_name(inner)}s"
@@ -76,7 +77,7 @@ def _kind(kind, length) -> str:
 
 
 def _default(value):
-    """A default as a YAML file would have it; sqrt(2) to ten digits."""
+    """A default as in a YAML file; a float rounded to ten digits (sqrt 2)."""
     return round(value, 10) if isinstance(value, float) else plain(value)
 
 

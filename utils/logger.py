@@ -1,50 +1,63 @@
-"""One run's record: lines on the console, a JSON-lines file, TensorBoard scalars."""
+"""The log of a run: lines on the console, a JSON-lines file, TensorBoard scalars."""
 import contextlib
 import json
 import math
 import threading
 import time
 from pathlib import Path
+from typing import Any, TextIO
 
 from utils import progress
 from utils.errors import UserError
 
 
 class RunLog:
-    """Writes `<folder>/<stage>.jsonl` (one event a line, strictly valid JSON: NaN becomes null) and, if asked,
-    TensorBoard scalars below `<folder>/<stage>/`. A stage that is run again starts a new record; a resumed one goes on
-    where the saved state had it (saved: `state_dict`; step), and what came after is dropped."""
+    """Writes `<folder>/<stage>.jsonl`, one event a line in strictly valid JSON (NaN becomes null).
+
+    tensorboard: also write TensorBoard scalars below `<folder>/<stage>/`. A stage that is run again starts a new log. A
+    resumed one gives the saved `state_dict` and its step; the log goes on from there, and later events are dropped.
+    Nothing on the disk changes before `open`, or the first event.
+    """
 
     def __init__(self, folder: str | Path, stage: str, tensorboard: bool, saved: dict | None = None,
                  step: int | None = None):
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        path, self._board = folder / f"{stage}.jsonl", folder / stage
-        self._events = open(path, "r+" if step is not None and path.exists() else "w", encoding="utf-8")
-        self._events.truncate(min(saved["bytes"] if saved else 0, self._events.seek(0, 2)))
-        self._events.seek(0, 2)
+        self._path, self._board = Path(folder) / f"{stage}.jsonl", Path(folder) / stage
         self._start, self._said = time.time(), set()
         self._writer, self._tensorboard, self._step = None, tensorboard, step
-        if step is None:
+        self._kept = saved["bytes"] if saved else 0
+        self._events: TextIO | None = None
+
+    def open(self) -> None:
+        """Begin the record, or go on with it. No effect when it is open."""
+        if self._events:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        resumed = self._step is not None and self._path.exists()
+        self._events = open(self._path, "r+" if resumed else "w", encoding="utf-8")
+        self._events.truncate(min(self._kept, self._events.seek(0, 2)))
+        self._events.seek(0, 2)
+        if self._step is None:
             for old in self._board.glob("events.out.tfevents.*"):
                 old.unlink()
 
     def state_dict(self) -> dict:
-        """bytes: length of the JSON lines so far."""
+        """{"bytes": length of the JSON-lines file so far}."""
         return {"bytes": self._events.tell()}
 
     def say(self, text: str) -> None:
-        """A line on the console, above any progress bar."""
+        """Print a line on the console, above any progress bar."""
         progress.say(text)
 
     def say_once(self, text: str) -> None:
-        """`say`, unless this record has said the very same before."""
+        """`say`, unless the same text has been said before."""
         if text not in self._said:
             self._said.add(text)
             self.say(text)
 
-    def event(self, kind: str, step: int, /, **values) -> None:
-        """Record numbers at a step: nested dicts of numbers (None: not defined) become scalars `kind/key/...`."""
+    def event(self, kind: str, step: int, /, **values: Any) -> None:
+        """Log numbers, or nested dicts of numbers, at a step; None: not defined. In TensorBoard they become scalars
+        `kind/key/...`. Raises UserError if the file cannot be written."""
+        self.open()
         record = {"event": kind, "step": step, "seconds": round(time.time() - self._start, 2), **values}
         try:
             self._events.write(json.dumps(_jsonable(record)) + "\n")
@@ -56,18 +69,20 @@ class RunLog:
             self._to_board(kind, step, values)
 
     def close(self) -> None:
-        with contextlib.suppress(OSError):  # `event` has said so
-            self._events.close()
+        """Close the files."""
+        with contextlib.suppress(OSError):  # `event` has reported it
+            if self._events:
+                self._events.close()
         with contextlib.suppress(OSError):
             if self._writer:
                 self._writer.close()
 
     def _to_board(self, kind, step, values):
-        """Scalars for TensorBoard, which repeat what the JSON lines have: a disk that refuses them ends no run."""
+        """Write scalars for TensorBoard. They repeat the JSON lines, so the run goes on if they cannot be written."""
         try:
-            if self._writer is None:  # its import costs as much as a step, so not before the first
+            if self._writer is None:  # imported late: the import takes as long as a training step
                 from torch.utils.tensorboard import SummaryWriter
-                threading.excepthook = _but_for_disks
+                threading.excepthook = _without_disk_errors
                 self._writer = SummaryWriter(self._board, purge_step=None if self._step is None else self._step + 1)
             for tag, value in _flatten(kind, values):
                 self._writer.add_scalar(tag, value, step)
@@ -77,8 +92,9 @@ class RunLog:
             self.say(f"warning: {self._board}: TensorBoard's scalars cannot be written ({error}) and end here.")
 
 
-def _but_for_disks(failed):
-    """What TensorBoard's own thread cannot write is raised again here, by `flush`: no traceback beside that."""
+def _without_disk_errors(failed):
+    """A `threading.excepthook` without the traceback of TensorBoard's own thread on a full disk: `flush` raises that
+    error again."""
     if not issubclass(failed.exc_type, OSError):
         threading.__excepthook__(failed)
 

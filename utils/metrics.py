@@ -4,7 +4,7 @@ from torch import Tensor
 
 from utils.counting import count
 
-Groups = tuple[tuple[int, ...], ...]  # class k of a protocol -> the rows or columns of a confusion matrix that it has
+Groups = tuple[tuple[int, ...], ...]  # class k of a protocol -> its rows or columns of a confusion matrix
 
 
 def confusion_matrix(label: Tensor, prediction: Tensor, num_classes: int, num_labels: int | None = None) -> Tensor:
@@ -12,20 +12,21 @@ def confusion_matrix(label: Tensor, prediction: Tensor, num_classes: int, num_la
 
     label: integer tensor of train ids; anything outside 0..num_labels-1 (255 above all) is ignored.
     prediction: integer tensor of the same shape, values in 0..num_classes-1.
-    Returns int64 [num_labels, num_classes], rows = labels, columns = predictions, on label's device. num_labels: as
-    many as num_classes unless given.
+    num_labels: classes of the labels; num_classes unless given.
+    Returns int64 [num_labels, num_classes], rows = labels, columns = predictions, on label's device.
     """
     label, prediction = label.flatten().long(), prediction.flatten().long()
     rows = num_classes if num_labels is None else num_labels
     counted = (label >= 0) & (label < rows)
     pairs = label * num_classes + prediction
-    # A bin of its own for ignored pixels costs less than a boolean gather, and does not wait for the device.
+    # One more bin for the ignored pixels costs less than a boolean gather, and does not wait for the device.
     counts = count(torch.where(counted, pairs, rows * num_classes), rows * num_classes + 1)
     return counts[:-1].view(rows, num_classes)
 
 
 def class_iou(confusion: Tensor, classes: tuple[int, ...]) -> tuple[list[float | None], float | None]:
-    """`grouped_iou` of some of the classes that labels and predictions share, each by itself."""
+    """IoU of some classes in percent, and their mean, where labels and predictions have the same classes (see
+    `grouped_iou`)."""
     each = tuple((c,) for c in classes)
     return grouped_iou(confusion, each, each)
 
@@ -34,9 +35,9 @@ def grouped_iou(confusion: Tensor, labelled: Groups, predicted: Groups) -> tuple
     """IoU of each class of a protocol, in percent, and their mean.
 
     confusion: int64 [L, C], rows = labels, columns = predictions. Class k has the rows labelled[k] and the columns
-    predicted[k]; no row, and no column, belongs to two classes. Pixels of rows that belong to no class are ignored; a
-    kept pixel whose column belongs to no class is a miss of its own class. IoU_k = intersection_k / union_k. A class in
-    neither labels nor predictions has no IoU (None) and is left out of the mean; the mean of no class at all is None.
+    predicted[k]; no row and no column belongs to two classes. Pixels in rows of no class are ignored. A pixel in a row
+    of class k but in a column of no class is a false negative of k. IoU_k = intersection_k / union_k. A class that is
+    in neither labels nor predictions has no IoU (None) and is left out of the mean. The mean of no class is None.
     """
     rows, columns = (_members(g, n) for g, n in zip((labelled, predicted), confusion.shape))
     kept = rows @ confusion.cpu().double()  # [K, C], whole numbers, as all below: float64 is exact
@@ -49,15 +50,17 @@ def grouped_iou(confusion: Tensor, labelled: Groups, predicted: Groups) -> tuple
 
 
 def right_predictions(confusion: Tensor, labelled: Groups, predicted: Groups) -> tuple[Tensor, Tensor]:
-    """Pixels of each predicted class that are right, and all of them, under a protocol (see `grouped_iou`): float64 [C]
-    each on the CPU, whole numbers. Pixels of rows that belong to no class of the protocol are not counted."""
+    """(correct pixels, all pixels) of each predicted class under a protocol: whole numbers, float64 [C] on the CPU.
+
+    The arguments are those of `grouped_iou`. Pixels in rows of no class of the protocol are not counted.
+    """
     rows, columns = (_members(g, n) for g, n in zip((labelled, predicted), confusion.shape))
     kept = confusion.cpu().double() * rows.sum(0).unsqueeze(1)
     return (kept * (rows.T @ columns)).sum(0), kept.sum(0)
 
 
 def _members(groups, count):
-    """float64 [K, count] on the CPU: 1 where a number belongs to group k."""
+    """float64 [K, count] on the CPU: 1 where number j belongs to group k, else 0."""
     members = torch.zeros(len(groups), count, dtype=torch.float64)
     for k, group in enumerate(groups):
         members[k, list(group)] = 1

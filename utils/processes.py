@@ -1,9 +1,9 @@
-"""Calls in child processes, their results in order. Whatever ends a child, the caller hears of it at once."""
+"""Calls in child processes, with their results in order. If a child ends for any reason, the caller gets an error."""
 import atexit
 import contextlib
 import ctypes
 import io
-import multiprocessing.util  # its exit function waits for children: imported first, so that ours runs before it
+import multiprocessing.util  # imported first: its exit function, which waits for children, must run after ours
 import pickle
 import queue
 import signal
@@ -13,8 +13,9 @@ import sys
 import threading
 import traceback
 from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, wait
-from typing import Any, Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -23,29 +24,32 @@ from utils.interrupt import SIGNALS, check_wait, signals_held
 from utils.progress import say
 
 _KILLED = -getattr(signal, "SIGKILL", 9)  # exit code
-_AHEAD = 2  # calls per process that are under way or wait for the caller
+_AHEAD = 2  # calls per process that run or have results that the caller has not taken
 _PR_SET_PDEATHSIG = 1  # prctl(2): what the kernel sends to a process whose parent has ended
-_PATIENCE = 60  # seconds without an answer after which the caller's user is told
+_PATIENCE = 60  # seconds without an answer after which a warning is printed
 _NO_PROCESS = ("worker: a reading process cannot be started ({}): set worker=0, or raise what limits this machine or "
                "container (processes: ulimit -u, --pids-limit; open files: ulimit -n; memory).")
 
 
 def map_in_order(function: Callable, keys: Iterable, processes: int, finish: Callable = lambda result: result,
-                 title: Callable[[Any], str] = str) -> Iterator:
-    """Yield finish(function(key)) of each key, in order; function(key) runs in one of `processes` child processes, up
-    to two calls each ahead of the caller, finish in a thread beside the caller's. 0: all in the caller's thread.
+                 title: Callable[[Any], str] = str) -> Generator:
+    """Yield finish(function(key)) of each key, in order, computed in parallel and ahead of the caller.
 
-    Arguments and results travel by value through sockets, arrays and CPU tensors with one copy on each side: no shared
-    memory or semaphore is used, so that a small, full or missing /dev/shm does not matter. Each child has a socket of
-    its own: one that is killed or stuck, at whatever moment, keeps nothing from the others or from the caller.
+    function(key) runs in one of `processes` child processes, up to two calls ahead in each. finish runs in a background
+    thread of the caller. processes=0: both run in the caller's thread.
 
-    Raises what a call has raised; UserError if a child ends (title(key) says on what it was working) or cannot be
-    started. When the iterator ends, is closed or raises, the children are killed, whatever they do.
+    Arguments and results are copied through sockets; arrays and CPU tensors need one copy on each side. No shared
+    memory or semaphore is used, so a small, full or missing /dev/shm does no harm. Each child has its own socket, so a
+    child that is killed or stuck does not hold up the others or the caller.
+
+    Raises what a call has raised; UserError if a child ends (title(key) names what it was working on) or cannot be
+    started. When the iterator ends, is closed or raises, the children are killed.
     """
     if not processes:
         yield from (finish(function(key)) for key in keys)
         return
-    calls, pending, children, threads = queue.SimpleQueue(), deque(), [], []
+    calls, children, threads = queue.SimpleQueue(), [], []
+    pending: deque[tuple[Future, Any]] = deque()  # (its result, key) of the calls
     try:
         _start(processes, function, (calls, finish, title), children, threads)
         for key in keys:
@@ -63,7 +67,8 @@ def map_in_order(function: Callable, keys: Iterable, processes: int, finish: Cal
             one.join(1)
 
 
-def _result(future, key, title):
+def _result(future: Future, key: Any, title: Callable[[Any], str]) -> Any:
+    """The result of a call, with a warning each minute that it takes."""
     pause, waited = min(1, _PATIENCE), 0
     while not wait([future], pause).done:
         check_wait()
@@ -75,8 +80,7 @@ def _result(future, key, title):
 
 
 def _start(number, function, task, children, threads):
-    """Start `number` child processes, each with a daemon thread that hands it one call after the other; append them to
-    the lists."""
+    """Start `number` child processes, each with a daemon thread that gives it its calls; append them to the lists."""
     try:
         with signals_held():  # a child must not run the caller's handlers
             for _ in range(number):
@@ -95,14 +99,14 @@ def _start(number, function, task, children, threads):
 
 
 def _relay(child, ours, calls, finish, title):
-    """The thread of a child."""
+    """What the thread of a child does: take a call, send it to the child, set the result."""
     with ours:
         for future, key in iter(calls.get, None):
             try:
                 future.set_result(finish(_answer(child, ours, key, title)))
             except BaseException as error:  # whatever it is, the caller waits for it
                 future.set_exception(error)
-            del future, key  # a thread that waits holds nothing
+            del future, key  # a waiting thread keeps no result in memory
 
 
 def _answer(child, ours, key, title):
@@ -118,7 +122,7 @@ def _answer(child, ours, key, title):
 
 
 def _end(exit_code: int | None) -> str:
-    """What became of a child, and what helps."""
+    """How a child has ended, and what the user can do."""
     if exit_code == _KILLED:
         return ("was killed (SIGKILL), most likely because memory is full or a container's limit reached: lower worker "
                 "(0: read in the main process), batch_size, or the crop and input sizes, or allow more memory.")
@@ -129,24 +133,26 @@ def _end(exit_code: int | None) -> str:
 
 
 class _Traceback(Exception):
-    """Where in a child an error arose, as text: the cause of that error in the caller."""
+    """The traceback of an error in a child, as text; it becomes the cause of that error in the caller."""
 
     def __str__(self):
         return "\n" + self.args[0]
 
 
 def _serve(its: socket.socket, ours: socket.socket, function: Callable) -> None:
-    """The child: answer calls until the caller's end of the socket is closed, as it is when the caller is gone. A later
-    child holds the ends of earlier ones: then the last one goes first. Linux ends also those that are stuck in a read.
+    """What a child does: answer calls until the caller's end of the socket is closed, as it is when the caller ends.
+
+    Later children have copies of the caller's ends of earlier sockets, so the last child ends first. On Linux the
+    kernel ends them all, also a child that is stuck in a read.
     """
     ours.close()
     with contextlib.suppress(Exception):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    for number in SIGNALS:  # they come to the whole group; the caller decides what becomes of its children
+    for number in SIGNALS:  # sent to the whole process group; the caller decides when its children end
         signal.signal(number, signal.SIG_IGN)
     if hasattr(signal, "pthread_sigmask"):
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
-    if torch := sys.modules.get("torch"):  # two seconds to import: not for who draws a toy world
+    if torch := sys.modules.get("torch"):  # not imported for this: that takes two seconds
         torch.set_num_threads(1)
     with contextlib.suppress(EOFError, OSError):
         while True:
@@ -168,15 +174,16 @@ def _travels(error):
 
 
 class _Pickler(pickle.Pickler):
-    """Arrays go out of band, as they lie in memory, and tensors as arrays."""
+    """Pickles arrays out of band, without a copy, and tensors as arrays."""
 
-    def reducer_override(self, value):
+    def reducer_override(self, value: Any) -> Any:
         if (torch := sys.modules.get("torch")) and type(value) is torch.Tensor:
             return torch.from_numpy, (value.numpy(),)
         return NotImplemented
 
 
-def _parts(value) -> list[memoryview]:
+def _parts(value: object) -> list[memoryview]:
+    """The value pickled: the pickle, then the memory of its arrays."""
     head, buffers = io.BytesIO(), []
     _Pickler(head, 5, buffer_callback=buffers.append).dump(value)
     return [head.getbuffer(), *(buffer.raw() for buffer in buffers)]
@@ -188,14 +195,14 @@ def _send(end: socket.socket, parts: list[memoryview]) -> None:
         end.sendall(part)
 
 
-def _receive(end: socket.socket):
+def _receive(end: socket.socket) -> Any:
     count, = struct.unpack("<Q", _read(end, 8))
     head, *buffers = [_read(end, size) for size in struct.unpack(f"<{count}Q", _read(end, 8 * count))]
     return pickle.loads(head, buffers=buffers)
 
 
 def _read(end: socket.socket, size: int) -> np.ndarray:
-    """uint8 [size]; EOFError if the other end is closed before."""
+    """Read bytes, as uint8 [size]. Raises EOFError if the other end is closed before."""
     data = np.empty(size, np.uint8)
     rest = memoryview(data)
     while rest:
@@ -208,6 +215,6 @@ def _read(end: socket.socket, size: int) -> np.ndarray:
 
 @atexit.register
 def _kill_children():
-    """Iterators that are still open when the process ends, as in a traceback, leave children that ignore SIGTERM."""
+    """Kill the children of iterators that are still open when the process ends; they ignore SIGTERM."""
     for child in multiprocessing.active_children():
         child.kill()

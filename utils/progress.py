@@ -1,30 +1,40 @@
-"""How far a long loop is: a bar on a terminal, elsewhere a plain line now and then."""
+"""Progress of a long loop: a bar on a terminal, and plain lines where the output is no terminal."""
 import sys
 import time
-from typing import Iterable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 from tqdm import tqdm
 
 
 class _Bar(tqdm):
-    monitor_interval = 0  # no thread, which would be there at every fork; with miniters=1 it has nothing to do
+    monitor_interval = 0  # no monitor thread, which every fork would copy; with miniters=1 it has nothing to do
+
+
+class SizedIterable(Protocol):
+    """Something to iterate over that has a length."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator: ...
 
 
 class Progress:
-    """Iterates over `items` (which have a length) and shows the pace.
+    """Iterates over `items` (which have a length) and shows the progress.
 
-    The bar stands on stderr if that is a terminal and `screen` is True. Where no bar is seen, because there is none or
-    because stdout goes elsewhere, a line on stdout each `every` items has the count, the rate and the time left:
+    The bar is on stderr, if that is a terminal and `screen` is True. Where there is no bar, or stdout is no terminal, a
+    line is printed on stdout after each `every` items:
 
         thresholds: 200/2975 images, 11.4 images/s, 04:03 left
 
-    every=0: lines come by `report` alone. first: items done by an earlier process; they count, but not in the rate.
+    every=0: lines are printed by `report` alone. first: items that an earlier process has done; they count as done, but
+    not in the rate.
     """
 
-    def __init__(self, items: Iterable, title: str, every: int, screen: bool, unit: str = "image", first: int = 0):
+    def __init__(self, items: SizedIterable, title: str, every: int, screen: bool, unit: str = "image", first: int = 0):
         self.items, self.title, self.every, self.unit, self.first = items, title, every, unit, first
         self.done, self.total = first, first + len(items)
-        # disable=None: unless stderr is a terminal; nrows: on one that does not know its own size a bar hides itself.
+        # disable=None: no bar unless stderr is a terminal. nrows: a bar hides where a terminal does not know its size.
         self.bar = _Bar(total=self.total, desc=title, unit=unit, initial=first, leave=False, nrows=20, miniters=1,
                         disable=None if screen else True)
         self.lines = self.bar.disable or not (sys.stdout and sys.stdout.isatty())
@@ -43,8 +53,10 @@ class Progress:
             self.bar.close()
 
     def report(self, **facts: str) -> None:
-        """Show facts beside the pace; the item that came last counts as done. Call it where numbers are read from the
-        device anyway: only then does the clock stand at the work's end."""
+        """Show `facts` (name -> text) with the progress; the current item counts as done.
+
+        Call it where numbers are read from the device anyway: only then has the device finished the work that is timed.
+        """
         if facts:
             self.bar.set_postfix(facts)
         if self.lines:
@@ -55,7 +67,7 @@ class Progress:
 
 
 def say(text: str) -> None:
-    """A line on stdout, above any bar, at once."""
+    """Print a line on stdout at once, above any bar."""
     tqdm.write(text)
     if sys.stdout:
         sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Schedules: pure functions of the counters, so that nothing needs to be stored to go on after a stop."""
+"""Schedules as pure functions of the step or round, so that resuming a run needs no stored state of them."""
 
 
 def poly_lr(base_lr: float, step: int, total_steps: int, power: float) -> float:
@@ -12,5 +12,5 @@ def round_lr(base_lr: float, round_index: int, decay: float) -> float:
 
 
 def round_portion(cb_prop: float, portion_step: float, round_index: int) -> float:
-    """alpha of a round: the share of each class's pixels that is selected, `cb_prop + portion_step * r`, at most 1."""
+    """Portion alpha of a round, the share of each class's pixels to select: `cb_prop + portion_step * r`, at most 1."""
     return min(1.0, cb_prop + portion_step * round_index)

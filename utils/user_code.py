@@ -1,4 +1,4 @@
-"""A user's own Python: `my_file.py:Name` or `package.module:Name`, beside modules that may have the names of ours."""
+"""Loading a user's own Python, `my_file.py:Name` or `package.module:Name`, which may import modules of equal names."""
 import builtins
 import contextlib
 import hashlib
@@ -19,7 +19,7 @@ _kept: dict[Path, dict[str, ModuleType]] = {}  # a user's folder -> its modules 
 
 
 def is_user_code(spec: str) -> bool:
-    """Whether a value of `method` or `model` names an object in a file or module, `...:Name`."""
+    """Whether a value of `method` or `model` names an object in a user's file or module, `...:Name`."""
     return ":" in spec
 
 
@@ -27,9 +27,9 @@ def load_object(spec: str, key: str, base: type | None = None) -> object:
     """The class or function `Name` of `my_file.py:Name` (a path, relative to the working directory) or of
     `package.module:Name` (looked for in the working directory first).
 
-    base: the class that it must derive from; None: anything that can be called. A file is run once per content. Raises
-    ConfigError, which starts with `key: spec`, if there is no such file or name, or with the file and line at which the
-    user's code fails.
+    base: the class that it must derive from; None: anything that can be called. A file is run again only if its content
+    has changed. Raises ConfigError that starts with `key: spec` if there is no such file or name, or, with file and
+    line, if the user's code fails.
     """
     name = spec.rpartition(":")[2]
     with running(spec, key):
@@ -54,11 +54,11 @@ def called(spec: str, key: str, args: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def running(spec: str, key: str) -> Iterator[None]:
-    """Within, imports find what lies beside the file of `spec` first, and an exception of the user's code becomes a
-    ConfigError of one line with file, line and reason.
+    """A block that runs the user's code of `spec`: a `with` block around its import or its calls.
 
-    Modules of this project, and of other users' files, that share a name with a file or folder beside that one are out
-    of sight within, for all code but this project's own, and back afterwards.
+    Imports look first in the folder of the user's file. An exception of the user's code becomes a ConfigError of one
+    line with file, line and reason. A module of this project, or of another user's file, that shares its name with a
+    file or folder there is hidden within the block from all code but this project's own.
     """
     folder = _folder(spec, key)
     hidden = _shared_names(folder)
@@ -72,7 +72,7 @@ def running(spec: str, key: str) -> Iterator[None]:
 
 
 def fault(error: BaseException, folder: Path) -> str:
-    """`file, line N: kind: message` of an error; the line is the innermost one of a file below `folder`."""
+    """`file, line N: kind: message` of an error, with the innermost line of a file below `folder`."""
     if isinstance(error, SyntaxError) and error.filename:
         place = error.filename, error.lineno
     else:
@@ -136,8 +136,8 @@ def _import(where, spec, key):
 
 
 def _shared_names(folder):
-    """Names of modules beside the user's file that this project, or another user's folder, has as well; without those
-    that are this folder's as things stand."""
+    """Names of modules in the user's folder that this project or another user's folder has as well, but for those that
+    are already imported from the user's folder."""
     others = {_ROOT, *_kept} - {folder}
     names = {entry.stem for other in others if other.is_dir() for entry in other.iterdir()
              if entry.suffix == ".py" or (entry.is_dir() and entry.stem == entry.name)}
@@ -148,16 +148,16 @@ def _shared_names(folder):
 
 
 def _folder_of(module):
-    """The folder in which a top-level module or package lies, or None."""
+    """The folder that holds a top-level module or package, or None."""
     places = list(getattr(module, "__path__", None) or ()) or [getattr(module, "__file__", None)]
     return Path(places[0]).resolve().parent if places[0] else None
 
 
 @contextlib.contextmanager
 def _imports_from(folder, hidden):
-    """Within, `folder` is first on the path, and modules of the names `hidden` are those of the folder."""
+    """Within the block `folder` is first on the path, and the modules named in `hidden` are those of the folder."""
     def import_for(name, globals=None, locals=None, fromlist=(), level=0):
-        """Code of this project, which may import late, goes on seeing its own modules."""
+        """`__import__` for code within the block; late imports of this project's code find its own modules."""
         importer = globals.get("__file__") if globals else None
         if here[0] and importer and _is_ours(importer, folder):
             with swapped(False):
@@ -166,7 +166,7 @@ def _imports_from(folder, hidden):
 
     @contextlib.contextmanager
     def swapped(enter):
-        """The folder's modules for the others, or back; `sides[True]` and `sides[False]` keep what is out of sight."""
+        """Exchange the hidden modules for those of the folder, or back; `sides` keeps the ones that are not in use."""
         def turn(to):
             sides[not to].update({name: sys.modules.pop(name) for name in list(sys.modules)
                                   if name.partition(".")[0] in hidden})
@@ -194,7 +194,7 @@ def _imports_from(folder, hidden):
 
 
 def _is_ours(file, folder):
-    """Whether a file is this project's own, and not in a user's folder within it."""
+    """Whether a file belongs to this project, and not to a user's folder within it."""
     path = Path(file).resolve()
     inner = folder != _ROOT and folder.is_relative_to(_ROOT)
     return path.is_relative_to(_ROOT) and "site-packages" not in path.parts and not (
@@ -202,7 +202,7 @@ def _is_ours(file, folder):
 
 
 def _clash(error, hidden, folder):
-    """Where an import fails because of a shared name: which, and what to do."""
+    """A note on a failed import that a shared name may have caused, and what to do; empty for other errors."""
     wanted = (getattr(error, "name", None) or "").partition(".")[0] if isinstance(error, ImportError) else ""
     if wanted in hidden:
         return f" ({folder / wanted} has the name of a package of this project, {wanted}, and is what the file's " \

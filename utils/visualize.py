@@ -1,4 +1,6 @@
 """Label maps in colour, and grids of pictures with captions."""
+from collections.abc import Sequence
+
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -6,17 +8,18 @@ _GAP, _CAPTION_WIDTH, _MARGIN = 4, 96, 4
 IGNORE_COLOUR = (0, 0, 0)
 
 
-def colourise(label: np.ndarray, palette, ignore_colour=IGNORE_COLOUR) -> Image.Image:
-    """uint8 [H, W] of train ids -> RGB image; ids without a colour in `palette` are drawn in ignore_colour."""
+def colourise(label: np.ndarray, palette: Sequence[Sequence[int]],
+              ignore_colour: tuple[int, int, int] = IGNORE_COLOUR) -> Image.Image:
+    """RGB image of train ids uint8 [H, W]. palette: colour (red, green, blue) of each id; others get ignore_colour."""
     colours = np.full((256, 3), ignore_colour, np.uint8)
     colours[: len(palette)] = palette
     return Image.fromarray(colours[label])
 
 
 def grid(rows: list[tuple[str, list[Image.Image]]], cell: tuple[int, int]) -> Image.Image:
-    """One row of pictures per (caption, pictures), the caption (one line or several) to the left of its row.
+    """A picture of rows of pictures: for each (caption, pictures) one row, with the caption to its left.
 
-    cell: (width, height) in pixels to which each picture is resized.
+    A caption may have several lines. cell: (width, height) in pixels to which each picture is resized.
     """
     width, height = cell
     columns, font = max(len(pictures) for _, pictures in rows), ImageFont.load_default(size=14)

@@ -1,8 +1,8 @@
-"""Image files as they are stored: what each is, in words, and its samples before a decoder's idea of how to show them.
+"""Image files with their samples as they are stored, and a description of each file in words.
 
-Pillow stretches grey of fewer than 8 bits and Netpbm files of another maximum, inverts WhiteIsZero and PBM, takes
-signed samples for unsigned ones, and so on. That is right for a picture and wrong for label ids, hence the readers
-here. Each format is one function from an open file to a `Picture`, which decodes when it is asked to.
+Pillow stretches grey of fewer than 8 bits and Netpbm files with another maximum, inverts WhiteIsZero and PBM, takes
+signed samples for unsigned ones, and so on. That is right for a picture and wrong for label ids, hence these readers.
+Each format is one function from an open file to a `Picture`, which decodes the pixels only when it is asked to.
 """
 import logging
 import re
@@ -13,10 +13,10 @@ from dataset.formats.compressed import jpeg, png, webp
 from dataset.formats.picture import Picture
 from dataset.formats.tiff import tiff
 
-for _library in ("imagecodecs", "PIL"):  # remarks on metadata, one for each file at each reading; errors are raised
+for _library in ("imagecodecs", "PIL"):  # remarks on metadata, again for each reading of a file; errors are raised
     logging.getLogger(_library).setLevel(logging.CRITICAL)
 
-_FORMATS = (  # what a file begins with, name, reader; the others are named when they are refused
+_FORMATS = (  # what a file begins with, name, reader; None: not read, named in the error
     (rb"\x89PNG\r\n\x1a\n", "PNG", png), (rb"\xff\xd8\xff", "JPEG", jpeg), (rb"RIFF....WEBP", "WebP", webp),
     (rb"BM", "BMP", bmp), (rb"P[1-6]\s", "Netpbm", netpbm), (rb"II[*+]\0|MM\0[*+]", "TIFF", tiff),
     (rb"P7\s", "PAM", None), (rb"P[fF]\s", "floating-point PFM", None), (rb"GIF8", "GIF", None),
@@ -28,7 +28,10 @@ _FORMATS = (  # what a file begins with, name, reader; the others are named when
 
 
 def read_header(file: BinaryIO) -> Picture:
-    """The picture in an open file, which must stay open for its pixels. Raises what Pillow raises for damaged files."""
+    """The picture in an open file, which must stay open until the pixels are decoded.
+
+    Raises what Pillow raises for damaged files.
+    """
     start = file.read(16)
     file.seek(0)
     for magic, name, reader in _FORMATS:

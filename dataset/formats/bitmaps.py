@@ -1,4 +1,4 @@
-"""BMP and Netpbm (their specifications: BITMAPINFOHEADER; pbm, pgm, ppm)."""
+"""BMP and Netpbm files (specifications: BITMAPINFOHEADER; pbm, pgm, ppm)."""
 import math
 import re
 import struct
@@ -12,7 +12,8 @@ from dataset.formats.picture import Picture, indices, require_size, unpacked
 
 
 def bmp(file: BinaryIO) -> Picture:
-    """Colour indices as stored; Pillow takes a palette of two greys for one bit a pixel, one of sixteen for eight."""
+    """The picture of a BMP file, its colour indices as stored. Pillow would change them: of a palette of two greys it
+    makes one bit a pixel."""
     data, image = file.read(), pillow(file, "BMP")
     start, header = struct.unpack_from("<II", data, 10)
     if header == 12:
@@ -39,7 +40,7 @@ def bmp(file: BinaryIO) -> Picture:
         table = np.frombuffer(data, np.uint8, entry * used, 14 + header)
         return table.reshape(-1, entry)[:, 2::-1]  # stored as blue, green, red
 
-    kinds = 1 if (colours() == colours()[:, :1]).all() else 3  # BMP has no grey but by a palette
+    kinds = 1 if (colours() == colours()[:, :1]).all() else 3  # in BMP, grey is a palette of greys
     return Picture(what, image.size, 1, lambda: indices(samples(), colours()), lambda: _looked_up(colours(), samples()),
                    kinds, kinds)
 
@@ -56,7 +57,7 @@ _NETPBM = re.compile(rb"P(?:([14])|([2356]))%b(\d{1,9})%b(\d{1,9})(?(2)%b(\d{1,9
 
 
 def netpbm(file: BinaryIO) -> Picture:
-    """PBM and PGM samples of any maximum as stored, colours of these and PPM with the maximum as white."""
+    """The picture of a PBM, PGM or PPM file: samples of PBM and PGM as stored, colours with the maximum as white."""
     data = file.read()
     header = _NETPBM.match(data)
     if not header:
@@ -91,14 +92,14 @@ def _netpbm_samples(data, start, kind, shape, maxval):
         samples = np.frombuffer(data, dtype, count, start)
     else:
         words = re.sub(rb"#[^\r\n]*", b"", data[start:]).split()
-        if kind > 1 and max(map(len, words), default=0) > 9:  # an array of words has room for the longest at each place
+        if kind > 1 and max(map(len, words), default=0) > 9:  # numpy reserves the longest word's size for each
             raise ValueError("a sample of more than 9 digits")
         samples = (np.frombuffer(b"".join(words), np.uint8) - ord("0") if kind == 1 else
                    np.array(words, "S").astype(np.int64))
         size = len(data) - start
         if len(samples) != count:
             raise ValueError(f"{len(samples)} samples, expected {count}")
-    if len(data) > start + size:  # also where two characters end the header's last line, which shifts all samples
+    if len(data) > start + size:  # also if two characters end the header's last line, which would shift all samples
         raise ValueError(f"{len(data) - start - size} bytes more than one picture")
     if samples.min() < 0 or samples.max() > maxval:
         raise ValueError(f"samples {samples.min()}..{samples.max()} beyond the maximum {maxval} in its header")

@@ -1,4 +1,4 @@
-"""PNG, JPEG and WebP, by Pillow and libpng (PNG specification, third edition)."""
+"""PNG (specification, third edition), JPEG and WebP files, decoded by Pillow and libpng."""
 from functools import partial
 from typing import BinaryIO
 
@@ -13,8 +13,11 @@ _PNG_CHANNELS = {0: 1, 2: 3, 3: 3, 4: 2, 6: 4}
 
 
 def png(file: BinaryIO) -> Picture:
-    """Ids of grey and palette (the index) of 1 to 16 bits, and of 16-bit RGB (the first channel); colours of all but
-    16-bit grey, whose white may be 4095 as well as 65535."""
+    """The picture of a PNG file.
+
+    Ids: grey or palette (the index) of 1 to 16 bits, or 16-bit RGB (the first channel). Colours: all but 16-bit grey,
+    where white may be 4095 as well as 65535.
+    """
     data, image = file.read(), pillow(file, "PNG")
     chunks = list(_png_chunks(data))
     names = [name for name, _ in chunks]
@@ -22,7 +25,7 @@ def png(file: BinaryIO) -> Picture:
         raise ValueError("PNG of several headers, or with something before it")
     depth, colour, pictures = data[24], data[25], _pictures(image)
     what = f"{depth}-bit {_PNG_COLOURS[colour]} PNG" + (f" of {pictures} pictures" if pictures > 1 else "")
-    # Metadata may follow the pixels, so that Pillow decodes them to look for it: only where there is some.
+    # Metadata may follow the pixels, so Pillow decodes these to find it. Done only where the chunks have some.
     tagged = any(name == b"eXIf" or text.startswith((b"Raw profile type exif", b"XML:com.adobe.xmp"))
                  for name, text in chunks)
     ids = rgb = None
@@ -45,7 +48,7 @@ def png(file: BinaryIO) -> Picture:
 
 
 def _png_chunks(data):
-    """(name, content) of every chunk, of a long one the first 768 bytes, a palette's most."""
+    """Yields (name, content) of every chunk; of a long one the first 768 bytes, the size of the largest palette."""
     at, name = 8, b""
     while at + 8 <= len(data) and name != b"IEND":
         name = data[at + 4:at + 8]
@@ -68,9 +71,11 @@ def _png_first_channel(data):
 
 
 def _decode_png(data):
-    """Pixels [H, W] or [H, W, channels] as the file holds them, uint8 or uint16, in two thirds of Pillow's time
-    (`python -m bench sample`); Pillow would also keep but the high bytes of 16-bit colours."""
-    import imagecodecs  # late: who only evaluates JPEGs need not have it loaded
+    """Pixels [H, W] or [H, W, channels] as the file holds them, uint8 or uint16.
+
+    Takes two thirds of Pillow's time. Pillow would also keep only the high bytes of 16-bit colours.
+    """
+    import imagecodecs  # late: not loaded if all images are JPEGs
     try:
         return imagecodecs.png_decode(data)
     except RuntimeError as error:  # libpng's words
@@ -78,14 +83,14 @@ def _decode_png(data):
 
 
 def jpeg(file: BinaryIO) -> Picture:
-    """Colours only. Of several pictures (MPO: depth, stereo, brightness) the first is the photograph."""
+    """The picture of a JPEG file: colours only. Of several pictures (MPO: depth, stereo) the first is the photo."""
     image = pillow(file, "JPEG")
     return Picture(f"JPEG of mode {image.mode} (lossy: ids would change along every edge)", image.size,
                    _orientation(image), None, partial(pillow_rgb, image), *((1, 1) if image.mode == "L" else ()))
 
 
 def webp(file: BinaryIO) -> Picture:
-    """Colours only: the format knows no other samples."""
+    """The picture of a WebP file: colours only, since the format has no other samples."""
     image = pillow(file, "WEBP")
     pictures = _pictures(image)
     return Picture(f"WebP of {pictures} pictures" if pictures > 1 else "WebP (it stores colours, lossless or not)",
@@ -93,7 +98,8 @@ def webp(file: BinaryIO) -> Picture:
 
 
 def pillow(file: BinaryIO, name: str) -> Image.Image:
-    """Pillow's image, its header read. Raises ValueError and what else Pillow raises."""
+    """Pillow's image of an open file of format `name`, after reading the header. Raises ValueError, or another error of
+    Pillow, for damaged files."""
     file.seek(0)
     try:
         return Image.open(file, formats=(name,))
@@ -102,7 +108,7 @@ def pillow(file: BinaryIO, name: str) -> Image.Image:
 
 
 def pillow_rgb(image: Image.Image) -> np.ndarray:
-    """Its pixels uint8 [H, W, 3]."""
+    """The pixels of Pillow's image as RGB, uint8 [H, W, 3]."""
     return np.array(image.convert("RGB"))
 
 
@@ -113,7 +119,7 @@ def _pictures(image):
 def _orientation(image):
     try:
         value = image.getexif().get(ORIENTATION)
-    except Exception:  # damaged metadata turns nothing, as in viewers
+    except Exception:  # damaged metadata is ignored, as in viewers
         value = None
     if value is None:
         xmp = image.info.get("xmp") or image.info.get("XML:com.adobe.xmp") or b"".join(

@@ -1,4 +1,4 @@
-"""TIFF, by libtiff (TIFF 6.0 specification)."""
+"""TIFF files (TIFF 6.0 specification), decoded by libtiff."""
 from functools import partial
 from typing import BinaryIO
 
@@ -16,7 +16,7 @@ _SAMPLES = {1: "", 2: "signed ", 3: "floating-point ", 4: "", 5: "complex ", 6: 
 
 
 def tiff(file: BinaryIO) -> Picture:
-    """The first page; further ones are allowed only where they are smaller versions of it."""
+    """The picture of the first page. Further pages are allowed only if they are smaller versions of it."""
     first, *others = _tiff_pages(file)
 
     def tags(number, default):
@@ -35,26 +35,20 @@ def tiff(file: BinaryIO) -> Picture:
     colour, extra = tag(262, 1 if channels < 3 else 2), tag(338, 0)
     pages = 1 + sum(not page.get(254, 0) & 1 for page in others)  # 1: the first one again, smaller
     mixed = len(set(tags(258, 1))) > 1 or len(set(tags(339, 1))) > 1  # channels of several kinds
-    # Rows packed together, against the specification, would come out shifted, and libtiff would not say so.
+    # Rows that are packed together, against the specification, would be shifted without an error of libtiff.
     unsure = code == 32773 and bits not in (8, 16, 32, 64)
-    depth = "/".join(map(str, tags(258, 1))) if mixed else bits
-    what = (f"{depth}-bit {_SAMPLES.get(sampling, '')}{_PHOTOMETRIC.get(colour, f'photometric {colour}')} TIFF "
-            f"({_LOSSLESS.get(code) or _LOSSY.get(code, f'compression {code}')}{', lossy' if code in _LOSSY else ''})"
-            f"{f' of {channels} channels' if channels > 1 else ''}"
-            f"{', multiplied by alpha' if extra == 1 else ''}{f' of {pages} pages' if pages > 1 else ''}"
-            f"{', whose rows may be packed together' if unsure else ''}")
+    what = (_kind("/".join(map(str, tags(258, 1))) if mixed else bits, sampling, colour, code)
+            + (f" of {channels} channels" if channels > 1 else "") + (", multiplied by alpha" if extra == 1 else "")
+            + (f" of {pages} pages" if pages > 1 else "") + (", whose rows may be packed together" if unsure else ""))
     samples = partial(_tiff_samples, file, (height, width), channels, tag(284, 1) == 2)
     palette = _palette(first.get(320), bits) if colour == 3 else None
     ids = rgb = values = None
     if pages == 1 and not mixed and not unsure and channels <= 16:
-        if (channels == 1 and colour in (0, 1, 3) and code in _LOSSLESS and sampling in (1, 2, 4)
-                and bits in (1, 2, 4, 8, 12, 16, 32)):
+        if channels == 1 and _are_ids(bits, sampling, colour, code):
             ids = samples if palette is None else lambda: indices(samples(), palette)
         if sampling in (1, 4) and code in (*_LOSSLESS, 7) and extra != 1:
             rgb = _tiff_rgb(samples, bits, colour, code, palette)
-        if (colour in (1, 2) and (bits in (8, 12, 16, 32, 64) if sampling in (1, 2, 4) else
-                                  sampling == 3 and bits in (16, 32, 64))
-                and (code in _LOSSLESS or code == 7 and bits == 8) and 1 not in tags(338, 0)):
+        if 1 not in tags(338, 0) and _are_values(bits, sampling, colour, code):  # 1: multiplied by alpha
             values = samples
     orientation = tag(ORIENTATION, None)
     if orientation is None:
@@ -64,8 +58,27 @@ def tiff(file: BinaryIO) -> Picture:
                    3 if colour == 3 and channels == 1 else channels, values, bits > 8 or sampling in (2, 3))
 
 
+def _kind(depth, sampling, colour, code):
+    """The kind of a file in words, such as "16-bit grey TIFF (LZW)"."""
+    compression = {**_LOSSLESS, **{c: f"{name}, lossy" for c, name in _LOSSY.items()}}.get(code, f"compression {code}")
+    photometric = _PHOTOMETRIC.get(colour, f"photometric {colour}")
+    return f"{depth}-bit {_SAMPLES.get(sampling, '')}{photometric} TIFF ({compression})"
+
+
+def _are_ids(bits, sampling, colour, code):
+    """Whether one channel of such samples can be label ids."""
+    return colour in (0, 1, 3) and code in _LOSSLESS and sampling in (1, 2, 4) and bits in (1, 2, 4, 8, 12, 16, 32)
+
+
+def _are_values(bits, sampling, colour, code):
+    """Whether such samples can be the values of bands."""
+    whole = (8, 12, 16, 32, 64)
+    depths = {1: whole, 2: whole, 3: (16, 32, 64), 4: whole}.get(sampling, ())
+    return colour in (1, 2) and bits in depths and (code in _LOSSLESS or code == 7 and bits == 8)
+
+
 def _tiff_pages(file):
-    """The tags of every page. Pillow's own reader of them: its image would refuse pixels that it cannot show."""
+    """The tags of every page, by Pillow's reader for tags; its reader for images refuses pixels that it cannot show."""
     head = file.read(8)
     head += file.read(8) if head[2:4] in (b"+\0", b"\0+") else b""  # BigTIFF
     pages, at = {}, TiffImagePlugin.ImageFileDirectory_v2(head).next
@@ -96,7 +109,7 @@ def _tiff_samples(file, shape, channels, planar):
 
 
 def _palette(colour_map, bits):
-    """uint8 [2^bits, 3]; None where there is none of that size."""
+    """The palette uint8 [2^bits, 3]; None if there is none of that size."""
     if bits > 8 or not colour_map or len(colour_map) != 3 * 2**bits:
         return None
     table = np.array(colour_map).reshape(3, -1).T
@@ -104,7 +117,7 @@ def _palette(colour_map, bits):
 
 
 def _tiff_rgb(samples, bits, colour, code, palette):
-    """A function from stored samples to colours, None where these are not stated without doubt."""
+    """A function that returns the colours uint8 [H, W, 3]; None if the tags do not define them."""
     if colour in (0, 1) and bits <= 8:
         table = np.rint(np.arange(2**bits) * (255 / (2**bits - 1))).astype(np.uint8)
         table = (table[::-1] if colour == 0 else table)[:, None].repeat(3, 1)

@@ -1,4 +1,4 @@
-"""The command line of the toy world."""
+"""The command-line program that draws the toy world."""
 
 from dataset.toy.files import write_toy_world
 from dataset.toy.looks import STRENGTH
@@ -6,6 +6,7 @@ from utils.cli import OneLineParser, guarded, leave, path, tolerant_output
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Draw the world that the options describe; returns the exit code."""
     tolerant_output()
     parser = OneLineParser(prog="python -m dataset.toy", description="Draw a toy street world in the layouts of "
                            "GTA5, SYNTHIA (game look) and Cityscapes (camera look).")

@@ -1,13 +1,14 @@
-"""From a painted street to a picture in the look of its domain."""
+"""Turning a drawn street into a picture in the look of its domain."""
 import io
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 from dataset.labels import CITYSCAPES_CLASSES, STREET_PROTOCOLS
+from dataset.toy.canvas import EYE, FAR, FOCAL, GROUND, LABEL_ID, Street, smooth_noise
 from dataset.toy.looks import GRAIN, LAYOUT, LOOK, STRENGTH, Look
-from dataset.toy.street import EYE, FAR, FOCAL, GROUND, LABEL_ID, Street, smooth_noise
 from dataset.toy.things import draw_scene
 
 DOMAINS = ("gta5", "synthia", "cityscapes")
@@ -15,7 +16,8 @@ NOT_IN_SYNTHIA = tuple(CITYSCAPES_CLASSES[t] for t in STREET_PROTOCOLS[19] if t 
 
 
 def add_grain(st: Street, image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Texture of the materials, by class: amplitudes in GRAIN times noise of three widths; image float [H, W, 3]."""
+    """Add the texture of materials to an image, float [H, W, 3]: noise of three widths times the class's amplitudes in
+    GRAIN."""
     (width, height), rng = st.size, st.rng
     table = np.full((256, 3), 0.01, np.float32)
     for name, amplitudes in {**GRAIN, "road": (st.look.road_grain, .01, .02)}.items():
@@ -28,7 +30,7 @@ def add_grain(st: Street, image: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 
 def photograph(st: Street) -> tuple[np.ndarray, np.ndarray]:
-    """The finished image (uint8 [H, W, 3], RGB) and its label ids (uint8 [H, W]) in the look of the domain."""
+    """The image, RGB uint8 [H, W, 3], and label ids, uint8 [H, W], of a drawn street in the look of its domain."""
     look, rng, label = st.look, st.rng, np.asarray(st.label)
     height, width = label.shape
     image = add_grain(st, np.asarray(st.image, np.float32) / 255, label)
@@ -51,7 +53,7 @@ def photograph(st: Street) -> tuple[np.ndarray, np.ndarray]:
 
 
 def develop(image: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarray:
-    """Focus, sensor noise and JPEG: float [H, W, 3] -> uint8."""
+    """Apply focus, sensor noise and JPEG compression: float [H, W, 3] in 0..1 -> uint8."""
     radius = 0.9 * max(1.0, image.shape[0] / 256)
     quantised = Image.fromarray((image.clip(0, 1) * 255).astype(np.uint8))
     blurred = np.asarray(quantised.filter(ImageFilter.GaussianBlur(radius)), np.float32) / 255
@@ -66,18 +68,20 @@ def develop(image: np.ndarray, look: Look, rng: np.random.Generator) -> np.ndarr
 
 
 def look_of(domain: str, strength: float) -> Look:
-    """The look of 'game', or that of 'camera' as far from it as `strength` says."""
+    """The look of a domain, "game" or "camera". strength: 0 gives the game's look, 1 that of the domain."""
     game, goal = asdict(LOOK["game"]), asdict(LOOK[domain])
     return Look(**{k: game[k] + strength * (goal[k] - game[k]) for k in game})
 
 
-def render(seed: int, dataset: str, split: str, index: int, size: tuple[int, int], strength: float = STRENGTH):
-    """One image (uint8 [H, W, 3], RGB) and its Cityscapes label ids (uint8 [H, W]); size is (width, height)."""
+def render(seed: int, dataset: str, split: str, index: int, size: tuple[int, int],
+           strength: float = STRENGTH) -> tuple[np.ndarray, np.ndarray]:
+    """Draw one image, RGB uint8 [H, W, 3], with its Cityscapes label ids, uint8 [H, W]. size: (width, height)."""
     rng = np.random.default_rng([seed, DOMAINS.index(dataset), ("train", "val").index(split), index])
     domain = "camera" if dataset == "cityscapes" else "game"
     layout = LAYOUT[domain]
+    absent: dict[str, Any] = dict.fromkeys(NOT_IN_SYNTHIA, 0.0)
     if dataset == "synthia":
-        layout = replace(layout, **dict.fromkeys(NOT_IN_SYNTHIA, 0.0))
+        layout = replace(layout, **absent)
     street = Street(size, rng, look_of(domain, strength), layout)
     draw_scene(street)
     return photograph(street)

@@ -1,8 +1,9 @@
-"""The toy world on disk, in the layouts of GTA5, SYNTHIA and Cityscapes."""
+"""Writing the toy world to disk, in the layouts of GTA5, SYNTHIA and Cityscapes."""
 import json
 import os
 import struct
 import zlib
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -12,13 +13,13 @@ from PIL import Image
 
 from dataset.labels import CITYSCAPES_CLASSES, CITYSCAPES_IDS, CITYSCAPES_PALETTE, SYNTHIA_IDS
 from dataset.toy.camera import render
+from dataset.toy.canvas import LABEL_ID
 from dataset.toy.looks import LAYOUT, LOOK, STRENGTH
-from dataset.toy.street import LABEL_ID
 from utils.errors import ConfigError, DataError, naming
 from utils.processes import map_in_order
 from utils.progress import Progress
 
-VERSION = 1  # raise it when the drawing changes: a world of an older painter is then drawn again
+VERSION = 1  # raise it when the drawing changes: worlds of an older version are then drawn again
 MARKER = "toy.json"
 CITIES = {"train": ("eichstadt", "lindenau", "morwald"), "val": ("suderburg",)}
 
@@ -34,8 +35,8 @@ def png_rgb16(pixels: np.ndarray) -> bytes:
             + chunk(b"IDAT", zlib.compress(rows.tobytes(), 6)) + chunk(b"IEND", b""))
 
 
-def save_label(path: Path, label: np.ndarray, dataset: str):
-    """Label ids uint8 [H, W] (Cityscapes) in the data set's own coding and file format."""
+def save_label(path: Path, label: np.ndarray, dataset: str) -> None:
+    """Write Cityscapes label ids uint8 [H, W] in the ids and the file format of a data set."""
     if dataset == "synthia":
         table = np.zeros(256, np.uint16)
         for label_id, train_id in SYNTHIA_IDS.items():
@@ -53,8 +54,8 @@ def save_label(path: Path, label: np.ndarray, dataset: str):
     image.save(path)
 
 
-def write_pair(item: tuple, seed: int, size: tuple[int, int], strength: float):
-    """Draw and write one image and its label; `item` as from `world_files`."""
+def write_pair(item: tuple, seed: int, size: tuple[int, int], strength: float) -> None:
+    """Draw and write one image and its label. item: one of `world_files`."""
     dataset, split, index, image_path, label_path = item
     image, label = render(seed, dataset, split, index, size, strength)
     with naming(image_path):
@@ -63,12 +64,15 @@ def write_pair(item: tuple, seed: int, size: tuple[int, int], strength: float):
         save_label(label_path, label, dataset)
 
 
-def world_files(root: Path, source: int, synthia: int, train: int, val: int):
-    """Yields (dataset, split, index, image path, label path) of a whole world."""
+def world_files(root: Path, source: int, synthia: int, train: int,
+                val: int) -> Iterator[tuple[str, str, int, Path, Path]]:
+    """Yields (data set, split, index, image path, label path) for all images of a world."""
     for i in range(source):
-        yield "gta5", "train", i, *(root / "gta5" / d / f"{i + 1:05d}.png" for d in ("images", "labels"))
+        file = f"{i + 1:05d}.png"
+        yield "gta5", "train", i, root / "gta5/images" / file, root / "gta5/labels" / file
     for i in range(synthia):
-        yield "synthia", "train", i, *(root / "synthia" / d / f"{i:07d}.png" for d in ("RGB", "GT/LABELS"))
+        file = f"{i:07d}.png"
+        yield "synthia", "train", i, root / "synthia/RGB" / file, root / "synthia/GT/LABELS" / file
     for split, number in (("train", train), ("val", val)):
         for i in range(number):
             city = CITIES[split][i % len(CITIES[split])]
@@ -78,7 +82,7 @@ def world_files(root: Path, source: int, synthia: int, train: int, val: int):
 
 
 def read_marker(root: Path) -> dict | None:
-    """The marker of an earlier run, None where `root` is new or empty; DataError where it belongs to someone else."""
+    """The marker of the world in `root`, None if `root` is new or empty. Raises DataError if it holds other files."""
     if not os.path.exists(root) or root.is_dir() and not any(root.iterdir()):
         return None
     try:
@@ -91,10 +95,10 @@ def read_marker(root: Path) -> dict | None:
 
 def write_toy_world(root: str | Path, seed: int = 0, size: tuple[int, int] = (256, 128), source: int = 400,
                     synthia: int = 40, train: int = 300, val: int = 100, strength: float = STRENGTH) -> str:
-    """Write the world under `root`; size is (width, height). Returns one line that says what was done.
+    """Write a toy world below `root`. size: (width, height). Returns a line that says what was done.
 
-    An earlier toy world there is replaced file by file, or kept where it is complete and has the same parameters.
-    Raises ConfigError for impossible parameters, DataError where `root` holds anything else.
+    An earlier toy world in `root` is replaced, or kept if it is complete and has the same parameters. Raises
+    ConfigError for impossible parameters, DataError if `root` holds anything else.
     """
     root, counts = Path(root), {"source": source, "synthia": synthia, "train": train, "val": val}
     for name, value, low, high in (("seed", seed, 0, 2**63), ("strength", strength, 0, 1.5),
@@ -114,7 +118,7 @@ def write_toy_world(root: str | Path, seed: int = 0, size: tuple[int, int] = (25
         root.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DataError(f"{root}: cannot be made ({error.strerror}): give another folder as --root.") from None
-    # Unfinished until the last image is there: an interrupted run can be repeated.
+    # The marker says incomplete until the last image is written, so that an interrupted run can be repeated.
     (root / MARKER).write_text(json.dumps({"complete": False, **marker}, indent=1))
     for folder in {path.parent for item in files for path in item[3:]}:
         folder.mkdir(parents=True, exist_ok=True)

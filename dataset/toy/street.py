@@ -1,113 +1,12 @@
-"""Geometry, brushes, the ground and the roadside.
-
-A pinhole camera EYE metres above a flat street: a point X metres to the right, Y metres up and z metres away lies in
-column vanish + X * s and row horizon - (Y - EYE) * s with s = FOCAL / z pixels per metre (for an image of 128 rows; all
-of it grows with the image). Image, label and distance are filled by the same strokes, far things first.
-"""
+"""The sky, the ground and the roadside of a toy street."""
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
-from dataset.labels import CITYSCAPES_CLASSES, CITYSCAPES_IDS
-from dataset.toy.looks import Layout, Look
-
-FOCAL, EYE = 200.0, 1.4  # pixels per metre at a distance of one metre; metres
-FAR, NEAR = 66.0, 2.2  # metres: the end of the street, and what lies below the picture's lower edge
-LABEL_ID = {CITYSCAPES_CLASSES[t]: i for i, t in CITYSCAPES_IDS.items()}
-LABEL_ID.update({"ego vehicle": 1, "static": 4, "rail track": 10})  # outside the 19 classes: ignored
-GROUND = ("road", "sidewalk", "terrain", "rail track")
+from dataset.toy.canvas import FAR, FOCAL, NEAR, Colour, Street, shade, smooth_noise
 
 
-class Street:
-    """An image under way. `use` picks class and distance, then strokes in metres fill image, label and distance.
-
-    colour: RGB in 0..255, or None where the class is see-through (spokes, railings): the picture behind it stays.
-    """
-
-    def __init__(self, size: tuple[int, int], rng: np.random.Generator, look: Look, layout: Layout):
-        width, height = size
-        self.size, self.rng, self.look, self.layout = size, rng, look, layout
-        self.unit = height / 128
-        self.horizon = height * min(max(layout.horizon + rng.normal(0, 0.02), 0.3), 0.55)
-        self.vanish = width * (0.5 + min(max(rng.normal(0, 0.05), -0.12), 0.12))
-        self.image, self.label = Image.new("RGB", size), Image.new("L", size, LABEL_ID["sky"])
-        self.distance = Image.new("L", size, 255)
-        self.pens = [ImageDraw.Draw(i) for i in (self.image, self.label, self.distance)]  # one per layer
-        self.label_id, self.z, self.s = None, FAR, FOCAL / FAR
-        self.sun = rng.choice((-1, 1))
-
-    def use(self, name: str | None, z: float):
-        """The following strokes belong to class `name` at `z` metres; None: paint (a shadow) on what is there."""
-        self.label_id, self.z, self.s = name and LABEL_ID[name], z, FOCAL / z
-
-    def at(self, x: float, y: float, z: float | None = None) -> tuple[float, float]:
-        """Metres -> (column, row) in pixels."""
-        s = (FOCAL / z if z else self.s) * self.unit
-        return self.vanish + x * s, self.horizon + (EYE - y) * s
-
-    def nearest_seen(self, x) -> float:
-        """The distance in metres below which the lateral position x has left the picture."""
-        return abs(x) * FOCAL * self.unit / (0.62 * self.size[0])
-
-    def stroke(self, shape: str, outline, colour, **options):
-        """Draw one Pillow shape on all three layers."""
-        inks = (colour, self.label_id, min(int(self.z * 3), 254))
-        for pen, ink in zip(self.pens, inks if self.label_id is not None else inks[:1]):
-            if ink is not None:
-                getattr(pen, shape)(outline, fill=ink, **options)
-
-    def poly(self, points, colour):
-        """A polygon facing the camera, [(x, y), ...]."""
-        self.stroke("polygon", [self.at(*p) for p in points], colour)
-
-    def rect(self, x0, x1, y0, y1, colour):
-        self.poly([(x0, y0), (x1, y0), (x1, y1), (x0, y1)], colour)
-
-    def line(self, points, width, colour):
-        """A bent line of `width` metres, at least one pixel."""
-        self.stroke("line", [self.at(*p) for p in points], colour, width=max(1, round(width * self.s * self.unit)))
-
-    def disc(self, x, y, rx, ry, colour):
-        (x0, y0), (x1, y1) = self.at(x - rx, y + ry), self.at(x + rx, y - ry)
-        self.stroke("ellipse", [x0, y0, x1, y1], colour)
-
-    def side(self, x, z0, z1, y0, y1, colour):
-        """A rectangle in the upright plane along the street at lateral position x, from distance z0 to z1."""
-        self.stroke("polygon", [self.at(x, y0, z0), self.at(x, y0, z1), self.at(x, y1, z1), self.at(x, y1, z0)], colour)
-
-    def ground(self, x0, x1, z0, z1, colour):
-        self.stroke("polygon", [self.at(x0, 0, z0), self.at(x1, 0, z0), self.at(x1, 0, z1), self.at(x0, 0, z1)], colour)
-
-    def shadow(self, x, half_width, z):
-        """The dark patch under a thing that stands on the ground."""
-        self.use(None, z)
-        self.disc(x, 0, half_width, 0.12, self.tone(45, 8))
-
-    def tone(self, base, spread=10, tint=0) -> tuple[int, int, int]:
-        """A random RGB around `base` (a grey or an RGB): common shift of `spread`, own shift per channel of `tint`."""
-        shift, own = self.rng.normal(0, spread), self.rng.normal(0, max(tint, 1), 3).tolist()
-        base = base if isinstance(base, tuple) else (base,) * 3
-        return tuple(int(min(max(b + shift + o, 5), 250)) for b, o in zip(base, own))
-
-    def paint(self) -> tuple[int, int, int]:
-        """A random colour of a vehicle or of clothes: greys and blacks half of the time."""
-        return self.tone(self.rng.uniform(25, 225), 5, 4 if self.rng.random() < 0.5 else 55)
-
-
-def shade(colour, factor) -> tuple[int, int, int]:
-    red, green, blue = colour
-    return min(int(red * factor), 255), min(int(green * factor), 255), min(int(blue * factor), 255)
-
-
-def smooth_noise(rng: np.random.Generator, size: tuple[int, int], rows: int, columns: int) -> np.ndarray:
-    """float32 [H, W]: standard normal values on a rows x columns grid, interpolated."""
-    grid = Image.fromarray(rng.normal(0, 1, (rows, columns)).astype(np.float32))
-    return np.asarray(grid.resize(size, Image.Resampling.BICUBIC))
-
-
-# ---- the ground and the roadside ------------------------------------------------------------------------------------
-
-def draw_sky(st: Street):
-    """A gradient with soft clouds over the whole image; the ground and the houses cover the rest."""
+def draw_sky(st: Street) -> None:
+    """Draw the sky over the whole image: a gradient with soft clouds. Ground and houses are drawn over it."""
     height, rng = st.size[1], st.rng
     rows = np.clip(np.arange(height) / st.horizon, 0, 1)[:, None, None]
     top, low = np.array(st.tone((95, 145, 215), 15, 8)), np.array(st.tone((190, 210, 232), 10, 5))
@@ -118,8 +17,8 @@ def draw_sky(st: Street):
     st.image.paste(Image.fromarray(sky.clip(0, 255).astype(np.uint8)))
 
 
-def draw_ground(st: Street, road: float, zones: dict[int, list]):
-    """Road with markings, then on each side (-1, 1) its strips (class, from x, to x) outwards."""
+def draw_ground(st: Street, road: float, zones: dict[int, list]) -> None:
+    """Draw the road with its markings, and on each side (-1, 1) its strips (class, from x, to x) outwards."""
     rng, asphalt = st.rng, st.tone(92, 12, 3)
     st.use("road", FAR)
     st.ground(-60, 60, NEAR / 2, FAR * 3, asphalt)
@@ -147,8 +46,8 @@ def draw_ground(st: Street, road: float, zones: dict[int, list]):
                     st.ground(side * x, side * (x + 0.14), NEAR / 2, FAR, st.tone((150, 148, 150), 8))
 
 
-def draw_tiles(st: Street, side: int, x0: float, x1: float, base):
-    """Joints across and along a sidewalk, and its bright kerb."""
+def draw_tiles(st: Street, side: int, x0: float, x1: float, base: Colour) -> None:
+    """Draw the joints of a sidewalk and its bright kerb."""
     pitch = st.rng.uniform(0.9, 1.3)
     for z in np.arange(NEAR, 24, pitch):
         st.ground(side * x0, side * x1, z, z + 0.1 + 0.004 * z, shade(base, 0.78))
@@ -157,8 +56,8 @@ def draw_tiles(st: Street, side: int, x0: float, x1: float, base):
     st.ground(side * x0, side * (x0 + 0.22), NEAR / 2, FAR, shade(base, 1.22))
 
 
-def draw_grass(st: Street, side: int, x0: float, x1: float, base):
-    """Tufts: short upright strokes, denser than a sidewalk's joints and without order."""
+def draw_grass(st: Street, side: int, x0: float, x1: float, base: Colour) -> None:
+    """Draw tufts of grass: short upright strokes, denser than the joints of a sidewalk and without order."""
     for z in np.sort(1 / st.rng.uniform(1 / 25, 1 / 4, 70))[::-1]:
         x = side * st.rng.uniform(x0 + 0.1, min(x1, x0 + 6) - 0.1)
         (column, row), length = st.at(x, 0, z), 0.16 * FOCAL / z * st.unit
@@ -166,8 +65,8 @@ def draw_grass(st: Street, side: int, x0: float, x1: float, base):
         st.stroke("line", [column, row, column + st.rng.uniform(-0.4, 0.4) * length, row - length * 0.5], colour)
 
 
-def draw_house(st: Street, x: float, z0: float, z1: float):
-    """A facade along the street at x from z0 to z1 (near to far): floors of windows, shops below; and its end wall."""
+def draw_house(st: Street, x: float, z0: float, z1: float) -> None:
+    """Draw a house along the street at x from z0 to z1 (near to far): end wall, floors of windows, shops below."""
     rng, height = st.rng, st.rng.uniform(6, 15)
     tone = st.tone((165, 145, 125), 32, 16)
     tone = shade(tone, 1.08 if np.sign(x) == st.sun else 0.8)
@@ -191,8 +90,8 @@ def draw_house(st: Street, x: float, z0: float, z1: float):
             st.side(x, z, z + wide, y, y + tall, glass[rng.choice(4, p=(.4, .3, .2, .1))])
 
 
-def draw_end(st: Street):
-    """Houses and trees that close the street at its far end."""
+def draw_end(st: Street) -> None:
+    """Draw the houses and trees that close the street at its far end."""
     x = -45.0
     while x < 45:
         width, height = st.rng.uniform(6, 14), st.rng.uniform(5, 15) if abs(x) < 20 else st.rng.uniform(4, 9)
@@ -208,8 +107,8 @@ def draw_end(st: Street):
         x += width
 
 
-def draw_blobs(st: Street, name: str, x, y, rx, ry, count: int, z: float):
-    """A canopy or bush: overlapping blobs, dark below and bright above; radii in metres."""
+def draw_blobs(st: Street, name: str, x: float, y: float, rx: float, ry: float, count: int, z: float) -> None:
+    """Draw the leaves of a tree or bush: overlapping blobs, dark below and bright above; radii in metres."""
     rng, leaf = st.rng, st.look.leaf_size * max(1.0, ry / 2)
     green = st.tone((72, 98, 48), 12, 9)
     st.use(name, z)
@@ -222,7 +121,8 @@ def draw_blobs(st: Street, name: str, x, y, rx, ry, count: int, z: float):
         st.disc(bx, by, size, size * 0.8, shade(green, factor))
 
 
-def draw_tree(st: Street, x: float, z: float):
+def draw_tree(st: Street, x: float, z: float) -> None:
+    """Draw a tree: shadow, trunk and leaves."""
     rng, height = st.rng, st.rng.uniform(2.6, 4.0)
     st.shadow(x, 0.8, z)
     st.use("vegetation", z)
@@ -230,8 +130,8 @@ def draw_tree(st: Street, x: float, z: float):
     draw_blobs(st, "vegetation", x, height + 0.8, rng.uniform(1.2, 1.9), rng.uniform(1.2, 1.8), 34, z)
 
 
-def draw_wall(st: Street, x: float, z0: float, z1: float):
-    """Courses of blocks under a coping, 1.8 to 2.6 m high."""
+def draw_wall(st: Street, x: float, z0: float, z1: float) -> None:
+    """Draw a wall of blocks under a coping, 1.8 to 2.6 m high."""
     height, tone = st.rng.uniform(1.8, 2.6), st.tone((150, 132, 122), 22, 10)
     st.use("wall", (z0 + z1) / 2)
     st.side(x, z0, z1, 0, height, tone)
@@ -242,8 +142,8 @@ def draw_wall(st: Street, x: float, z0: float, z1: float):
     st.side(x, z0, z1, height - 0.22, height, shade(tone, 1.2))
 
 
-def draw_fence(st: Street, x: float, z0: float, z1: float):
-    """A railing: bars and two rails; between the bars the picture behind stays."""
+def draw_fence(st: Street, x: float, z0: float, z1: float) -> None:
+    """Draw a railing of bars and two rails; what is behind it shows between the bars."""
     rng, height = st.rng, st.rng.uniform(1.5, 2.1)
     tone = st.tone(rng.choice((55, 120, 205)), 14, 8)
     st.use("fence", (z0 + z1) / 2)
@@ -255,8 +155,8 @@ def draw_fence(st: Street, x: float, z0: float, z1: float):
         st.side(x, z0, z1, y, y + 0.16, shade(tone, 0.85))
 
 
-def draw_roadside(st: Street, side: int, edge: float):
-    """Plots of houses or bushes beyond `edge` metres, far to near, then perhaps a wall or a fence before them."""
+def draw_roadside(st: Street, side: int, edge: float) -> None:
+    """Draw plots of houses or bushes beyond `edge` metres, far to near, then perhaps a wall or a fence before them."""
     rng, layout, z1 = st.rng, st.layout, FAR
     while z1 > NEAR:
         z0 = max(z1 - rng.uniform(8, 16), NEAR * 0.9)

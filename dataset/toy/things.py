@@ -1,14 +1,17 @@
-"""What stands and moves in a toy street, a short painter for each class, and the whole scene."""
+"""People, two-wheelers and street furniture of a toy street, where things are placed, and the whole scene."""
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 
 import numpy as np
 
-from dataset.toy.street import Street, draw_end, draw_ground, draw_roadside, draw_sky, draw_tree, shade
+from dataset.toy.canvas import Colour, Point, Street, shade
+from dataset.toy.street import draw_end, draw_ground, draw_roadside, draw_sky, draw_tree
+from dataset.toy.vehicles import draw_bus, draw_car, draw_train, draw_truck
 
 
-def draw_pole(st: Street, x: float, z: float):
-    """A post of a lamp's height, carrying a traffic light, a sign or both."""
+def draw_pole(st: Street, x: float, z: float) -> None:
+    """Draw a post with a traffic light, a sign or both."""
     rng, height = st.rng, st.rng.uniform(3.4, 4.6)
     tone, kind, way = st.tone(rng.choice((70, 125, 165)), 12, 4), rng.integers(3), -np.sign(x)
     st.use("pole", z)
@@ -39,8 +42,8 @@ def draw_pole(st: Street, x: float, z: float):
         st.rect(sx - 0.22 * r, sx + 0.22 * r, sy - 0.15 * r, sy + 0.15 * r, st.tone(rng.choice((40, 235)), 8))
 
 
-def draw_body(st: Street, x: float, way: int, seat: float):
-    """Head, torso and arms from the hip at (x, seat) upwards, leaning towards `way`; returns the trousers' colour."""
+def draw_body(st: Street, x: float, way: int, seat: float) -> Colour:
+    """Draw head, torso and arms above the hip at (x, seat), leaning towards `way`; returns the trousers' colour."""
     rng, top, lean = st.rng, st.paint(), 0.0 if way == 0 else 0.28 * way
     skin = st.tone((205, 160, 130) if rng.random() < 0.7 else (120, 85, 65), 12, 5)
     st.poly([(x - .18, seat), (x + .18, seat), (x + lean + .27, seat + .62), (x + lean - .27, seat + .62)], top)
@@ -56,7 +59,8 @@ def draw_body(st: Street, x: float, way: int, seat: float):
     return st.paint()
 
 
-def draw_person(st: Street, x: float, z: float):
+def draw_person(st: Street, x: float, z: float) -> None:
+    """Draw a walking person."""
     stride = st.rng.uniform(0.1, 0.3)
     st.shadow(x, 0.4, z)
     st.use("person", z)
@@ -65,8 +69,8 @@ def draw_person(st: Street, x: float, z: float):
         st.line([(x + .09 * leg, .9), (x + stride * leg, 0.04)], 0.2, shade(trousers, 1 - 0.1 * leg))
 
 
-def draw_bicycle(st: Street, x: float, z: float, rider: bool = False):
-    """Two spoked wheels and a thin frame, seen from the side; the rider is drawn over it."""
+def draw_bicycle(st: Street, x: float, z: float, rider: bool = False) -> None:
+    """Draw a bicycle from the side, with spoked wheels; a rider is drawn over it."""
     way = int(st.rng.choice((-1, 1)))
     colour, tyre = st.tone(st.paint(), 5), st.tone(35, 8)
     st.shadow(x, 0.9, z)
@@ -89,8 +93,8 @@ def draw_bicycle(st: Street, x: float, z: float, rider: bool = False):
         draw_rider(st, x - .2 * way, way, z, .9, hub)
 
 
-def draw_motorcycle(st: Street, x: float, z: float, rider: bool = False):
-    """Two thick wheels, engine, tank, seat and lamp, seen from the side."""
+def draw_motorcycle(st: Street, x: float, z: float, rider: bool = False) -> None:
+    """Draw a motorcycle from the side, with wheels, engine, tank, seat and lamp; a rider is drawn over it."""
     way = int(st.rng.choice((-1, 1)))
     colour, dark, metal = st.paint(), st.tone(38, 8), st.tone(145, 16)
     st.shadow(x, 1.0, z)
@@ -110,123 +114,23 @@ def draw_motorcycle(st: Street, x: float, z: float, rider: bool = False):
         draw_rider(st, x - .25 * way, way, z, .92, (x + .05 * way, .3))
 
 
-def draw_rider(st: Street, x: float, way: int, z: float, seat: float, foot):
+def draw_rider(st: Street, x: float, way: int, z: float, seat: float, foot: Point) -> None:
+    """Draw a rider who sits at (x, seat), looks towards `way` and has one foot at `foot`."""
     st.use("rider", z)
     trousers = draw_body(st, x, way, seat)
     st.line([(x, seat + .05), (x + .42 * way, seat - .12), foot], 0.19, trousers)
 
 
-def draw_box(st: Street, x, width, y0, y1, z, length, colour):
-    """A vehicle's body: the side that faces the vanishing point, then the end that faces the camera."""
-    inner = x - np.sign(x) * width / 2
-    st.side(inner, z, z + length, y0, y1, shade(colour, 0.75))
-    st.rect(x - width / 2, x + width / 2, y0, y1, colour)
-    return inner
-
-
-def draw_wheels(st: Street, inner, z, marks, radius, width):
-    """Wheels on the visible side, at the distances `marks` behind z, and the two at the near end."""
-    for mark in marks:
-        angles = np.linspace(0, 2 * np.pi, 9)
-        st.stroke("polygon", [st.at(inner, max(radius * (1 + np.sin(a)), 0), z + mark + radius * np.cos(a))
-                              for a in angles], (28, 28, 30))
-    out = np.sign(inner) or 1
-    for edge in (inner, inner + out * (width - 0.3)):
-        st.rect(min(edge, edge + out * 0.3), max(edge, edge + out * 0.3), 0, 0.3, (26, 26, 28))
-
-
-def draw_car(st: Street, x: float, z: float):
-    """Body, narrower cabin, windows, lamps and number plate; seen from behind or before."""
-    rng, colour, length, glass = st.rng, st.paint(), st.rng.uniform(3.8, 4.5), st.tone((52, 60, 70), 10, 5)
-    height, front = rng.uniform(1.4, 1.7), rng.random() < 0.5
-    lamp = (240, 238, 215) if front else (200, 30, 30)
-    st.shadow(x, 1.0, z)
-    st.use("car", z)
-    inner = draw_box(st, x, 1.8, 0.2, 0.85, z, length, colour)
-    draw_wheels(st, inner, z, (length - 0.8, 0.8), 0.33, 1.8)
-    inner = x - np.sign(x) * 0.78
-    st.side(inner, z + 0.5, z + length - 0.9, 0.85, height, shade(colour, 0.7))
-    st.side(inner, z + 0.8, z + length * 0.45, 0.92, height - 0.12, glass)
-    st.side(inner, z + length * 0.5, z + length - 1.1, 0.92, height - 0.12, glass)
-    st.poly([(x - .86, .85), (x + .86, .85), (x + .66, height), (x - .66, height)], shade(colour, 0.9))
-    st.poly([(x - .74, .9), (x + .74, .9), (x + .58, height - .12), (x - .58, height - .12)], glass)
-    st.poly([(x - .5, .9), (x - .2, .9), (x - .1, height - .12), (x - .35, height - .12)], shade(glass, 1.6))
-    for lx in (x - .7, x + .7):
-        st.rect(lx - .16, lx + .16, .56, .76, lamp)
-    st.rect(x - .26, x + .26, .4, .54, (228, 228, 215))
-    st.rect(x - .88, x + .88, .2, .32, shade(colour, 0.45))
-
-
-def draw_bus(st: Street, x: float, z: float):
-    """A long body with a band of windows, a big windscreen and a lit destination board."""
-    colour, length, glass = st.paint(), st.rng.uniform(8, 11), st.tone((55, 66, 78), 10, 5)
-    st.shadow(x, 1.3, z)
-    st.use("bus", z)
-    inner = draw_box(st, x, 2.5, 0.25, 3.0, z, length, colour)
-    for mark in np.arange(0.4, length - 0.8, 1.25):
-        st.side(inner, z + mark, z + mark + 1.05, 1.3, 2.4, glass)
-    st.side(inner, z, z + length, 0.55, 0.8, shade(colour, 1.25))
-    draw_wheels(st, inner, z, (length - 2, 2.0), 0.45, 2.5)
-    st.rect(x - 1.1, x + 1.1, 1.15, 2.35, glass)
-    st.poly([(x - .8, 1.15), (x - .3, 1.15), (x, 2.35), (x - .5, 2.35)], shade(glass, 1.5))
-    st.rect(x - .8, x + .8, 2.48, 2.86, (30, 30, 30))
-    st.rect(x - .6, x + .5, 2.58, 2.76, (245, 170, 50))
-    for lx in (x - .95, x + .95):
-        st.rect(lx - .17, lx + .17, .6, .85, (240, 235, 205))
-
-
-def draw_truck(st: Street, x: float, z: float):
-    """From behind: a ribbed cargo box with doors, high over a dark chassis, the cab far ahead."""
-    rng, colour, length = st.rng, st.paint(), st.rng.uniform(6, 8)
-    cargo = st.tone(rng.uniform(90, 225), 8, 22)
-    st.shadow(x, 1.3, z)
-    st.use("truck", z)
-    draw_box(st, x, 2.2, 0.3, 2.4, z + length, 1.8, colour)
-    inner = draw_box(st, x, 2.3, 0.35, 0.9, z, length, (45, 45, 48))
-    draw_wheels(st, inner, z, (length - 0.2, 2.2, 1.0), 0.5, 2.3)
-    inner = draw_box(st, x, 2.5, 0.9, 3.5, z, length - 0.4, cargo)
-    for mark in np.arange(0.5, length - 0.6, 0.8):
-        st.side(inner, z + mark, z + mark + 0.14, 0.95, 3.45, shade(cargo, 0.55))
-    for rib in np.linspace(x - 1.1, x + 1.1, 7):
-        st.line([(rib, 1.0), (rib, 3.4)], 0.06, shade(cargo, 0.72))
-    st.line([(x, 0.9), (x, 3.5)], 0.1, shade(cargo, 0.35))
-    for y in (0.95, 3.4):
-        st.line([(x - 1.25, y), (x + 1.25, y)], 0.12, shade(cargo, 0.6))
-    for lx in (x - 1.0, x + 1.0):
-        st.rect(lx - .2, lx + .2, .55, .78, (205, 40, 30))
-
-
-def draw_train(st: Street, x: float, z: float):
-    """A tram on the rails: a very long banded side, a rounded nose with one lamp and the pantograph on the roof."""
-    rng, colour, length, glass = st.rng, st.paint(), st.rng.uniform(18, 28), st.tone((45, 55, 66), 8, 5)
-    band = st.tone(rng.uniform(60, 235), 5, 40)
-    st.use("train", z)
-    inner = draw_box(st, x, 2.5, 0.15, 3.4, z, length, colour)
-    st.side(inner, z, z + length, 0.5, 1.1, shade(band, 0.8))
-    st.side(inner, z, z + length, 3.15, 3.4, (95, 95, 98))
-    st.side(inner, z, z + length, 0.15, 0.35, (40, 40, 42))
-    for i, mark in enumerate(np.arange(0.5, length - 2, 2.2)):
-        low = 0.4 if i % 3 == 1 else 1.5
-        st.side(inner, z + mark, z + mark + 1.9, low, 2.7, glass)
-    st.rect(x - 1.25, x + 1.25, 0.5, 1.1, band)
-    st.disc(x, 3.3, 1.25, 0.35, shade(colour, 0.9))
-    st.poly([(x - 1.0, 1.5), (x + 1.0, 1.5), (x + .8, 2.8), (x - .8, 2.8)], glass)
-    st.disc(x, 3.2, .22, .2, (248, 240, 205))
-    for lx in (x - .8, x + .8):
-        st.disc(lx, .8, .17, .17, (248, 240, 205))
-    st.line([(x - .7, 3.5), (x, 4.3), (x + .7, 3.5)], 0.09, (50, 50, 52))
-    st.line([(x - .8, 4.3), (x + .8, 4.3)], 0.09, (50, 50, 52))
-
-
-def draw_static(st: Street, x: float, z: float):
+def draw_static(st: Street, x: float, z: float) -> None:
+    """Draw a bin, which belongs to none of the 19 classes."""
     colour, height = st.tone(110, 30, 20), st.rng.uniform(0.8, 1.2)
     st.use("static", z)
     st.rect(x - .35, x + .35, 0, height, colour)
     st.rect(x - .4, x + .4, height, height + .12, shade(colour, 0.6))
 
 
-# class -> (painter, nearest and farthest distance in metres, half width in metres, where it may stand)
-THINGS = {
+# thing -> (function that draws it, nearest and farthest distance in metres, half width in metres, where it may stand)
+THINGS: dict[str, tuple[Callable, float, float, float, str]] = {
     "truck": (draw_truck, 8, 13, 1.25, "lane"),
     "bus": (draw_bus, 8, 13, 1.25, "lane"),
     "bike rider": (partial(draw_bicycle, rider=True), 6.5, 10, 0.9, "road"),
@@ -242,18 +146,19 @@ THINGS = {
 
 
 def count(rng: np.random.Generator, mean: float) -> int:
-    """A random whole number with that mean: one of its two neighbours."""
+    """A random whole number with that mean: one of the two nearest to it."""
     return int(mean + rng.random())
 
 
-def place_things(st: Street, road: float, zones: dict[int, list]):
-    """Draw the things that `st.layout` asks for, far to near, with little overlap and mostly inside the picture."""
+def place_things(st: Street, road: float, zones: dict[int, list]) -> None:
+    """Place the things that `st.layout` asks for, with little overlap and mostly inside the picture; draw them far to
+    near."""
     rng, layout, todo, taken = st.rng, st.layout, [], []
     means = {**asdict(layout), "bike rider": layout.rider / 2, "motor rider": layout.rider / 2}
     for name, (draw, near, far, half, where) in THINGS.items():
         mean = means[name]
         for _ in range(count(rng, mean)):
-            best = (np.inf,)
+            best: tuple = (np.inf,)
             for _ in range(8):
                 z, side = 1 / rng.uniform(1 / far, 1 / near), rng.choice((-1, 1))
                 walk = next((a, b) for n, a, b in zones[side] if n == "sidewalk")
@@ -277,8 +182,11 @@ def place_things(st: Street, road: float, zones: dict[int, list]):
         draw(st, x, z)
 
 
-def draw_scene(st: Street):
-    """Everything, from the sky to the own bonnet; each side is a row of strips outwards from the road's edge."""
+def draw_scene(st: Street) -> None:
+    """Draw a whole street, from the sky to the bonnet of the camera's car.
+
+    Each side is a row of strips from the edge of the road outwards.
+    """
     rng, layout, road = st.rng, st.layout, st.rng.uniform(2.6, 3.4)
     zones, rail_side = {}, rng.choice((-1, 1)) if rng.random() < layout.train else 0
     for side in (-1, 1):

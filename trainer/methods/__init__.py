@@ -1,4 +1,4 @@
-"""The methods, one class in one file each. A module's name is the method's name; nothing else lists them."""
+"""The methods, one class in one file each. A method is called by the name of its module; there is no other list."""
 import functools
 import importlib
 import pkgutil
@@ -13,14 +13,15 @@ from utils.user_code import load_object
 
 @functools.cache
 def known() -> dict[str, type[Method]]:
-    """Name -> class of every method in this folder, in order of name."""
+    """Name -> class of every method in this folder, in alphabetical order."""
     modules = [m.name for m in pkgutil.iter_modules(__path__) if m.name != "base"]
     return {name: _method_of(importlib.import_module(f"{__name__}.{name}")) for name in sorted(modules)}
 
 
 @functools.cache
 def find(name: str) -> type[Method]:
-    """The class of a method: a name of `known`, or a user's own as `my_file.py:MyMethod`. Raises ConfigError."""
+    """The class of a method: a name of `known`, or a user's own, `my_file.py:MyMethod`. Raises ConfigError if there is
+    none."""
     if name in known():
         return known()[name]
     if ":" not in name:

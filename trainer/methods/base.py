@@ -1,7 +1,8 @@
-"""What a method is: which images it trains on, what it starts from, its losses, its own keys and its own state."""
+"""The base classes of the methods: training data, starting point, losses, configuration keys and state of a method."""
 import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Callable, ClassVar, Iterable, Mapping
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
@@ -24,9 +25,12 @@ TRAINED, ANY = "trained", "any"  # what a method may start from: a trained netwo
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step trains on. images: float32 [B, K, H, W], ready for the network; labels: int64 [B, H, W] train ids,
-    255 where a pixel has none, or None; both on the device. names: of the images. pixels: uint8 [B, H, W, K] as read
-    (RGB for three bands), on the device."""
+    """The batch of a step. All tensors are on the device.
+
+    images: float32 [B, K, H, W], ready for the network. labels: int64 [B, H, W] train ids, 255 where a pixel has none,
+    or None if the images have no labels. names: of the images. pixels: the images as read, uint8 [B, H, W, K], RGB for
+    three bands.
+    """
 
     images: Tensor
     labels: Tensor | None
@@ -34,11 +38,19 @@ class Batch:
     pixels: Tensor
 
 
+class Batches(Protocol):
+    """Batches of a round, as `Method.batches` gives them: they can be iterated over, and `len` is their number."""
+
+    def __len__(self) -> int: ...
+
+    def __iter__(self) -> Iterator[dict[str, Any]]: ...
+
+
 @dataclass(frozen=True)
 class Setting:
-    """What a method works on. network: on `device`. samples: the training images. class_names: of the network's
-    classes. position: where training stands, to be read only. check: to be called between images of long work; what it
-    raises ends the run."""
+    """What a method is given. network: on `device`. samples: the training images. class_names: of the network's
+    classes. position: where training stands, not to be changed. check: to be called between the images of a long pass;
+    what it raises ends the run."""
 
     cfg: Config
     network: Segmenter
@@ -51,24 +63,25 @@ class Setting:
 
 
 class Method(Declares):
-    """Base of all methods. A subclass fills `losses`; every other hook has a default, which trains on random crops of
-    the unlabelled target for one round.
+    """Base of all methods. A subclass implements `losses`. The other hooks have defaults, which train on random crops
+    of the unlabelled target for one round.
 
-    Its configuration keys are annotated class attributes made by `utils.config_values.key`; an object has their values.
-    No hook is called before the object is complete, but for the class methods `check`, `check_network` and `usable`.
+    A method's configuration keys are annotated class attributes made by `utils.config_values.key`; an object has their
+    values. Except for the class methods `check`, `check_network` and `usable`, no hook is called before the object is
+    complete.
     """
 
     title: ClassVar[str] = ""  # in tables and figures; empty: the name
     needs_source: ClassVar[bool] = False  # trains on the labelled source in place of the target
-    trains: ClassVar[bool] = True  # False: its losses are always {}, and no optimiser is made
+    trains: ClassVar[bool] = True  # False: its losses are always {}, and there is no optimiser
     starts_from: ClassVar[str] = TRAINED
-    after: ClassVar[str] = "source_only"  # the stage whose checkpoint it usually starts from
+    after: ClassVar[str] = "source_only"  # the stage from whose checkpoint it usually starts
 
     epochs: int = key(1, "passes over the target images in a round", low=1)
 
     @classmethod
     def check_network(cls, cfg: Config, network: Segmenter) -> None:
-        """What the method needs of the network, asked before anything is written. Raises ConfigError."""
+        """Raise ConfigError if the method cannot work with the network. Called before anything is written."""
 
     def __init__(self, setting: Setting):
         super().__init__(setting.cfg.options)
@@ -78,15 +91,16 @@ class Method(Declares):
         self.setup()
 
     def setup(self) -> None:
-        """Make what the method needs beside the network, a teacher say."""
+        """Create what the method needs beside the network, such as a teacher."""
 
     @property
     def first_round(self) -> int:
+        """The round that a new run begins with."""
         return 0
 
     @property
     def rounds(self) -> int:
-        """The rounds end before this one. Each has its own optimiser and its own schedule of the learning rate."""
+        """The round before which training ends. Each round has its own optimiser and learning-rate schedule."""
         return 1
 
     def base_lr(self, round_index: int) -> float:
@@ -94,18 +108,20 @@ class Method(Declares):
         return self.cfg.learning_rate
 
     def prepare_round(self, round_index: int) -> None:
-        """What a round needs before its first step; not called again when a run is resumed behind it."""
+        """Prepare a round, before its first step. Not called for a resumed run whose round is prepared already."""
 
-    def batches(self, round_index: int, first: int) -> Iterable[dict]:
+    def batches(self, round_index: int, first: int) -> Batches:
         """The batches of a round from number `first` on, each with `image` uint8 [B, H, W, K], `name` and, where there
-        are any, `label` uint8 [B, H, W]; its length is their number."""
+        are labels, `label` uint8 [B, H, W]."""
         return loaders.target_loader(self.cfg, self.samples, self.epochs, round_index, first,
                                      self.device.type == "cuda")
 
     def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
-        """Losses of one batch by name; their sum is minimised. The network is in training mode. rng: this step's own,
-        from seed, round and step; torch's global generator is seeded from them too. A step without losses, {}, leaves
-        the parameters alone."""
+        """Losses of one batch by name, scalar tensors whose sum is minimised; {} leaves the parameters as they are.
+
+        The network is in training mode. rng: the step's own generator, seeded with seed, round and step, as is torch's
+        global one.
+        """
         raise NotImplementedError(f"{type(self).__name__} has no losses")
 
     def after_step(self, batch: Batch) -> None:
@@ -115,21 +131,23 @@ class Method(Declares):
         """Called after the last step of a round, before its state is saved."""
 
     def parts(self) -> Mapping[str, Any]:
-        """What belongs to the run's saved state beside the network: name -> an object with `state_dict` and
-        `load_state_dict`, of plain tensors and values."""
+        """The method's parts of the run's saved state: name -> object with `state_dict` and `load_state_dict`, of plain
+        tensors and values. The network is saved anyway."""
         return {}
 
     @classmethod
     def usable(cls, cfg: Config, samples: list[Sample], state: dict[str, Any]) -> bool:
-        """Whether what a saved state needs beside itself is still there. state: with `position` and `parts`."""
+        """Whether the files that a saved state relies on, such as pseudo labels, are intact. state: a dictionary with
+        `position` and `parts`."""
         return True
 
 
 class SelfTraining(Method):
-    """Base of methods that train in rounds on the target's pseudo labels: each round labels the target with the network
-    as it stands, keeps a class-balanced portion of the pixels, and trains on crops with those labels (255 elsewhere).
+    """Base of methods that train in rounds on pseudo labels of the target. Each round predicts the target's labels with
+    the current network, selects a class-balanced portion of the pixels, and trains on crops with the labels of these;
+    all other pixels have label 255.
 
-    A subclass fills `losses`, and `select` where its selection is another one.
+    A subclass implements `losses` and, for another selection, `select`.
     """
 
     round: int = key(2, "R, rounds of pseudo-labelling and training", low=1)
@@ -166,8 +184,9 @@ class SelfTraining(Method):
         return round_portion(self.cb_prop, self.portion_step, round_index)
 
     def select(self, logits: Tensor, thresholds: Tensor, portion: float) -> tuple[Tensor, Tensor]:
-        """The prediction int64 [H, W] and pseudo label uint8 [H, W] (255 where a pixel is not selected) of one image's
-        logits float [C, H, W]. thresholds: int64 [C] (`selection.class_thresholds`); portion: of the round."""
+        """Predict one image and select its pseudo labels: logits float [C, H, W] -> (prediction int64 [H, W], pseudo
+        label uint8 [H, W], 255 where a pixel is not selected). thresholds: int64 [C], of `selection.class_thresholds`.
+        portion: the round's."""
         label, uncertainty = selection.predict(logits)
         return label, selection.select(label, uncertainty, thresholds, portion if self.select_image else None)
 

@@ -1,4 +1,4 @@
-"""Batch-norm adaptation: the target's statistics in place of the source's. No parameter moves.
+"""Batch-norm adaptation: the target's statistics in place of the source's. Parameters stay as they are.
 
 Precise batch norm: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021 (arXiv 2105.07576). A mixture of source and
 target: Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020;
@@ -14,8 +14,8 @@ from utils.errors import ConfigError, TrainingError
 
 
 class BatchNormAdaptation(Method):
-    """One pass over the N whole target images, each alone in its pass and normalised by its own statistics, as
-    pseudo-labelling does it; nothing is minimised, so learning rate, crops and num_steps have no effect.
+    """One pass over the N whole target images, each in a batch of its own and normalised by its own statistics, as in
+    pseudo-labelling. Nothing is minimised, so learning rate, crops and num_steps have no effect.
 
     With the mean m_n and the unbiased variance v_n of image n at a batch norm, m_T = 1/N sum_n m_n and v_T = 1/N sum_n
     v_n; the result is alpha m_S + (1 - alpha) m_T, and the same of v. Wu and Johnson define v_T = E[v + m^2] - E[m]^2

@@ -13,8 +13,8 @@ class ClassBalancedSelfTraining(SelfTraining):
     selected if that ratio reaches 1; delta_c is the confidence that the share `cb_prop` of the pixels predicted as c
     reaches (`selection.cbst_select`). The share grows by `portion_step` a round, as published from 0.2 by 0.05.
 
-    Without the source: the published method trains on labelled source images beside, mines small classes in them, and
-    its variant CBST-SP weights p by a map of where classes lie in them.
+    Without the source: the published method also trains on labelled source images and mines small classes in them; its
+    variant CBST-SP weights p by a map of where classes lie in them.
     """
 
     title = "CBST"

@@ -8,17 +8,17 @@ from utils.errors import ConfigError
 
 class InformationMaximisation(Method):
     """Minimises 1/N sum_n H(p_n) - w H(m) over the N pixels of a batch of unlabelled crops, H the entropy and m the
-    mean of p: each pixel is to be sure, and not all of the same class.
+    mean of p: pixels become confident, but not all of the same class.
 
     Source-free as published, for classification; its pseudo labels by clustering are left out. There m is taken over a
     batch of images, whose classes are balanced; over the pixels of few crops they are not. The head, SHOT's source
-    hypothesis, is frozen as published; statistics of batch norms within it move on.
+    hypothesis, is frozen as published; running statistics of batch norms in it still move.
     """
 
     title = "InfoMax"
 
     diversity_weight: float = key(1.0, "w, weight of the entropy of the mean prediction", low=0)
-    freeze_head: bool = key(True, "leave the head as the source has trained it, as SHOT does")
+    freeze_head: bool = key(True, "keep the head as trained on the source, as SHOT does")
 
     @classmethod
     def check_network(cls, cfg, network):

@@ -7,7 +7,7 @@ from utils.config_values import key
 
 class MaximumSquares(Method):
     """Minimises -1/(2N) sum_n sum_c p_nc^2 over the N pixels of an image, mean over the batch's unlabelled crops
-    (`losses.maximum_squares`): sure pixels do not dominate the gradient as they do with the entropy.
+    (`losses.maximum_squares`): confident pixels do not dominate the gradient as they do with the entropy.
 
     With `class_balance` q a pixel predicted as c has the weight 1 / (N_c^q N^(1-q)) in place of 1/N, N_c the image's
     pixels predicted as c (the paper's image-wise weighting, q = 0.2). Without the source: the published method adds

@@ -14,8 +14,8 @@ class MeanTeacher(Method):
     share of the crop's pixels with a teacher's confidence of at least `conf_thresh`
     (`losses.confidence_weighted_cross_entropy`). After each step theta' <- a theta' + (1 - a) theta.
 
-    Without the source: both papers paste classes of labelled source images over the target's and train on the source
-    beside; DAFormer's rare class sampling and feature distance need it too. Strength and probabilities of jitter
+    Without the source: both papers paste classes of labelled source images over the target's and also train on the
+    source; DAFormer's rare class sampling and feature distance need it too. Strength and probabilities of jitter
     and blur are DAFormer's; whether they happen is drawn for each image here, for a batch there.
     """
 

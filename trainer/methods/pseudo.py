@@ -9,8 +9,8 @@ from utils.config_values import UNUSED
 
 class PlainPseudoLabels(SelfTraining):
     """Minimises -1/N sum_n log p_n(y_n) over all N pixels of a batch, y_n = argmax_c p_nc of the network at the start
-    of the round. Nothing is selected: what LDBE's selection is compared with. Source-free as it stands; Lee's is for
-    classification, labels again in each step, and trains on labelled images beside."""
+    of the round. Every pixel is used, which makes it the baseline of LDBE's selection. Source-free. Lee's method is
+    for classification, predicts the labels again in each step, and also trains on labelled images."""
 
     title = "Pseudo"
     cb_prop = portion_step = select_image = UNUSED

@@ -7,11 +7,11 @@ from trainer import losses
 from trainer.methods.base import ANY, Method
 from utils.config_values import UNUSED
 
-ENOUGH_CROPS = 1000  # after which a class without a single pixel is worth a warning before the stage ends
+ENOUGH_CROPS = 1000  # after which a class without a single pixel is warned of, before the stage ends
 
 
 class SourceOnly(Method):
-    """Minimises cross entropy for num_steps steps, and says which classes the labels never showed."""
+    """Minimises the cross entropy for num_steps steps, and warns of classes that no label showed."""
 
     title = "source-only"
     needs_source = True
@@ -56,7 +56,7 @@ class SeenClasses:
         self._ids = torch.zeros(IGNORE_INDEX + 1, dtype=torch.bool, device=device)
 
     def add(self, labels: torch.Tensor) -> None:
-        """Take in a batch's labels int64 [B, H, W]; a GPU need not wait for it."""
+        """Add a batch's labels, int64 [B, H, W], without waiting for a GPU."""
         self.crops += len(labels)
         self._ids.index_fill_(0, labels.flatten(), True)
 

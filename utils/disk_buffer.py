@@ -1,8 +1,8 @@
-"""Tensors put aside and read back in order: in memory while they are few, else in a scratch file."""
+"""A buffer of tensors: written once, read back in order; in memory while it is small, else in a file on disk."""
 import math
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator
 
 import torch
 from torch import Tensor
@@ -10,20 +10,20 @@ from torch import Tensor
 from utils.errors import UserError
 
 
-class TensorSpool:
+class TensorBuffer:
     """A first-in, first-out store of int16 CPU tensors that takes at most `budget` bytes of memory.
 
-    What exceeds it moves to a scratch file without a name in `folder`, which is gone with the process however that
-    ends. Use it in a `with` block.
+    Once it is larger, all of it moves to an unnamed temporary file in `folder`. The operating system removes that file
+    when the process ends, even if it crashes. Use the buffer in a `with` block.
     """
 
     def __init__(self, budget: int, folder: Path):
-        self._budget, self._folder, self._shapes = budget, folder, []
+        self._folder, self._shapes = folder, []
         # max_size 0 would mean: never to disk.
-        self._file = tempfile.SpooledTemporaryFile(max_size=max(1, budget), dir=folder)
+        self._file = tempfile.SpooledTemporaryFile(max_size=max(1, budget), dir=str(folder))
 
     def append(self, tensor: Tensor) -> None:
-        """Raises UserError if the scratch file cannot be written."""
+        """Add an int16 CPU tensor of any shape. Raises UserError if the file on disk cannot be written."""
         try:
             self._file.write(memoryview(tensor.contiguous().numpy()).cast("B"))
         except OSError as error:

@@ -1,0 +1,61 @@
+"""Checks of a run: what it starts from, and each step's losses and gradients before the optimiser moves."""
+import torch
+from torch import Tensor, nn
+
+from model.interface import described
+from model.weights import LoadReport
+from trainer.methods.base import TRAINED
+from utils.config import Config
+from utils.errors import CheckpointError, ConfigError, TrainingError
+
+MIN_SCALE = 2.0**-10  # of the fp16 loss scaler, which halves with every overflow: below it, halving no longer helps
+
+
+def require_start(cfg: Config) -> None:
+    """Raise ConfigError if the method starts from a trained network and the configuration names none."""
+    method = cfg.method_class
+    if method.starts_from == TRAINED and cfg.init_weight is None and not cfg.network_class.brings_weights:
+        raise ConfigError(f"init_weight: stage {cfg.stage} starts from a trained network: give its checkpoint, "
+                          f"such as {cfg.snapshot}/{cfg.note}/{method.after}.pth.")
+
+
+def require_trained(cfg: Config, report: LoadReport) -> None:
+    """Raise CheckpointError if the method starts from a trained network and a part of this one is at random."""
+    if cfg.method_class.starts_from == TRAINED and report.initialised:
+        raise CheckpointError(f"init_weight: {cfg.init_weight} ({report.format}) leaves {report.initialised[0]} "
+                              f"and others at random: stage {cfg.stage} starts from a trained network.")
+
+
+def require_losses(method: str, trains: bool, losses: object) -> None:
+    """Raise TrainingError, which names the method, if the loop cannot minimise what its `losses` returned.
+
+    They must be a dict: name -> scalar floating-point tensor that depends on trainable parameters, or {} for a step
+    without losses. trains: `Method.trains`; False: always {}. No GPU is waited for.
+    """
+    expected = ""
+    if not isinstance(losses, dict) or not all(isinstance(loss, Tensor) and loss.ndim == 0 and loss.is_floating_point()
+                                               for loss in losses.values()):
+        expected = "a dict of scalar tensors by name, {} for a step without losses"
+    elif losses and not trains:
+        expected = "{}, as its `trains` is False"
+    elif losses and not any(loss.requires_grad for loss in losses.values()):
+        expected = "losses that depend on the network's trainable parameters, {} for a step without any"
+    if expected:
+        raise TrainingError(f"method: {method}: losses returned {described(losses)}, expected {expected}.")
+
+
+def not_finite(method: str, network: nn.Module, total: Tensor, scaler: torch.amp.GradScaler) -> str | None:
+    """`loss` or `gradient`, whichever is not finite after the backward pass of the sum `total`, or None.
+
+    A GPU is read once, for the loss and all gradients together. The fp16 scaler skips steps that overflow; with it only
+    a scale that has collapsed counts. Raises TrainingError, which names the method, if there is no gradient at all.
+    """
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    if not gradients:
+        raise TrainingError(f"method: {method}: its losses reach none of the network's trainable parameters: compute "
+                            "them from self.network's output.")
+    if scaler.is_enabled():
+        fine = scaler.get_scale() >= MIN_SCALE
+    else:
+        fine = bool(torch.isfinite(torch.stack([total.detach(), *torch._foreach_norm(gradients)]).sum()))
+    return None if fine else "gradient" if total.isfinite() else "loss"
