@@ -170,7 +170,8 @@ def summary(cfg: Config, reports: dict[str, Report]) -> str:
             lines.append((row or "ignored").ljust(width) + "".join(share.rjust(14) for share in shares))
         lines.append("")
     count = sum(len(report.errors) for report in reports.values())
-    return "\n".join([*lines, f"errors: {count}; a run would stop" if count else "nothing would stop a run"])
+    return "\n".join([*lines, f"errors: {count}; a run would stop" if count else
+                      "nothing in the data would stop a run"])
 
 
 def _label_names(cfg, part):
@@ -192,7 +193,7 @@ def _share(pixels, names, name):
 
 def main(arguments: list[str] | None = None) -> int:
     """The command-line program; returns its exit code."""
-    exit_codes = f"0 nothing would stop a run, {EXIT_WOULD_STOP} something would"
+    exit_codes = f"0 nothing in the data would stop a run, {EXIT_WOULD_STOP} something would"
     options = parser(__doc__, "config/ldbe_config.yml", exit_codes)
     options.prog = "python -m dataset.check"
     options.add_argument("--split", nargs="+", default=[], metavar="PART",

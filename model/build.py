@@ -27,8 +27,8 @@ def build_model(cfg: Config, device: torch.device, weights: str | None = None,
     network = family.segmenter(cfg.model, cfg.num_classes)
     source = (weights or cfg.init_weight) if load else None
     if source is None and family.brings_weights:
-        total = len(network.state_dict())
-        report = LoadReport(f"as {cfg.model} gives it", total - len(family.untrained), total, family.untrained)
+        total, at_random = len(network.state_dict()), family.untrained if load else ()
+        report = LoadReport(f"as {cfg.model} gives it", total - len(at_random), total, at_random)
     else:
         report = load_weights(network, source, cfg.options.get("init_input", "auto"))
     if cfg.fixbn:

@@ -16,7 +16,7 @@ from utils.config import Config
 from utils.config_values import Declares, expanded, key, nearest
 from utils.constants import INPUTS, InputConvention
 from utils.errors import CheckpointError, ConfigError, UserError, first_line
-from utils.user_code import load_object, running
+from utils.user_code import called, load_object
 
 _IMAGENET = INPUTS["rgb01"]
 
@@ -26,7 +26,12 @@ class Network(Declares):
     None."""
 
     brings_weights: ClassVar[bool] = False
-    untrained: tuple[str, ...] = ()  # tensors at random in a network that brings weights
+    _untrained: tuple[str, ...] = ()
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """Names of the tensors at random in a network that brings weights."""
+        return self._untrained
 
     def segmenter(self, name: str, num_classes: int) -> Segmenter:
         """Build the network `name`, a value of `model`, on the CPU. Raises ConfigError if there is none of that name
@@ -188,7 +193,7 @@ class HuggingFace(Foreign):
         if "num_labels" not in args and self.output_channels is None:
             found.num_labels = num_classes
         network = AutoModelForSemanticSegmentation.from_config(found)
-        self.untrained = tuple(network.state_dict())
+        self._untrained = tuple(network.state_dict())
         return network
 
     def _trained(self, name, folder, args):
@@ -198,7 +203,7 @@ class HuggingFace(Foreign):
                 folder, local_files_only=True, output_loading_info=True, **args)
         except Exception as error:
             raise CheckpointError(f"model: {name}: the folder's weights do not load ({first_line(error)}).") from None
-        self.untrained = tuple(sorted(found["missing_keys"]))
+        self._untrained = tuple(sorted(found["missing_keys"]))
         if broken := [k for k, v in network.state_dict().items() if not torch.isfinite(v).all()]:
             raise CheckpointError(f"model: {name}: {broken[0]!r} holds NaN or infinite values: this is no usable "
                                   "network.")
@@ -242,9 +247,17 @@ class UserNetwork(Foreign):
         load_object(cfg.model, "model")
 
     def _build(self, name, num_classes, args):
-        function = load_object(name, "model")
-        with running(name, "model"):
-            network = function(**args)
+        network = called(name, "model", args)
         if not isinstance(network, nn.Module):
             raise ConfigError(f"model: {name} returns a {type(network).__name__}, expected a torch.nn.Module.")
+        self._built = name, args, network
         return network
+
+    @property
+    def untrained(self) -> tuple[str, ...]:
+        """The tensors that come out otherwise when the function is called again: those that it draws at random."""
+        name, args, network = self._built
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(torch.initial_seed() ^ 1)
+            again = called(name, "model", args).state_dict()
+        return tuple(k for k, v in network.state_dict().items() if not v.equal(again[k]))

@@ -125,7 +125,9 @@ class Segmenter(nn.Module):
     def _tolerant(self, block):
         """The compiled forward pass of a block, and from the first call on that fails the plain one: compiled code may
         refuse strides or sizes that it was not made for."""
-        compiled = torch.compile(block.forward)
+        # Else blocks of one class and several sizes share code for sizes unknown, whose backward pass takes one size's
+        # strides for another's (torch 2.14).
+        compiled = torch.compile(block.forward, dynamic=False)
 
         def forward(*args, **kwargs):
             try:

@@ -279,7 +279,8 @@ def mine(tmp_path, monkeypatch):
 def test_twenty_outputs_of_which_nineteen_count(mine, tmp_path):
     keys = {"model": "mynet.py:build", "classes": 19, "output_channels": list(range(19))}
     network, report = build(**keys)
-    assert report == LoadReport("as mynet.py:build gives it", report.total, report.total) and report.total
+    assert report == LoadReport("as mynet.py:build gives it", 5, 9, tuple(
+        f"{name}.{kind}" for name in ("body.0", "last") for kind in ("weight", "bias")))
     pixels = torch.randint(256, (2, 64, 96, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     expected = ((pixels / 255 - mean) / std).permute(0, 3, 1, 2)
@@ -289,6 +290,23 @@ def test_twenty_outputs_of_which_nineteen_count(mine, tmp_path):
     trains_and_loads(network, tmp_path, **keys)
     text = refusal(ConfigError, model="mynet.py:build", classes=19)
     assert "the network gives 20 channels: set output_channels to the 19" in text
+
+
+def test_weights_that_the_function_loads_are_told_from_random_ones(mine, tmp_path):
+    torch.save(build(model="mynet.py:build", classes=5, model_args={"outputs": 5})[0].state_dict(), "net.pth")
+    with open("mynet.py", "a") as file:
+        file.write("""
+def trained(but=""):
+    network = Net(5, "batch")
+    state = {k: v for k, v in torch.load("net.pth").items() if k != but}
+    network.load_state_dict(state, strict=False)
+    return network
+""")
+    state = torch.get_rng_state()
+    assert build(model="mynet.py:trained")[1] == LoadReport("as mynet.py:trained gives it", 9, 9)
+    report = build(model="mynet.py:trained", model_args={"but": "last.weight"})[1]
+    assert report == LoadReport("as mynet.py:trained gives it", 8, 9, ("last.weight",))
+    torch.set_rng_state(state)
 
 
 def test_one_output_for_two_classes(mine, tmp_path):

@@ -565,7 +565,7 @@ def test_float64_networks_give_float64():
 def test_a_compiled_block_that_fails_runs_as_it_is(checkpointing, monkeypatch):
     calls = []
 
-    def refusing(forward):
+    def refusing(forward, **options):
         def compiled(x, scale=1.0):
             calls.append(forward.__self__)
             assert len(calls) < 4, "expected stride 192==3072"

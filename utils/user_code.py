@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from utils.config_values import expanded, nearest
 from utils.errors import ConfigError, UserError, first_line
@@ -42,6 +43,13 @@ def load_object(spec: str, key: str, base: type | None = None) -> object:
         raise ConfigError(f"{key}: {spec}: {name!r} {what}{nearest(name, known)}; the file has "
                           f"{', '.join(known) or 'nothing of the kind'}.")
     return found
+
+
+def called(spec: str, key: str, args: dict[str, Any]) -> Any:
+    """What the function `spec` (see `load_object`) returns for `args`. Raises ConfigError as `running` does."""
+    function: Any = load_object(spec, key)
+    with running(spec, key):
+        return function(**args)
 
 
 @contextlib.contextmanager
