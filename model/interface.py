@@ -1,7 +1,8 @@
 """A network's input and output conventions, and the conversion from pixels and to logits: pure functions on tensors."""
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -68,6 +69,19 @@ class Interface:
         if (height, width) == (full_height, full_width):
             return x
         return F.pad(x, (0, full_width - width, 0, full_height - height))
+
+    def fitting_multiple(self, network: nn.Module, x: Tensor) -> int | None:
+        """The smallest power of two such that the network takes an input of the size of x padded to its multiples. None
+        if there is none, or if the network takes a single image of x's size, so that the size is not the problem."""
+        tried: set[tuple[int, ...]] = set()
+        for multiple in (2**i for i in range(10)):
+            size = replace(self, size_multiple=multiple)._padded_size(x.shape[-2:])
+            with contextlib.suppress(RuntimeError, ValueError, AssertionError), torch.no_grad():
+                if size not in tried:
+                    self.run(network, x.new_zeros(1, x.shape[1], *size))
+                    return multiple if tried else None
+            tried.add(size)
+        return None
 
     def resized(self, scores: Tensor, size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
         """Resize score maps bilinearly: [B, C, h, w] -> [B, C, *size]. Only that part of a map is kept which belongs to

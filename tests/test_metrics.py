@@ -97,6 +97,8 @@ def test_the_table_shows_every_number():
     table = score_table({"LD": scores, "a heading longer than its three columns": scores}, street_class_set(19))
     lines = table.splitlines()
     assert len({len(line) for line in lines}) == 1
+    alone = score_table({"LD": scores}, street_class_set(19)).splitlines()  # a long heading widens its own columns only
+    assert all(line.startswith(short) for line, short in zip(lines, alone))
     assert lines[-1].split()[1:] == 2 * [f"{scores[p]['miou']:.1f}" for p in scores]
     terrain = next(line for line in lines if line.startswith("terrain")).split()
     assert terrain[1:] == 2 * [f"{scores['19 classes']['iou']['terrain']:.1f}", "-", "-"]

@@ -387,6 +387,20 @@ def test_a_network_that_needs_larger_images_is_tried_on_them():
     examine(segmenter(Large(), 3))
 
 
+@pytest.mark.parametrize("size, said", [((32, 32), 0), ((33, 32), 0), ((64, 60), 0), ((40, 64), 1), ((17, 16), 1)])
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+def test_batch_norms_that_see_much_padding_are_said(size, said, statistics):
+    made = small(size_multiple=32 if size != (33, 32) else 1)
+    made.use_statistics(statistics)
+    for _ in range(2):
+        made(images(2, 3, *size))
+    assert len(made.remarks) == said * (statistics == "batch")
+    if made.remarks:
+        share = 1 - size[0] * size[1] / ((size[0] + 31) // 32 * 32) / ((size[1] + 31) // 32 * 32)
+        assert f"{size[1]} x {size[0]} pixels (width x height) are padded" in made.remarks[0]
+        assert f"so {share:.0%} of" in made.remarks[0]
+
+
 class Halving(Answer):
     """Adds features of half the size to their upsampled halves, `times` deep, as a decoder does."""
 

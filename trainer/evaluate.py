@@ -87,13 +87,14 @@ def score_table(columns: dict[str, dict[str, dict]], class_set: ClassSet) -> str
     heads = [f"{p.removesuffix(' classes')} cl." if p.endswith(" classes") else p for p in protocols]
     first = max(len(name) for name in (*names, "classes"))
     cell_width = max(7, *(len(head) + 1 for head in heads))
-    block = max([cell_width * len(protocols)] + [len(heading) + 2 for heading in columns])
+    blocks = [max(cell_width * len(protocols), len(heading) + 2) for heading in columns]
     def row(title, cells):
         return title.ljust(first) + "".join("".join(c.rjust(block // len(protocols)) for c in cell).rjust(block)
-                                            for cell in cells)
+                                            for block, cell in zip(blocks, cells))
     def number(value):
         return "-" if value is None else f"{value:.1f}"
-    lines = [" " * first + "".join(heading.rjust(block) for heading in columns), row("IoU, %", [heads] * len(columns))]
+    lines = [" " * first + "".join(heading.rjust(block) for block, heading in zip(blocks, columns)),
+             row("IoU, %", [heads] * len(columns))]
     rule = "-" * len(lines[0])
     lines.append(rule)
     lines += [row(name, [[number(scores[p]["iou"].get(name)) for p in protocols] for scores in columns.values()])
