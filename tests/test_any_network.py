@@ -158,6 +158,25 @@ def test_dropout_is_the_same_after_a_resume_and_when_it_is_computed_again(world,
     assert any(not found["whole"][k].equal(v) for k, v in other.items())
 
 
+def test_a_run_goes_on_when_the_networks_file_has_moved_and_no_file_that_its_state_names_is_run(world, monkeypatch,
+                                                                                                capsys):
+    words = NETWORKS["group norm"]
+    assert stage(monkeypatch, "source_only", None, *words, "note=whole") == 0
+    with monkeypatch.context() as patch:
+        kill_at(patch, 1)
+        assert stage(patch, "source_only", None, *words) == EXIT_STOPPED
+    os.rename("nets", "moved")
+    os.mkdir("nets")
+    Path("nets/mynet.py").write_text("open('ran', 'w')\n")
+    capsys.readouterr()
+    assert stage(monkeypatch, "source_only", None, "model=moved/mynet.py:twenty", "head=[classes]", "output_channels="
+                 f"{[*range(19)]}", "--resume") == 2
+    assert "these differ: model: was nets/mynet.py:groups, is moved/mynet.py:twenty" in capsys.readouterr().err
+    assert stage(monkeypatch, "source_only", None, *words, "model=moved/mynet.py:groups", "--resume") == 0
+    one, other = (weights(f"snapshot/{note}/source_only.pth") for note in ("whole", "tiny"))
+    assert not Path("ran").exists() and all(one[k].equal(v) for k, v in other.items())
+
+
 @pytest.mark.parametrize("words", [["amp=bf16"], pytest.param(["compile=true"], marks=pytest.mark.slow),
                                    ["bn_stats=running"], ["channels_last=false"]])
 def test_speed_keys_run_on_a_foreign_network(world, monkeypatch, words):
