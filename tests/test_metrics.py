@@ -133,9 +133,9 @@ def test_a_mean_over_all_classes_has_no_second_row():
     assert all(s["unseen"] == [] for s in scores.values()) and " of " not in means(scores)
 
 
-def test_the_caller_of_predictions_is_not_in_inference_mode():
+def test_the_caller_of_predictions_has_gradients():
     network = Segmenter(torch.nn.Conv2d(3, 4, 1), 4, Interface(HOUSE_INPUT))
     items = [{"image": torch.zeros(1, 2, 3, 3, dtype=torch.uint8), "size": (5, 7)}] * 2
     for item, prediction in predictions(network, items, torch.device("cpu")):
         assert prediction.shape == item["size"] and prediction.dtype == torch.int64
-        assert not torch.is_inference_mode_enabled()
+        assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
