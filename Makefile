@@ -32,10 +32,10 @@ demo: .venv/.installed
 	@echo "figure: miou_result/toy/figure.png; checkpoints: snapshot/toy/"
 
 test: .venv/.installed-dev
-	$(RUN) -m pytest -q -m "not slow" tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile -m "not slow" tests
 
 test-slow: .venv/.installed-dev
-	$(RUN) -m pytest -q tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile tests
 
 lint: .venv/.installed-dev
 	$(RUN) -m ruff check

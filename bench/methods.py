@@ -105,6 +105,8 @@ class Runs:
         finally:
             for process, _ in running.values():
                 process.terminate()  # it saves its state
+            for process, _ in running.values():
+                process.wait()
 
     def begin(self, run: Run) -> subprocess.Popen:
         """Start a process, which goes on where an earlier one with the same command has been stopped."""
@@ -164,8 +166,9 @@ def survey(runs: Runs, names: list[str], seeds: list[int], tuning: list[int], tr
         for name, of_method in plan.items():
             tuned[name] = {words: [runs.result(one)["miou"] for one in ones] for words, ones in of_method.items()}
             setting[name] = chosen(tuned[name])
-    for level in levels(names)[1:]:
-        runs.execute([run(name, setting[name], seed) for name in level for seed in seeds])
+    for seed in seeds:
+        for level in levels(names)[1:]:
+            runs.execute([run(name, setting[name], seed) for name in level])
     return {name: {"setting": setting[name], "tuned": tuned[name],
                    "results": [runs.result(run(name, setting[name], seed)) for seed in seeds]} for name in setting}
 

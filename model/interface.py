@@ -29,6 +29,7 @@ class Interface:
     - run(network, x): the forward pass, at the network's own resolution.
     - output: the part of its result that holds the scores: a name, an index as text, or `auto`: the result itself if
       it is a tensor, else what is called out or logits, else the only map [B, channels, h, w] in a tuple or list.
+      Index 0 of a tensor is the tensor: networks with auxiliary heads return several in training, one in evaluation.
     - channels: the channels of the scores that are the classes, in the classes' order; None: all.
     - head: prefixes of the names of the head's parameters; None: the last module that has parameters.
     - size_multiple: the network takes heights and widths that are multiples of this.
@@ -144,7 +145,9 @@ def _part(found, name):
         return found.get(name)
     if isinstance(found, (tuple, list)) and name.lstrip("-").isdigit() and -len(found) <= int(name) < len(found):
         return found[int(name)]
-    return None if isinstance(found, Tensor) else getattr(found, name, None)
+    if isinstance(found, Tensor):
+        return found if name == "0" else None
+    return getattr(found, name, None)
 
 
 def _is_map(found):

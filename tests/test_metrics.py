@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from dataset.labels import CITYSCAPES_CLASSES, STREET_PROTOCOLS, street_class_set
-from trainer.evaluate import means, protocol_scores, score_table, scored_classes
+from model.interface import Interface
+from model.segmenter import Segmenter
+from trainer.evaluate import means, predictions, protocol_scores, score_table, scored_classes
+from utils.constants import HOUSE_INPUT
 from utils.metrics import class_iou, confusion_matrix
 from utils.schedule import poly_lr, round_lr, round_portion
 
@@ -128,3 +131,11 @@ def test_a_mean_over_all_classes_has_no_second_row():
     scores = protocol_scores(confusion_matrix(label, predicted, 19), street_class_set(19))
     assert "classes" not in score_table({"LD": scores}, street_class_set(19)).splitlines()[-2]
     assert all(s["unseen"] == [] for s in scores.values()) and " of " not in means(scores)
+
+
+def test_the_caller_of_predictions_has_gradients():
+    network = Segmenter(torch.nn.Conv2d(3, 4, 1), 4, Interface(HOUSE_INPUT))
+    items = [{"image": torch.zeros(1, 2, 3, 3, dtype=torch.uint8), "size": (5, 7)}] * 2
+    for item, prediction in predictions(network, items, torch.device("cpu")):
+        assert prediction.shape == item["size"] and prediction.dtype == torch.int64
+        assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()

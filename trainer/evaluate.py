@@ -14,9 +14,10 @@ def predictions(model: Segmenter, loader: Iterable[dict], device: torch.device) 
     train ids, int64 [H, W] at the file's own size."""
     model.eval()
     for item in loader:
-        with torch.inference_mode():
+        with torch.no_grad():
             image = model.prepare(item["image"].to(device, non_blocking=True))
-            yield item, model(image, size=tuple(item["size"]))[0].max(0).indices
+            prediction = model(image, size=tuple(item["size"]))[0].max(0).indices
+        yield item, prediction  # outside, as the caller's code would run without gradients too
 
 
 def evaluate(model: Segmenter, loader: Iterable[dict], num_classes: int, device: torch.device,

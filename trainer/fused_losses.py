@@ -111,7 +111,7 @@ def _backward_tile(z, label, selected, in_entropy, saved, weights, kind):
         mean = (p * by_p).sum(1)
     grad = by_p.mul_(entropic.unsqueeze(1)).add_((positive - negative - entropic * mean).unsqueeze(1)).mul_(p)
     of_rank = (wide == kth.unsqueeze(1)).to(grad.dtype)
-    grad += of_rank.mul_((negative / of_rank.sum(1)).unsqueeze(1))
+    grad.addcmul_(of_rank, (negative / of_rank.sum(1)).unsqueeze(1))  # exact products, so a fused rounding is the same
     return grad.scatter_add_(1, label.unsqueeze(1), -positive.unsqueeze(1)).to(z.dtype)
 
 

@@ -9,6 +9,8 @@ from dataset.segmentation import Sample, fingerprint
 from utils.checkpoint import STATE_VERSION, StateFolder, read_state
 from utils.config import Config, differences, parse_config, to_yaml
 from utils.errors import CheckpointError, ConfigError, NothingToDo
+from utils.user_code import is_user_code
+from utils.yaml_text import parse_yaml
 
 
 @dataclass
@@ -72,12 +74,26 @@ def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable
 
 
 def _require_same_run(cfg, path, state, samples):
-    saved = parse_config(state["config"], str(path), method=cfg.method)
+    found = _other_classes(cfg, parse_yaml(state["config"], str(path))) or _differences(cfg, path, state, samples)
+    if found:
+        raise ConfigError(f"resume: {path} is the state of another run; these differ: {'; '.join(found)}. Set them "
+                          "back, or start over under another note, or with overwrite=true and without resume.")
+
+
+def _other_classes(cfg, saved):
+    """Whether method or network differ. A user's file may have moved to another folder."""
+    def name(value):
+        return str(value).rpartition("/")[2] if is_user_code(str(value)) else value
+    return [f"{key}: was {saved.get(key)}, is {getattr(cfg, key)}" for key in ("method", "model")
+            if name(saved.get(key)) != name(getattr(cfg, key))]
+
+
+def _differences(cfg, path, state, samples):
+    # Of this run's method and model, so that no file that a state names is run.
+    saved = parse_config(state["config"], str(path), method=cfg.method, model=cfg.model)
     if not cfg.fix_seed:  # the run goes on with the seed that was drawn when it began
         cfg = dataclasses.replace(cfg, seed=saved.seed)
     found = differences(saved, cfg)
     if not found and state["data"] != fingerprint(samples):
         found = [f"the training images' names or sizes ({len(samples)} now)"]
-    if found:
-        raise ConfigError(f"resume: {path} is the state of another run; these differ: {'; '.join(found)}. Set them "
-                          "back, or start over under another note, or with overwrite=true and without resume.")
+    return found

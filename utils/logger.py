@@ -28,7 +28,7 @@ class RunLog:
         self._events: TextIO | None = None
 
     def open(self) -> None:
-        """Begin the record, or go on with it. No effect when it is open."""
+        """Start the log, or go on with that of a resumed stage. Does nothing if it is open."""
         if self._events:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -219,5 +219,5 @@ class SelfTraining(Method):
     @classmethod
     def usable(cls, cfg, samples, state):
         position = state["position"]
-        return not position["prepared"] or PseudoLabels(cfg, samples).intact(position["round"],
-                                                                             state["parts"]["pseudo_labels"])
+        written = state["parts"].get("pseudo_labels", {})
+        return not position["prepared"] or PseudoLabels(cfg, samples).intact(position["round"], written)
