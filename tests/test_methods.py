@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_pipeline import TINY, toy_world, weights  # noqa: F401 (a fixture)
+from test_pipeline import TINY, call, toy_world, weights  # noqa: F401 (a fixture)
 
+import run as run_script
 from model.build import build_model
 from trainer.loop import Trainer
 from trainer.methods import find, known
@@ -281,3 +282,39 @@ def test_a_key_cannot_have_the_name_of_a_hook(tmp_path, monkeypatch, name):
                                f"class Mine(Method):\n    {name}: int = key(1, 'a number')\n")
     with pytest.raises(ConfigError, match=f"hook.py, line 4: TypeError: Mine.{name}: .* rename the key"):
         parse_config("", "c.yml", ["method=hook.py:Mine"])
+
+
+PARTS = """
+import torch
+from trainer.methods.base import Method
+
+class Named(Method):
+    state = {}
+    def losses(self, batch, rng):
+        return {"mean": self.network(batch.images).mean() + self.bonus}
+    def parts(self):
+        return {"network": self}
+    def state_dict(self):
+        return self.state
+
+class Odd(Named):
+    state = {"module": torch.nn.ReLU()}
+    def parts(self):
+        return {"odd": self}
+"""
+
+
+@pytest.mark.parametrize("name, said", [("Named", "parts has 'network', which the saved state has already"),
+                                        ("Odd", "the state of its part 'odd' holds more than plain tensors")])
+def test_parts_that_could_not_be_restored_are_refused_before_anything_is_written(world, name, said):
+    Path("parts.py").write_text(PARTS)
+    with pytest.raises(TrainingError, match=f"method: parts.py:{name}: {said}"):
+        train(f"parts.py:{name}", "note=parts")
+    assert not Path("snapshot/parts").exists()
+
+
+def test_an_error_in_a_users_method_names_its_line(world, monkeypatch, capsys):
+    Path("fails.py").write_text(PARTS.replace('{"network": self}', "{}"))
+    assert call(monkeypatch, run_script, "method=fails.py:Named", "init_weight=snapshot/source/source_only.pth") == 2
+    error, = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {Path('fails.py').resolve()}, line 8: AttributeError: 'Named' object has no")
