@@ -297,6 +297,27 @@ def test_networks_without_batch_norm():
     assert all(a.equal(b) for a, b in zip(teacher.model.state_dict().values(), made.state_dict().values()))
 
 
+@pytest.mark.filterwarnings("ignore:.*(weight_norm|torch.jit)")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_network_with_reparametrised_weights_can_have_a_teacher(wrap):
+    network = Answer()
+    wrap(network.conv)
+    made, x = segmenter(network, 3), images(2, 3, 8, 8)
+    examine(made)
+    teacher = Teacher(made, 0.5)
+    made.train()(x).sum().backward()
+    teacher.update(made)
+    assert teacher.model.eval()(x).equal(made.eval()(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_network_that_cannot_be_copied_has_no_teacher():
+    made = segmenter(torch.jit.trace(nn.Conv2d(3, 3, 1), images(1, 3, 8, 8)), 3)
+    examine(made)
+    with pytest.raises(ConfigError, match="model: the teacher is a copy .* TorchScript"):
+        Teacher(made, 0.5)
+
+
 @pytest.mark.parametrize("norm, frozen", [(nn.BatchNorm2d, True), (nn.SyncBatchNorm, True),
                                           (lambda w: nn.InstanceNorm2d(w, affine=True), False)])
 def test_freezing_takes_every_kind_of_batch_norm(norm, frozen):

@@ -11,7 +11,7 @@ from dataset import inspection, segmentation
 from dataset.class_sets import class_set
 from model.build import build_model, pick_device
 from model.weights import save_weights
-from trainer.checks import not_finite, require_losses, require_start, require_trained
+from trainer.checks import not_finite, require_losses, require_parts, require_start, require_trained
 from trainer.methods.base import Batch, Batches, Setting
 from trainer.run_state import Position, newest_state, saved_state
 from trainer.validation import Validation
@@ -72,6 +72,7 @@ class Trainer:
         self.method = method(Setting(cfg, self.network, self.device, self.samples, class_set(cfg).names, self.position,
                                      self.log, self.interrupt.check))
         self.position.round = self.method.first_round
+        require_parts(cfg.method, self.method.parts())
         self._start_writing(remarks, report)
 
     def run(self) -> dict | None:

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -83,6 +84,14 @@ def fault(error: BaseException, folder: Path) -> str:
     at = f"{place[0]}, line {place[1]}: " if place else ""
     text = error.msg if isinstance(error, SyntaxError) else first_line(error)
     return f"{at}{type(error).__name__}: {text}".rstrip(".")
+
+
+def users_fault(error: BaseException) -> str | None:
+    """`fault` of an error that arose in a user's file which has been loaded, or None."""
+    for folder in _kept:
+        if (text := fault(error, folder)).startswith(f"{folder}{os.sep}"):
+            return text
+    return None
 
 
 def _fits(found, base):
