@@ -109,6 +109,8 @@ class Foreign(Network):
         if max(taken.mean) > maximum:
             raise ConfigError(f"input_mean: {max(taken.mean):g} is beyond input_max, {maximum:g}: give input_mean and "
                               "input_std in the range of input_max, or set input_max=255.")
+        if twice := [c for c in self.output_channels or () if self.output_channels.count(c) > 1]:
+            raise ConfigError(f"output_channels: {twice[0]} is listed twice: give each class a channel of its own.")
         return Interface(taken, known.run, known.output if self.output == AUTO else self.output, self.output_channels,
                          value(self.head, known.head), value(self.size_multiple, known.size_multiple),
                          value(self.output_align_corners, known.align_corners))

@@ -318,3 +318,10 @@ def test_an_error_in_a_users_method_names_its_line(world, monkeypatch, capsys):
     assert call(monkeypatch, run_script, "method=fails.py:Named", "init_weight=snapshot/source/source_only.pth") == 2
     error, = capsys.readouterr().err.splitlines()
     assert error.startswith(f"error: {Path('fails.py').resolve()}, line 8: AttributeError: 'Named' object has no")
+
+
+@pytest.mark.parametrize("name", ["source_only", "be"])
+def test_a_users_method_cannot_have_the_name_of_one_that_is_here(world, name):
+    Path("named.py").write_text(f"from trainer.methods.base import Method\nclass {name}(Method): pass\n")
+    with pytest.raises(ConfigError, match=f"method: named.py:{name}: a method of that name is here already"):
+        load_config("tiny.yml", [f"method=named.py:{name}"])

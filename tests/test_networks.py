@@ -400,6 +400,7 @@ def test_what_is_not_given_of_the_input_is_imagenets_in_the_range_of_input_max(m
     ({"model": "mynet.py:build", "input_mean": [104, 117, 123]}, "input_mean: 123 is beyond input_max, 1: give"),
     ({"model": "mynet.py:build", "output": "scores"}, "output: 'scores' is not there; the network returns a mapping"),
     ({"model": "mynet.py:build", "output_channels": [0, 1, 2, 3, 20]}, "output_channels: 20 is not there"),
+    ({"model": "mynet.py:build", "output_channels": [4, 1, 2, 3, 1]}, "output_channels: 1 is listed twice"),
     ({"model": "mynet.py:build", "model_args": {"outputs": 5}, "head": ["classifier"]}, "they begin with body, last"),
 ])
 def test_what_is_wrong_is_said_in_one_line(mine, keys, expected):

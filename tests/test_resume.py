@@ -70,8 +70,9 @@ def test_killed_runs_of_every_method_end_with_the_same_bits(world):
 
 
 MINE = """
+import random
+import numpy as np
 import torch
-
 from trainer.methods.base import Method
 from utils.config_values import key
 
@@ -82,8 +83,8 @@ class Mine(Method):
     spread: float = key(0.5, "weight of the spread", low=0)
 
     def losses(self, batch, rng):
-        noisy = batch.images + float(rng.normal()) * torch.randn_like(batch.images)
-        return {"spread": self.spread * self.network(noisy).std(1).mean()}
+        noisy = batch.images + float(rng.normal()) * torch.randn_like(batch.images) * random.random()
+        return {"spread": self.spread * self.network(noisy).std(1).mean() * np.random.rand()}
 """
 
 

@@ -1,5 +1,6 @@
 """One run of one method: its assembly, the training loop, validation, saving and resuming."""
 import dataclasses
+import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -147,7 +148,10 @@ class Trainer:
         where a loss or gradient is not finite.
         """
         counters = [self.cfg.seed, RANK, self.position.round, self.position.step]
-        torch.manual_seed(int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0]))
+        seed = int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0])
+        torch.manual_seed(seed)
+        random.seed(seed)  # this and the next for users' networks and methods
+        np.random.seed(seed % 2**32)
         batch = self._on_device(item)
         self.network.train()
         losses = self.method.losses(batch, np.random.default_rng([counters[0], *counters[2:]]))
