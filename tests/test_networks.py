@@ -322,6 +322,19 @@ def test_a_function_may_change_its_arguments(mine):
     assert len(report.initialised) == 4 and made.options["model_args"] == {"widths": [5]}
 
 
+def test_lazy_modules_are_refused_until_they_know_their_sizes(mine):
+    with open("mynet.py", "a") as file:
+        file.write("""
+def lazy(known=False):
+    network = nn.Sequential(nn.LazyConv2d(5, 1), nn.LazyBatchNorm2d())
+    if known:
+        network(torch.rand(2, 3, 8, 8))
+    return network
+""")
+    assert "lazy modules do not know their sizes" in refusal(ConfigError, model="mynet.py:lazy")
+    assert build(model="mynet.py:lazy", model_args={"known": True})[0].has_batch_norm
+
+
 def test_a_network_with_a_3d_convolution(mine):
     with open("mynet.py", "a") as file:
         file.write("""
