@@ -260,8 +260,8 @@ class UserNetwork(Foreign):
         if not isinstance(network, nn.Module):
             raise ConfigError(f"model: {name} returns a {type(network).__name__}, expected a torch.nn.Module.")
         if any(nn.parameter.is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
-            raise ConfigError(f"model: {name} returns a network whose lazy modules do not know their sizes yet: pass an "
-                              "example through it before it is returned.")
+            raise ConfigError(f"model: {name} returns a network whose lazy modules do not know their sizes yet: pass "
+                              "an example through it before it is returned.")
         self._built = name, network
         return network
 
