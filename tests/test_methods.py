@@ -126,8 +126,8 @@ import torch
 from torch import nn
 
 
-def build():  # the same weights every time, as a function that loads them gives
-    torch.manual_seed(3)
+def build():
+    torch.manual_seed(5)  # the weights are the same in every call, as loaded ones are
     return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 19, 1))
 """
 

@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import importlib
 import importlib.util
-import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from utils.config_values import expanded, nearest
 from utils.errors import ConfigError, UserError, first_line
 
 _ROOT = Path(__file__).resolve().parents[1]  # of this project
+_loaded: set[str] = set()  # names of the users' modules that `load_object` has read
 _kept: dict[Path, dict[str, ModuleType]] = {}  # a user's folder -> its modules that share a name with others
 
 
@@ -72,26 +72,29 @@ def running(spec: str, key: str) -> Iterator[None]:
         raise ConfigError(f"{key}: {spec}: {fault(error, folder)}{_clash(error, hidden, folder)}.") from error
 
 
-def fault(error: BaseException, folder: Path) -> str:
-    """`file, line N: kind: message` of an error, with the innermost line of a file below `folder`."""
+def fault_in_run(error: BaseException) -> str | None:
+    """`fault` of an error that left a user's module in the middle of a run; None: the user's code had no part in it."""
+    return fault(error) if any(_is_loaded(frame) for frame, _ in traceback.walk_tb(error.__traceback__)) else None
+
+
+def fault(error: BaseException, folder: Path | None = None) -> str:
+    """`file, line N: kind: message` of an error, with the innermost line of a user's module or of a file below
+    `folder`."""
     if isinstance(error, SyntaxError) and error.filename:
         place = error.filename, error.lineno
     else:
-        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-        mine = [place for place in frames if Path(place[0]).resolve().is_relative_to(folder)
-                and "site-packages" not in place[0] and not _is_ours(place[0], folder)]
+        frames = [(frame, frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+        mine = [(file, line) for frame, file, line in frames if _is_loaded(frame)
+                or folder and Path(file).resolve().is_relative_to(folder)
+                and "site-packages" not in file and not _is_ours(file, folder)]
         place = mine[-1] if mine else None
     at = f"{place[0]}, line {place[1]}: " if place else ""
     text = error.msg if isinstance(error, SyntaxError) else first_line(error)
     return f"{at}{type(error).__name__}: {text}".rstrip(".")
 
 
-def users_fault(error: BaseException) -> str | None:
-    """`fault` of an error that arose in a user's file which has been loaded, or None."""
-    for folder in _kept:
-        if (text := fault(error, folder)).startswith(f"{folder}{os.sep}"):
-            return text
-    return None
+def _is_loaded(frame):
+    return frame.f_globals.get("__name__") in _loaded
 
 
 def _fits(found, base):
@@ -126,6 +129,7 @@ def _load(spec, key):
         if found is None or found.loader is None:
             raise ConfigError(f"{key}: {where}: is no Python file (.py): give my_file.py:Name.")
         module = sys.modules[unique] = importlib.util.module_from_spec(found)
+        _loaded.add(unique)
         try:
             found.loader.exec_module(module)
         except BaseException:
@@ -135,6 +139,7 @@ def _load(spec, key):
 
 
 def _import(where, spec, key):
+    _loaded.add(where)
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:
