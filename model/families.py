@@ -207,6 +207,8 @@ class HuggingFace(Foreign):
 
     def _trained(self, name, folder, args):
         from transformers import AutoModelForSemanticSegmentation
+        from transformers.utils import logging
+        logging.disable_progress_bar()  # it is drawn where the output is no terminal, too
         try:
             network, found = AutoModelForSemanticSegmentation.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True, **args)

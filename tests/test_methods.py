@@ -203,6 +203,27 @@ def test_a_users_method_whose_state_has_changed_is_not_resumed(world):
     assert Path("snapshot/mine/Mine.pth").exists()
 
 
+def test_a_users_network_whose_shapes_have_changed_is_not_resumed(world):
+    words = ["model=mine_net.py:build", "init_weight=None", "note=mine_net", "val=False"]
+    fixed = "import torch\n" + NETWORK.replace("():\n", "():\n    torch.manual_seed(0)  # counts as trained\n")
+    Path("mine_net.py").write_text(fixed)
+    Path("mine.py").write_text(METHOD.format(returned='{"entropy": loss}', stop=True, parts="{}"))
+    find.cache_clear()
+    with pytest.raises(Stopped):
+        Trainer(load_config("tiny.yml", words, method="mine.py:Mine")).run()
+    Path("mine_net.py").write_text(fixed.replace("3, 2, 1)", "5, 2, 2)"))
+    with pytest.raises(CheckpointError, match="resume: .* does not fit .*size mismatch.*mine_net.py:build has changed"):
+        Trainer(load_config("tiny.yml", [*words, "resume=True"], method="mine.py:Mine")).run()
+
+
+def test_a_users_method_without_losses_is_one_error(world):
+    Path("mine.py").write_text("from trainer.methods.base import Method\nclass Mine(Method): pass\n")
+    find.cache_clear()
+    words = ["init_weight=snapshot/source/source_only.pth", "note=without", "val=False"]
+    with pytest.raises(ConfigError, match="method: Mine has no losses: define losses"):
+        Trainer(load_config("tiny.yml", words, method="mine.py:Mine")).run()
+
+
 def test_methods_have_distinct_titles_and_short_files():
     classes = known()
     assert len({cls.title for cls in classes.values()}) == len(classes)

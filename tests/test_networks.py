@@ -214,9 +214,10 @@ def test_segformer_from_its_configuration(segformer, tmp_path):
     trains_and_loads(network, tmp_path, **keys)
 
 
-def test_segformer_with_its_folders_weights(segformer):
+def test_segformer_with_its_folders_weights(segformer, capfd):
     root, made = segformer
     network, report = build(model=f"hf/{root}/trained", classes=7)
+    assert capfd.readouterr().err == ""  # no progress bar
     assert report.loaded == report.total and not report.initialised and report.format.startswith("as hf/")
     x = images(1, 3, 40, 56)
     with torch.no_grad():

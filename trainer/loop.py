@@ -210,7 +210,13 @@ class Trainer:
                                   "another note, or with overwrite=true and without resume.")
         for name, part in parts.items():
             if name != "log":  # it has been opened at the saved length
-                part.load_state_dict(saved[name])
+                try:
+                    part.load_state_dict(saved[name])
+                except RuntimeError as error:  # a user's network may have been edited
+                    raise CheckpointError(f"resume: {self._last_state}: its {name} does not fit "
+                                          f"({one_line(str(error))[:200]}): model {self.cfg.model} has changed since; "
+                                          "start over under another note, or with overwrite=true and without "
+                                          "resume.") from error
         position = self.position
         if position.global_step and (position.step == 0 or position.global_step % self.cfg.val_freq == 0):
             self.validate()
