@@ -97,6 +97,20 @@ def test_a_method_from_a_file_of_its_own_is_killed_and_ends_with_the_same_bits(w
     assert not before["layer5.conv2d_list.0.weight"].equal(after["layer5.conv2d_list.0.weight"])
 
 
+def test_a_users_file_that_has_changed_is_named_when_its_run_is_resumed(world, monkeypatch, capsys):
+    Path("mine.py").write_text(MINE)
+    words = ("method=mine.py:Mine", "init_weight=snapshot/tiny/source_only.pth", "epochs=2")
+    for step, changed in ((2, False), (1, True)):
+        with monkeypatch.context() as patch:
+            kill_at(patch, Trainer, step)
+            assert call(patch, run_script, *words, "--resume") == EXIT_STOPPED
+        capsys.readouterr()
+        Path("mine.py").write_text(MINE + "# changed\n" * changed)
+    assert call(monkeypatch, run_script, *words, "--resume") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "has changed since" in line]
+    assert len(said) == 1 and said[0].startswith("warning: mine.py:Mine: the file has changed")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", known())
 def test_many_killed_runs_end_with_the_same_bits(world, method):

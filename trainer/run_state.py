@@ -9,7 +9,7 @@ from dataset.segmentation import Sample, fingerprint
 from utils.checkpoint import STATE_VERSION, StateFolder, read_state
 from utils.config import Config, differences, parse_config, to_yaml
 from utils.errors import CheckpointError, ConfigError, NothingToDo
-from utils.user_code import is_user_code
+from utils.user_code import file_digest, is_user_code
 from utils.yaml_text import parse_yaml
 
 
@@ -37,6 +37,7 @@ def saved_state(cfg: Config, data: str, position: Position, parts: Mapping[str, 
     """The state to be saved. It holds plain tensors and values only, so that reading it runs no code. data:
     `segmentation.fingerprint` of the training images."""
     return {"version": STATE_VERSION, "config": to_yaml(cfg), "seed": cfg.seed, "data": data,
+            "code": {key: file_digest(getattr(cfg, key)) for key in ("method", "model")},
             "position": dataclasses.asdict(position),
             "parts": {name: part.state_dict() for name, part in parts.items()}}
 
@@ -67,6 +68,9 @@ def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable
         _require_same_run(cfg, path, state, samples)
         if usable(state):
             remarks.append(f"resumed from {path}")
+            remarks += [f"warning: {getattr(cfg, key)}: the file has changed since this state was saved, so the run "
+                        "goes on with other code than it began with" for key, digest in state["code"].items()
+                        if digest != file_digest(getattr(cfg, key))]
             return path, state
         remarks.append(f"warning: {path}: the pseudo labels of its round are gone or changed: the round is done again")
     remarks.append(f"resume: no usable state in {states.folder}, the stage starts from its beginning")

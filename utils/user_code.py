@@ -46,6 +46,15 @@ def load_object(spec: str, key: str, base: type | None = None) -> object:
     return found
 
 
+def file_digest(spec: str) -> str:
+    """Hexadecimal SHA-256 of the file in `my_file.py:Name`; empty for anything else, and for a file that is gone."""
+    where = spec.rpartition(":")[0]
+    if not _is_file(where):
+        return ""
+    path = Path(expanded(where, "file"))
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
 def called(spec: str, key: str, args: dict[str, Any]) -> Any:
     """What the function `spec` (see `load_object`) returns for `args`. Raises ConfigError as `running` does."""
     function: Any = load_object(spec, key)
