@@ -35,7 +35,8 @@ def build_model(cfg: Config, device: torch.device, weights: str | None = None,
         network.freeze_bn_affine()
     network.autocast, network.checkpointing = AUTOCAST[cfg.amp], cfg.checkpointing
     network.to(device)
-    network.to(memory_format=torch.channels_last if cfg.channels_last else torch.preserve_format)
+    if cfg.channels_last and not any(t.dim() == 5 for t in network.state_dict().values()):  # as torch refuses those
+        network.to(memory_format=torch.channels_last)
     if cfg.compile:
         network.compile_blocks()
     return network, report

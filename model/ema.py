@@ -4,6 +4,8 @@ import copy
 import torch
 from torch import nn
 
+from utils.errors import ConfigError, first_line
+
 
 def ema_decay(updates: int, ema_alpha: float) -> float:
     """Share of the old teacher that update number t = `updates` (from 0) keeps: `min(1 - 1/(t+1), ema_alpha)`. The
@@ -15,11 +17,16 @@ class Teacher:
     """A copy of the student that follows it: theta' <- a theta' + (1 - a) theta with a = `ema_decay`.
 
     Parameters are averaged. Batch-norm buffers are copied: they are unused with batch statistics, and with running
-    statistics the teacher normalises as the student does.
+    statistics the teacher normalises as the student does. Raises ConfigError for a network that torch cannot copy.
     """
 
     def __init__(self, student: nn.Module, ema_alpha: float):
-        self.model = copy.deepcopy(student).requires_grad_(False)
+        try:
+            self.model = copy.deepcopy(student).requires_grad_(False)
+        except RuntimeError as error:
+            raise ConfigError(f"model: the teacher is a copy of the network, which cannot be copied "
+                              f"({first_line(error)}): use a method without a teacher, or a network that is not "
+                              "compiled to TorchScript.") from error
         self.ema_alpha = ema_alpha
         self.updates = 0
 

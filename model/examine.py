@@ -1,4 +1,5 @@
 """A trial of a network before it is used."""
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -17,25 +18,28 @@ def examine(segmenter: Segmenter) -> None:
     modes = {module: module.training for module in segmenter.modules()}
     hooks, unfit = [], set()
 
-    def watch(module, see):
-        versions = []
-        hooks.append(module.register_forward_pre_hook(lambda m, args: versions.append(args[0]._version)))
-        hooks.append(module.register_forward_hook(lambda m, args, _: see(m, args[0], versions.pop())))
+    def watch_norm(norm, args):
+        norm._single = args[0].numel() == args[0].shape[1]
 
-    def see_norm(norm, x, _):
-        norm._single = x.numel() == x.shape[1]
+    def watch_block(block):
+        before = []
 
-    def see_block(block, x, version):
-        if x._version != version:
-            unfit.add(id(block))
+        def begins(_, args, named):
+            before.append(_arguments((args, named)))
+
+        def ends(_, args, named, __):
+            if before.pop() != _arguments((args, named)):
+                unfit.add(id(block))
+
+        hooks.append(block.register_forward_pre_hook(begins, with_kwargs=True))
+        hooks.append(block.register_forward_hook(ends, with_kwargs=True))
 
     for block in segmenter._blocks:
-        watch(block, see_block)
-    for norm in segmenter._norms:
-        watch(norm, see_norm)
+        watch_block(block)
+    hooks += [norm.register_forward_pre_hook(watch_norm) for norm in segmenter._norms]
     try:
         segmenter.eval()
-        with torch.no_grad(), torch.random.fork_rng(devices=[]), recompute.copied_buffers(segmenter):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]), recompute.copied_buffers(segmenter.network):
             _pass_over_tiny_image(segmenter)
     finally:
         for hook in hooks:
@@ -43,6 +47,16 @@ def examine(segmenter: Segmenter) -> None:
         for module, mode in modes.items():
             module.training = mode
     segmenter._blocks = [block for block in segmenter._blocks if id(block) not in unfit]
+
+
+def _arguments(found):
+    """(identity, version) of every tensor in a block's arguments; lists and mappings are opened. A block that changes
+    one of them, or puts another in its place, cannot be computed again from them."""
+    if isinstance(found, Mapping):
+        found = tuple(found.values())
+    if isinstance(found, (tuple, list)):
+        return [entry for part in found for entry in _arguments(part)]
+    return [(id(found), found._version)] if isinstance(found, torch.Tensor) else []
 
 
 def _pass_over_tiny_image(segmenter):

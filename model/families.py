@@ -1,4 +1,5 @@
 """Families of networks, of other packages and users' own. Each is a class that declares keys and builds networks."""
+import copy
 import importlib.util
 import inspect
 import json
@@ -75,7 +76,7 @@ class Foreign(Network):
     def segmenter(self, name: str, num_classes: int) -> Segmenter:
         """See `Network.segmenter`. The network is tried on a tiny image, so its output is known to fit the classes."""
         try:
-            network = self._build(name, num_classes, dict(self.model_args or {}))
+            network = self._build(name, num_classes, self._arguments())
         except UserError:
             raise
         except Exception as error:  # whatever a family raises for arguments that it does not know
@@ -86,6 +87,10 @@ class Foreign(Network):
             segmenter.parameter_groups(1, 1)  # raises if there is none of the name
         examine(segmenter)
         return segmenter
+
+    def _arguments(self) -> dict[str, Any]:
+        """A copy of model_args, which the code that gets it may change."""
+        return copy.deepcopy(dict(self.model_args or {}))
 
     def _interface(self, network: nn.Module, name: str) -> Interface:
         """The network's interface: what the keys say, and for keys of None what the family knows."""
@@ -104,6 +109,8 @@ class Foreign(Network):
         if max(taken.mean) > maximum:
             raise ConfigError(f"input_mean: {max(taken.mean):g} is beyond input_max, {maximum:g}: give input_mean and "
                               "input_std in the range of input_max, or set input_max=255.")
+        if twice := [c for c in self.output_channels or () if self.output_channels.count(c) > 1]:
+            raise ConfigError(f"output_channels: {twice[0]} is listed twice: give each class a channel of its own.")
         return Interface(taken, known.run, known.output if self.output == AUTO else self.output, self.output_channels,
                          value(self.head, known.head), value(self.size_multiple, known.size_multiple),
                          value(self.output_align_corners, known.align_corners))
@@ -176,14 +183,15 @@ class Smp(Foreign):
 
 class HuggingFace(Foreign):
     """A semantic segmentation network of transformers, from a local folder with config.json. It has the folder's
-    weights, or a random start if there are none. Its input is as preprocessor_config.json says."""
+    weights, or a random start if there are none. Its input is as preprocessor_config.json says. Code in the folder is
+    not run, nor is the user asked whether it may be, unless model_args say so (trust_remote_code)."""
 
     brings_weights = True
     package = "transformers", "transformers"
 
     def _build(self, name, num_classes, args):
         from transformers import AutoConfig, AutoModelForSemanticSegmentation
-        folder = _folder(name)
+        folder, args = _folder(name), {"trust_remote_code": False} | args
         if not (folder / "config.json").is_file():
             raise ConfigError(f"model: {name}: there is no {folder}/config.json: give a local folder as "
                               "save_pretrained writes it.")
@@ -192,12 +200,15 @@ class HuggingFace(Foreign):
         found = AutoConfig.from_pretrained(folder, local_files_only=True, **args)
         if "num_labels" not in args and self.output_channels is None:
             found.num_labels = num_classes
-        network = AutoModelForSemanticSegmentation.from_config(found)
+        network = AutoModelForSemanticSegmentation.from_config(
+            found, trust_remote_code=args["trust_remote_code"]).float()
         self._untrained = tuple(network.state_dict())
         return network
 
     def _trained(self, name, folder, args):
         from transformers import AutoModelForSemanticSegmentation
+        from transformers.utils import logging
+        logging.disable_progress_bar()  # it is drawn where the output is no terminal, too
         try:
             network, found = AutoModelForSemanticSegmentation.from_pretrained(
                 folder, local_files_only=True, output_loading_info=True, **args)
@@ -250,14 +261,17 @@ class UserNetwork(Foreign):
         network = called(name, "model", args)
         if not isinstance(network, nn.Module):
             raise ConfigError(f"model: {name} returns a {type(network).__name__}, expected a torch.nn.Module.")
-        self._built = name, args, network
+        if any(nn.parameter.is_lazy(tensor) for tensor in (*network.parameters(), *network.buffers())):
+            raise ConfigError(f"model: {name} returns a network whose lazy modules do not know their sizes yet: pass "
+                              "an example through it before it is returned.")
+        self._built = name, network
         return network
 
     @property
     def untrained(self) -> tuple[str, ...]:
         """The tensors that come out otherwise when the function is called again: those that it draws at random."""
-        name, args, network = self._built
+        name, network = self._built
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(torch.initial_seed() ^ 1)
-            again = called(name, "model", args).state_dict()
+            again = called(name, "model", self._arguments()).state_dict()
         return tuple(k for k, v in network.state_dict().items() if not v.equal(again[k]))

@@ -1,7 +1,8 @@
 """A network's input and output conventions, and the conversion from pixels and to logits: pure functions on tensors."""
+import contextlib
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ class Interface:
     - run(network, x): the forward pass, at the network's own resolution.
     - output: the part of its result that holds the scores: a name, an index as text, or `auto`: the result itself if
       it is a tensor, else what is called out or logits, else the only map [B, channels, h, w] in a tuple or list.
+      Index 0 of a tensor is the tensor: networks with auxiliary heads return several in training, one in evaluation.
     - channels: the channels of the scores that are the classes, in the classes' order; None: all.
     - head: prefixes of the names of the head's parameters; None: the last module that has parameters.
     - size_multiple: the network takes heights and widths that are multiples of this.
@@ -68,6 +70,19 @@ class Interface:
         if (height, width) == (full_height, full_width):
             return x
         return F.pad(x, (0, full_width - width, 0, full_height - height))
+
+    def fitting_multiple(self, network: nn.Module, x: Tensor) -> int | None:
+        """The smallest power of two such that the network takes an input of the size of x padded to its multiples. None
+        if there is none, or if the network takes a single image of x's size, so that the size is not the problem."""
+        tried: set[tuple[int, ...]] = set()
+        for multiple in (2**i for i in range(10)):
+            size = replace(self, size_multiple=multiple)._padded_size(x.shape[-2:])
+            with contextlib.suppress(RuntimeError, ValueError, AssertionError), torch.no_grad():
+                if size not in tried:
+                    self.run(network, x.new_zeros(1, x.shape[1], *size))
+                    return multiple if tried else None
+            tried.add(size)
+        return None
 
     def resized(self, scores: Tensor, size: tuple[int, int], image_size: tuple[int, int]) -> Tensor:
         """Resize score maps bilinearly: [B, C, h, w] -> [B, C, *size]. Only that part of a map is kept which belongs to
@@ -130,7 +145,9 @@ def _part(found, name):
         return found.get(name)
     if isinstance(found, (tuple, list)) and name.lstrip("-").isdigit() and -len(found) <= int(name) < len(found):
         return found[int(name)]
-    return None if isinstance(found, Tensor) else getattr(found, name, None)
+    if isinstance(found, Tensor):
+        return found if name == "0" else None
+    return getattr(found, name, None)
 
 
 def _is_map(found):

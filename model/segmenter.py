@@ -14,6 +14,8 @@ from model import recompute
 from model.interface import Interface
 from utils.errors import ConfigError, first_line
 
+_MUCH_PADDING = 0.1  # of an input's pixels, from which on it is said what batch norm makes of it
+
 
 class Segmenter(nn.Module):
     """A network with the input and output that all networks have here. Its state dict, parameters and buffers have the
@@ -46,7 +48,7 @@ class Segmenter(nn.Module):
     def score_map(self, x: Tensor) -> Tensor:
         """Logits at the network's own resolution, float32 (float64 for float64) [B, C, h, w]. x: from `prepare`."""
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None), self._adjusted(len(x)):
-            found = self._run(self.interface.padded(x))
+            found = self._run(self._padded(x))
         scores = self.interface.scores(found, self.num_classes)
         return scores.to(torch.promote_types(scores.dtype, torch.float32))
 
@@ -144,32 +146,28 @@ class Segmenter(nn.Module):
         if text not in self.remarks:
             self.remarks.append(text)
 
+    def _padded(self, x):
+        padded = self.interface.padded(x)
+        share = 1 - x.shape[2] * x.shape[3] / (padded.shape[2] * padded.shape[3])
+        if share > _MUCH_PADDING and any(norm.training for norm in self._norms):
+            sizes = [" x ".join(map(str, tensor.shape[:1:-1])) for tensor in (x, padded)]
+            self.remark(f"images of {sizes[0]} pixels (width x height) are padded to {sizes[1]}, so {share:.0%} of "
+                        "what batch norm averages over is padding: choose multiples of size_multiple for input_size, "
+                        "crop_tgt and crop_src")
+        return padded
+
     def _run(self, x):
         try:
             return self.interface.run(self.network, x)
         except torch.cuda.OutOfMemoryError:  # a RuntimeError, which no other size would help
             raise
         except (RuntimeError, ValueError, AssertionError) as error:
-            if multiple := self._fitting_multiple(x):
+            if multiple := self.interface.fitting_multiple(self.network.eval(), x):
                 size, reason = " x ".join(map(str, x.shape[-2:])), first_line(error).rstrip(".")
                 raise ConfigError(f"size_multiple: the network fails on an input of {size} pixels, height x width "
                                   f"({type(error).__name__}: {reason}): set size_multiple={multiple}, with which it "
                                   "does not.") from error
             raise
-
-    def _fitting_multiple(self, x):
-        """The smallest power of two such that the network takes an input of the size of x padded to its multiples. None
-        if there is none, or if the network takes a single image of x's size, so that the size is not the problem."""
-        self.eval()
-        tried = set()
-        for multiple in (2**i for i in range(10)):
-            size = tuple(-(-extent // multiple) * multiple for extent in x.shape[-2:])
-            with contextlib.suppress(RuntimeError, ValueError, AssertionError), torch.no_grad():
-                if size not in tried:
-                    self.interface.run(self.network, x.new_zeros(1, x.shape[1], *size))
-                    return multiple if tried else None
-            tried.add(size)
-        return None
 
     def _adjusted(self, batch_size):
         """The context of a forward pass: in it, blocks are compiled or recomputed if asked for, and batch norms that

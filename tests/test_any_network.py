@@ -18,6 +18,7 @@ from trainer.loop import Trainer
 from utils.cli import EXIT_STOPPED
 
 NETS = """
+import torch
 from torch import nn
 import torch.nn.functional as F
 from utils.colour import to_grey   # the file's own `utils`, not the project's
@@ -31,10 +32,15 @@ class Net(nn.Module):
             return nn.Sequential(nn.Conv2d(i, o, 3, 2, 1, bias=False), make(o), nn.ReLU(), nn.Dropout2d(dropout))
         self.blocks = nn.Sequential(block(3, 8), block(8, 16))
         self.classes = nn.Conv2d(16, outputs, 1)
+        self.grids = {}  # positions by height, made when first needed
 
     def forward(self, x):
         assert to_grey(x).shape[1] == 1
-        scores = self.classes(self.blocks(x))
+        features = self.blocks(x)
+        height = features.shape[-2]
+        if height not in self.grids:
+            self.grids[height] = torch.linspace(0.9, 1.1, height).view(-1, 1)
+        scores = self.classes(features * self.grids[height])
         return {"logits": F.interpolate(scores, x.shape[-2:], mode="bilinear", align_corners=False)}
 
 
@@ -110,6 +116,13 @@ def test_the_three_stages_and_bn_adapt_run_on(name, world, monkeypatch, capsys):
         assert scores[heading] == json.loads(Path(f"miou_result/tiny/{method}.json").read_text())
 
 
+def test_training_can_use_tensors_that_the_network_made_while_it_labelled(world, monkeypatch):
+    words = [*NETWORKS["twenty outputs"], "cityscapes.input_size=[96,48]"]  # crops are as high
+    assert stage(monkeypatch, "source_only", None, *words) == 0
+    for method in ("ld", "be"):
+        assert stage(monkeypatch, method, "snapshot/tiny/source_only.pth", *words) == 0
+
+
 def kill_at(monkeypatch, step):
     plain, count = Trainer.step, [0]
 
@@ -143,6 +156,25 @@ def test_dropout_is_the_same_after_a_resume_and_when_it_is_computed_again(world,
     assert stage(monkeypatch, method, start, *words, "note=other", "seed=3") == 0
     other = weights(f"snapshot/other/{method}.pth")
     assert any(not found["whole"][k].equal(v) for k, v in other.items())
+
+
+def test_a_run_goes_on_when_the_networks_file_has_moved_and_no_file_that_its_state_names_is_run(world, monkeypatch,
+                                                                                                capsys):
+    words = NETWORKS["group norm"]
+    assert stage(monkeypatch, "source_only", None, *words, "note=whole") == 0
+    with monkeypatch.context() as patch:
+        kill_at(patch, 1)
+        assert stage(patch, "source_only", None, *words) == EXIT_STOPPED
+    os.rename("nets", "moved")
+    os.mkdir("nets")
+    Path("nets/mynet.py").write_text("open('ran', 'w')\n")
+    capsys.readouterr()
+    assert stage(monkeypatch, "source_only", None, "model=moved/mynet.py:twenty", "head=[classes]", "output_channels="
+                 f"{[*range(19)]}", "--resume") == 2
+    assert "these differ: model: was nets/mynet.py:groups, is moved/mynet.py:twenty" in capsys.readouterr().err
+    assert stage(monkeypatch, "source_only", None, *words, "model=moved/mynet.py:groups", "--resume") == 0
+    one, other = (weights(f"snapshot/{note}/source_only.pth") for note in ("whole", "tiny"))
+    assert not Path("ran").exists() and all(one[k].equal(v) for k, v in other.items())
 
 
 @pytest.mark.parametrize("words", [["amp=bf16"], pytest.param(["compile=true"], marks=pytest.mark.slow),

@@ -441,3 +441,10 @@ def test_the_check_counts_the_labels_classes(here, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert next(line for line in lines if line.startswith("truck ")).split()[2:] == ["-", "-"]
     assert next(line for line in lines if line.startswith("pedestrian ")).split()[1] == "-"
+
+
+def test_an_unused_source_that_does_not_fit_is_said_with_the_way_out():
+    text = "num_classes: 2\ncityscapes: {network_classes: [a, b], protocols: {mine: {road: [a], sky: [b]}}}\n"
+    with pytest.raises(ConfigError, match="does not fit gta5.* set source to the target's name"):
+        parse_config(text, "c.yml")
+    assert class_set(parse_config(text, "c.yml", ["source=cityscapes"])).names == ("a", "b")

@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from test_pipeline import TINY, toy_world, weights  # noqa: F401 (a fixture)
+from test_pipeline import TINY, call, toy_world, weights  # noqa: F401 (a fixture)
 
+import run as run_script
 from model.build import build_model
 from trainer.loop import Trainer
 from trainer.methods import find, known
-from utils.config import KEYS, config_help, config_remarks, load_config
+from utils.config import KEYS, config_help, config_remarks, load_config, parse_config, to_yaml
 from utils.config_values import UNUSED, Declares, key
 from utils.errors import CheckpointError, ConfigError, Stopped, TrainingError
 
@@ -121,10 +122,12 @@ def test_a_key_of_another_method_gives_one_remark(world, name):
 
 
 NETWORK = """
+import torch
 from torch import nn
 
 
 def build():
+    torch.manual_seed(5)  # the weights are the same in every call, as loaded ones are
     return nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 19, 1))
 """
 
@@ -200,6 +203,27 @@ def test_a_users_method_whose_state_has_changed_is_not_resumed(world):
     assert Path("snapshot/mine/Mine.pth").exists()
 
 
+def test_a_users_network_whose_shapes_have_changed_is_not_resumed(world):
+    words = ["model=mine_net.py:build", "init_weight=None", "note=mine_net", "val=False"]
+    fixed = "import torch\n" + NETWORK.replace("():\n", "():\n    torch.manual_seed(0)  # counts as trained\n")
+    Path("mine_net.py").write_text(fixed)
+    Path("mine.py").write_text(METHOD.format(returned='{"entropy": loss}', stop=True, parts="{}"))
+    find.cache_clear()
+    with pytest.raises(Stopped):
+        Trainer(load_config("tiny.yml", words, method="mine.py:Mine")).run()
+    Path("mine_net.py").write_text(fixed.replace("3, 2, 1)", "5, 2, 2)"))
+    with pytest.raises(CheckpointError, match="resume: .* does not fit .*size mismatch.*mine_net.py:build has changed"):
+        Trainer(load_config("tiny.yml", [*words, "resume=True"], method="mine.py:Mine")).run()
+
+
+def test_a_users_method_without_losses_is_one_error(world):
+    Path("mine.py").write_text("from trainer.methods.base import Method\nclass Mine(Method): pass\n")
+    find.cache_clear()
+    words = ["init_weight=snapshot/source/source_only.pth", "note=without", "val=False"]
+    with pytest.raises(ConfigError, match="method: Mine has no losses: define losses"):
+        Trainer(load_config("tiny.yml", words, method="mine.py:Mine")).run()
+
+
 def test_methods_have_distinct_titles_and_short_files():
     classes = known()
     assert len({cls.title for cls in classes.values()}) == len(classes)
@@ -241,3 +265,86 @@ def test_a_key_that_is_unused_in_a_class_is_unused_in_its_subclasses():
 def test_an_unknown_method_is_refused_with_the_nearest_name(world):
     with pytest.raises(ConfigError, match="no method 'bnadapt'.*bn_adapt"):
         load_config("tiny.yml", ["method=bnadapt"])
+
+
+DEFAULTS = """
+from collections.abc import Mapping
+from trainer.methods.base import Method
+from utils.config_values import key
+
+class Mine(Method):
+    ratio: float = key(3, "a ratio", low=0)
+    names: tuple[str, ...] = key(["yes", "b"], "names")
+    weights: Mapping[int, float] = key({1: 2}, "weights")
+    needed: str = key(None, "a text that you choose")
+
+class Wrong(Method):
+    ratio: float = key(-1, "a ratio", low=0)
+
+class Section(Method):
+    gta5: float = key(1, "named as a section")
+"""
+
+
+def test_defaults_of_a_users_keys_are_read_as_yaml_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("defaults.py").write_text(DEFAULTS)
+    made = parse_config("needed: text", "c.yml", ["method=defaults.py:Mine"])
+    assert made.options["names"] == ("yes", "b") and parse_config(to_yaml(made), "saved.yml") == made
+    for name, expected in (("Mine", "needed: missing; set it: a text that you choose"),
+                           ("Wrong", "ratio: default: expected number at least 0, found -1"),
+                           ("Section", "declares the key 'gta5', which exists already")):
+        with pytest.raises(ConfigError, match=expected):
+            parse_config("", "c.yml", [f"method=defaults.py:{name}"])
+
+
+@pytest.mark.parametrize("name", ["batches", "title", "check", "keys"])
+def test_a_key_cannot_have_the_name_of_a_hook(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    Path("hook.py").write_text("from trainer.methods.base import Method\nfrom utils.config_values import key\n\n"
+                               f"class Mine(Method):\n    {name}: int = key(1, 'a number')\n")
+    with pytest.raises(ConfigError, match=f"hook.py, line 4: TypeError: Mine.{name}: .* rename the key"):
+        parse_config("", "c.yml", ["method=hook.py:Mine"])
+
+
+PARTS = """
+import torch
+from trainer.methods.base import Method
+
+class Named(Method):
+    state = {}
+    def losses(self, batch, rng):
+        return {"mean": self.network(batch.images).mean() + self.bonus}
+    def parts(self):
+        return {"network": self}
+    def state_dict(self):
+        return self.state
+
+class Odd(Named):
+    state = {"module": torch.nn.ReLU()}
+    def parts(self):
+        return {"odd": self}
+"""
+
+
+@pytest.mark.parametrize("name, said", [("Named", "parts has 'network', which the saved state has already"),
+                                        ("Odd", "the state of its part 'odd' holds more than plain tensors")])
+def test_parts_that_could_not_be_restored_are_refused_before_anything_is_written(world, name, said):
+    Path("parts.py").write_text(PARTS)
+    with pytest.raises(TrainingError, match=f"method: parts.py:{name}: {said}"):
+        train(f"parts.py:{name}", "note=parts")
+    assert not Path("snapshot/parts").exists()
+
+
+def test_an_error_in_a_users_method_names_its_line(world, monkeypatch, capsys):
+    Path("fails.py").write_text(PARTS.replace('{"network": self}', "{}"))
+    assert call(monkeypatch, run_script, "method=fails.py:Named", "init_weight=snapshot/source/source_only.pth") == 2
+    error, = capsys.readouterr().err.splitlines()
+    assert error.startswith(f"error: {Path('fails.py').resolve()}, line 8: AttributeError: 'Named' object has no")
+
+
+@pytest.mark.parametrize("name", ["source_only", "be"])
+def test_a_users_method_cannot_have_the_name_of_one_that_is_here(world, name):
+    Path("named.py").write_text(f"from trainer.methods.base import Method\nclass {name}(Method): pass\n")
+    with pytest.raises(ConfigError, match=f"method: named.py:{name}: a method of that name is here already"):
+        load_config("tiny.yml", [f"method=named.py:{name}"])

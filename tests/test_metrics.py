@@ -97,6 +97,8 @@ def test_the_table_shows_every_number():
     table = score_table({"LD": scores, "a heading longer than its three columns": scores}, street_class_set(19))
     lines = table.splitlines()
     assert len({len(line) for line in lines}) == 1
+    alone = score_table({"LD": scores}, street_class_set(19)).splitlines()  # a long heading widens its own columns only
+    assert all(line.startswith(short) for line, short in zip(lines, alone))
     assert lines[-1].split()[1:] == 2 * [f"{scores[p]['miou']:.1f}" for p in scores]
     terrain = next(line for line in lines if line.startswith("terrain")).split()
     assert terrain[1:] == 2 * [f"{scores['19 classes']['iou']['terrain']:.1f}", "-", "-"]
@@ -131,9 +133,9 @@ def test_a_mean_over_all_classes_has_no_second_row():
     assert all(s["unseen"] == [] for s in scores.values()) and " of " not in means(scores)
 
 
-def test_the_caller_of_predictions_is_not_in_inference_mode():
+def test_the_caller_of_predictions_has_gradients():
     network = Segmenter(torch.nn.Conv2d(3, 4, 1), 4, Interface(HOUSE_INPUT))
     items = [{"image": torch.zeros(1, 2, 3, 3, dtype=torch.uint8), "size": (5, 7)}] * 2
     for item, prediction in predictions(network, items, torch.device("cpu")):
         assert prediction.shape == item["size"] and prediction.dtype == torch.int64
-        assert not torch.is_inference_mode_enabled()
+        assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()

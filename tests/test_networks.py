@@ -214,9 +214,10 @@ def test_segformer_from_its_configuration(segformer, tmp_path):
     trains_and_loads(network, tmp_path, **keys)
 
 
-def test_segformer_with_its_folders_weights(segformer):
+def test_segformer_with_its_folders_weights(segformer, capfd):
     root, made = segformer
     network, report = build(model=f"hf/{root}/trained", classes=7)
+    assert capfd.readouterr().err == ""  # no progress bar
     assert report.loaded == report.total and not report.initialised and report.format.startswith("as hf/")
     x = images(1, 3, 40, 56)
     with torch.no_grad():
@@ -251,6 +252,28 @@ def test_the_input_is_what_the_folder_says(segformer, tmp_path, content, expecte
         (folder / "preprocessor_config.json").write_text(json.dumps(content))
     assert build(model=f"hf/{folder}")[0].interface.input == expected
     assert build(model=f"hf/{folder}", input_max=255)[0].interface.input.maximum == 255
+
+
+@pytest.mark.parametrize("weights", [None, "model.safetensors"])
+def test_no_code_in_a_folder_is_run_and_nobody_is_asked(segformer, tmp_path, monkeypatch, capsys, weights):
+    folder = tmp_path / "net"
+    folder.mkdir()
+    content = json.loads((segformer[0] / "trained/config.json").read_text())
+    content |= {"model_type": "unheard of", "auto_map": {"AutoConfig": "own.Own", "AutoModelForSemanticSegmentation":
+                                                         "own.Own"}}
+    (folder / "config.json").write_text(json.dumps(content))
+    (folder / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
+    if weights:
+        (folder / weights).write_bytes((segformer[0] / "trained" / weights).read_bytes())
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
+    assert "contains custom code" in refusal(UserError, model=f"hf/{folder}", classes=7)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_configuration_of_half_precision_gives_a_network_of_full(segformer, tmp_path):
+    content = json.loads((segformer[0] / "untrained/config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**content, "dtype": "float16", "torch_dtype": "float16"}))
+    assert {p.dtype for p in build(model=f"hf/{tmp_path}")[0].parameters()} == {torch.float32}
 
 
 def test_folders_that_are_refused(segformer, tmp_path):
@@ -290,6 +313,41 @@ def test_twenty_outputs_of_which_nineteen_count(mine, tmp_path):
     trains_and_loads(network, tmp_path, **keys)
     text = refusal(ConfigError, model="mynet.py:build", classes=19)
     assert "the network gives 20 channels: set output_channels to the 19" in text
+
+
+def test_a_function_may_change_its_arguments(mine):
+    with open("mynet.py", "a") as file:
+        file.write("\ndef popping(widths):\n    return Net(widths.pop(), 'batch')\n")
+    made = config(model="mynet.py:popping", model_args={"widths": [5]})
+    report = build_model(made, CPU)[1]
+    assert len(report.initialised) == 4 and made.options["model_args"] == {"widths": [5]}
+
+
+def test_lazy_modules_are_refused_until_they_know_their_sizes(mine):
+    with open("mynet.py", "a") as file:
+        file.write("""
+def lazy(known=False):
+    network = nn.Sequential(nn.LazyConv2d(5, 1), nn.LazyBatchNorm2d())
+    if known:
+        network(torch.rand(2, 3, 8, 8))
+    return network
+""")
+    assert "lazy modules do not know their sizes" in refusal(ConfigError, model="mynet.py:lazy")
+    assert build(model="mynet.py:lazy", model_args={"known": True})[0].has_batch_norm
+
+
+def test_a_network_with_a_3d_convolution(mine):
+    with open("mynet.py", "a") as file:
+        file.write("""
+class Deep(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv3d(3, 5, 1)
+
+    def forward(self, x):
+        return self.conv(x.unsqueeze(2)).squeeze(2)
+""")
+    assert build(model="mynet.py:Deep")[0](images(1, 3, 8, 8)).shape == (1, 5, 8, 8)
 
 
 def test_weights_that_the_function_loads_are_told_from_random_ones(mine, tmp_path):
@@ -356,6 +414,7 @@ def test_what_is_not_given_of_the_input_is_imagenets_in_the_range_of_input_max(m
     ({"model": "mynet.py:build", "input_mean": [104, 117, 123]}, "input_mean: 123 is beyond input_max, 1: give"),
     ({"model": "mynet.py:build", "output": "scores"}, "output: 'scores' is not there; the network returns a mapping"),
     ({"model": "mynet.py:build", "output_channels": [0, 1, 2, 3, 20]}, "output_channels: 20 is not there"),
+    ({"model": "mynet.py:build", "output_channels": [4, 1, 2, 3, 1]}, "output_channels: 1 is listed twice"),
     ({"model": "mynet.py:build", "model_args": {"outputs": 5}, "head": ["classifier"]}, "they begin with body, last"),
 ])
 def test_what_is_wrong_is_said_in_one_line(mine, keys, expected):

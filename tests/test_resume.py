@@ -70,8 +70,9 @@ def test_killed_runs_of_every_method_end_with_the_same_bits(world):
 
 
 MINE = """
+import random
+import numpy as np
 import torch
-
 from trainer.methods.base import Method
 from utils.config_values import key
 
@@ -82,8 +83,8 @@ class Mine(Method):
     spread: float = key(0.5, "weight of the spread", low=0)
 
     def losses(self, batch, rng):
-        noisy = batch.images + float(rng.normal()) * torch.randn_like(batch.images)
-        return {"spread": self.spread * self.network(noisy).std(1).mean()}
+        noisy = batch.images + float(rng.normal()) * torch.randn_like(batch.images) * random.random()
+        return {"spread": self.spread * self.network(noisy).std(1).mean() * np.random.rand()}
 """
 
 
@@ -94,6 +95,20 @@ def test_a_method_from_a_file_of_its_own_is_killed_and_ends_with_the_same_bits(w
     assert yaml.safe_load(Path("snapshot/tiny/Mine.yml").read_text())["spread"] == 0.5
     before, after = weights("snapshot/tiny/source_only.pth"), weights("snapshot/tiny/Mine.pth")
     assert not before["layer5.conv2d_list.0.weight"].equal(after["layer5.conv2d_list.0.weight"])
+
+
+def test_a_users_file_that_has_changed_is_named_when_its_run_is_resumed(world, monkeypatch, capsys):
+    Path("mine.py").write_text(MINE)
+    words = ("method=mine.py:Mine", "init_weight=snapshot/tiny/source_only.pth", "epochs=2")
+    for step, changed in ((2, False), (1, True)):
+        with monkeypatch.context() as patch:
+            kill_at(patch, Trainer, step)
+            assert call(patch, run_script, *words, "--resume") == EXIT_STOPPED
+        capsys.readouterr()
+        Path("mine.py").write_text(MINE + "# changed\n" * changed)
+    assert call(monkeypatch, run_script, *words, "--resume") == 0
+    said = [line for line in capsys.readouterr().out.splitlines() if "has changed since" in line]
+    assert len(said) == 1 and said[0].startswith("warning: mine.py:Mine: the file has changed")
 
 
 @pytest.mark.slow

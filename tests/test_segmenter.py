@@ -122,11 +122,22 @@ def test_scores_are_found_in_what_the_network_returns(kind):
     assert made.score_map(x).equal(network.conv(x))
 
 
+def test_a_network_may_return_several_outputs_in_training_and_one_in_evaluation():
+    class Auxiliary(Answer):
+        def forward(self, x):
+            scores = self.conv(x)
+            return (scores, 2 * scores) if self.training else scores
+    made, x = segmenter(Auxiliary(), 3, output="0"), images(2, 3, 6, 8)
+    examine(made)
+    assert made.train().score_map(x).equal(made.network.conv(x))
+    assert made.eval().score_map(x).equal(made.network.conv(x))
+
+
 @pytest.mark.parametrize("wrap, output, expected", [
     (lambda s: (s, s), "auto", "a tuple (a tensor [1, 3, 64, 64] of float32, a tensor [1, 3, 64, 64] of float32)"),
     (lambda s: {"a": s}, "auto", "a mapping (a: a tensor [1, 3, 64, 64] of float32)"),
     (lambda s: {"a": s}, "b", "'b' is not there; the network returns a mapping (a: a tensor"),
-    (lambda s: [s], "1", "'1' is not there"), (lambda s: s, "0", "'0' is not there"),
+    (lambda s: [s], "1", "'1' is not there"), (lambda s: s, "1", "'1' is not there"),
     (lambda s: None, "auto", "the network returns a NoneType"),
     (lambda s: {"out": None}, "auto", "a mapping (out: a None"),
     (lambda s: s.mean((2, 3)), "auto", "the scores are a tensor [1, 3] of float32"),
@@ -286,6 +297,27 @@ def test_networks_without_batch_norm():
     assert all(a.equal(b) for a, b in zip(teacher.model.state_dict().values(), made.state_dict().values()))
 
 
+@pytest.mark.filterwarnings("ignore:.*(weight_norm|torch.jit)")
+@pytest.mark.parametrize("wrap", [nn.utils.weight_norm, nn.utils.spectral_norm])
+def test_a_network_with_reparametrised_weights_can_have_a_teacher(wrap):
+    network = Answer()
+    wrap(network.conv)
+    made, x = segmenter(network, 3), images(2, 3, 8, 8)
+    examine(made)
+    teacher = Teacher(made, 0.5)
+    made.train()(x).sum().backward()
+    teacher.update(made)
+    assert teacher.model.eval()(x).equal(made.eval()(x))
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_network_that_cannot_be_copied_has_no_teacher():
+    made = segmenter(torch.jit.trace(nn.Conv2d(3, 3, 1), images(1, 3, 8, 8)), 3)
+    examine(made)
+    with pytest.raises(ConfigError, match="model: the teacher is a copy .* TorchScript"):
+        Teacher(made, 0.5)
+
+
 @pytest.mark.parametrize("norm, frozen", [(nn.BatchNorm2d, True), (nn.SyncBatchNorm, True),
                                           (lambda w: nn.InstanceNorm2d(w, affine=True), False)])
 def test_freezing_takes_every_kind_of_batch_norm(norm, frozen):
@@ -370,6 +402,59 @@ def test_examination_changes_nothing(training):
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in made.modules())
 
 
+@pytest.mark.parametrize("name", ["num_classes", "has_batch_norm", "checkpointing", "mean"])
+def test_examination_of_a_network_whose_buffers_have_names_of_the_segmenter(name):
+    network = Answer()
+    network.register_buffer(name, torch.tensor([4.0, 5.0]))
+    made = segmenter(network, 3)
+    before = vars(made).keys() | set()
+    examine(made)
+    assert made.num_classes == 3 and not made.has_batch_norm and not made.checkpointing and vars(made).keys() == before
+    assert network.get_buffer(name).tolist() == [4, 5]
+
+
+class Branches(nn.Module):
+    """A block of HRNet's kind: one feature map a branch, in a list, which `in_place` changes."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.convs = nn.ModuleList([nn.Conv2d(6, 6, 1), nn.Conv2d(6, 6, 3, padding=1)])
+        self.in_place = in_place
+
+    def forward(self, maps):
+        result = maps if self.in_place else list(maps)
+        for i, conv in enumerate(self.convs):
+            result[i] = conv(result[i]).sigmoid()
+        return [result[0] + result[1], result[1]]
+
+
+class Parallel(nn.Module):
+    """Blocks in a Sequential that take lists, and one that takes its input by name."""
+
+    def __init__(self, in_place):
+        super().__init__()
+        self.stem, self.stage = nn.Conv2d(3, 6, 1), nn.Sequential(Branches(in_place), Branches(in_place))
+        self.blocks, self.classify = nn.ModuleList([Block(6, dropout=0)]), nn.Conv2d(6, 5, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        return self.classify(self.blocks[0](x=sum(self.stage([x, 2 * x]))))
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_blocks_may_take_lists_and_named_arguments_and_are_recomputed_where_they_leave_them_as_they_are(in_place):
+    torch.manual_seed(0)
+    found = []
+    made = segmenter(Parallel(in_place))
+    examine(made)
+    assert len(made._blocks) == (1 if in_place else 3)
+    for made.checkpointing in (False, True):
+        made.train().zero_grad()
+        made(images(2, 3, 8, 8)).square().sum().backward()
+        found.append([p.grad.clone() for p in made.parameters()])
+    assert all(a.equal(b) for a, b in zip(*found))
+
+
 def test_what_fails_is_said_with_its_reason():
     class Fails(Answer):
         def forward(self, x):
@@ -385,6 +470,20 @@ def test_a_network_that_needs_larger_images_is_tried_on_them():
         def forward(self, x):
             return super().forward(F.avg_pool2d(x, 100))
     examine(segmenter(Large(), 3))
+
+
+@pytest.mark.parametrize("size, said", [((32, 32), 0), ((33, 32), 0), ((64, 60), 0), ((40, 64), 1), ((17, 16), 1)])
+@pytest.mark.parametrize("statistics", ["batch", "running"])
+def test_batch_norms_that_see_much_padding_are_said(size, said, statistics):
+    made = small(size_multiple=32 if size != (33, 32) else 1)
+    made.use_statistics(statistics)
+    for _ in range(2):
+        made(images(2, 3, *size))
+    assert len(made.remarks) == said * (statistics == "batch")
+    if made.remarks:
+        share = 1 - size[0] * size[1] / ((size[0] + 31) // 32 * 32) / ((size[1] + 31) // 32 * 32)
+        assert f"{size[1]} x {size[0]} pixels (width x height) are padded" in made.remarks[0]
+        assert f"so {share:.0%} of" in made.remarks[0]
 
 
 class Halving(Answer):

@@ -1,11 +1,13 @@
 """A user's own files: found, run once, beside modules of our names, and refused in one line."""
+import re
 import sys
 
 import pytest
 
 import utils.errors
+from utils.cli import guarded
 from utils.errors import ConfigError, DataError
-from utils.user_code import is_user_code, load_object, running
+from utils.user_code import called, is_user_code, load_object, running
 
 OURS = ("utils", "model", "dataset", "trainer")
 
@@ -175,3 +177,21 @@ def test_errors_while_the_users_code_runs(put):
         build()
     with pytest.raises(DataError, match="as it is"), running("mine.py:build", "model"):
         raise DataError("as it is")
+
+
+@pytest.mark.parametrize("spec", ["mine_later.py:later", "mine_later:later"])
+def test_an_error_of_the_users_code_in_the_middle_of_a_run_is_one_line(put, spec, capsys):
+    put("mine_later.py", "def later(x):\n    return len(x)\n")
+    sys.modules.pop("mine_later", None)
+    later = load_object(spec, "method")
+    assert guarded(lambda: later(3)) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"error: \S*mine_later.py, line 2: TypeError: .*has no len\(\): correct the file;.*\n", said)
+    assert guarded(lambda: len(3)) == 1 and "unexpected TypeError" in capsys.readouterr().err
+
+
+def test_a_file_beside_the_scripts_is_named_with_its_line(put, monkeypatch):
+    folder = put("mine_root.py", "def build():\n    return 1 / 0\n")
+    monkeypatch.setattr("utils.user_code._ROOT", folder)
+    with pytest.raises(ConfigError, match=r"mine_root.py, line 2: ZeroDivisionError"):
+        called("mine_root.py:build", "model", {})

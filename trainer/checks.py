@@ -1,4 +1,9 @@
 """Checks of a run: what it starts from, and each step's losses and gradients before the optimiser moves."""
+import io
+import pickle
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -7,6 +12,7 @@ from model.weights import LoadReport
 from trainer.methods.base import TRAINED
 from utils.config import Config
 from utils.errors import CheckpointError, ConfigError, TrainingError
+from utils.user_code import is_user_code
 
 MIN_SCALE = 2.0**-10  # of the fp16 loss scaler, which halves with every overflow: below it, halving no longer helps
 
@@ -42,6 +48,23 @@ def require_losses(method: str, trains: bool, losses: object) -> None:
         expected = "losses that depend on the network's trainable parameters, {} for a step without any"
     if expected:
         raise TrainingError(f"method: {method}: losses returned {described(losses)}, expected {expected}.")
+
+
+def require_parts(method: str, parts: Mapping[str, Any]) -> None:
+    """Raise TrainingError, which names the method, if its `parts` have a name of the loop's own, or a state that cannot
+    be read again without running code (only a user's method is tried)."""
+    if taken := parts.keys() & {"network", "log", "validation", "optimizer", "scaler"}:
+        raise TrainingError(f"method: {method}: parts has {taken.pop()!r}, which the saved state has already: "
+                            "rename it.")
+    for name, part in parts.items() if is_user_code(method) else ():
+        file = io.BytesIO()
+        torch.save(part.state_dict(), file)
+        file.seek(0)
+        try:
+            torch.load(file, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError:
+            raise TrainingError(f"method: {method}: the state of its part {name!r} holds more than plain tensors, "
+                                "numbers, texts, lists and dicts: no run could be resumed from it.") from None
 
 
 def not_finite(method: str, network: nn.Module, total: Tensor, scaler: torch.amp.GradScaler) -> str | None:

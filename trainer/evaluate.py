@@ -14,10 +14,10 @@ def predictions(model: Segmenter, loader: Iterable[dict], device: torch.device) 
     train ids, int64 [H, W] at the file's own size."""
     model.eval()
     for item in loader:
-        with torch.inference_mode():
+        with torch.no_grad():
             image = model.prepare(item["image"].to(device, non_blocking=True))
             prediction = model(image, size=tuple(item["size"]))[0].max(0).indices
-        yield item, prediction  # outside, as the caller's code would be in inference mode too
+        yield item, prediction  # outside, as the caller's code would run without gradients too
 
 
 def evaluate(model: Segmenter, loader: Iterable[dict], num_classes: int, device: torch.device,
@@ -87,13 +87,14 @@ def score_table(columns: dict[str, dict[str, dict]], class_set: ClassSet) -> str
     heads = [f"{p.removesuffix(' classes')} cl." if p.endswith(" classes") else p for p in protocols]
     first = max(len(name) for name in (*names, "classes"))
     cell_width = max(7, *(len(head) + 1 for head in heads))
-    block = max([cell_width * len(protocols)] + [len(heading) + 2 for heading in columns])
+    blocks = [max(cell_width * len(protocols), len(heading) + 2) for heading in columns]
     def row(title, cells):
         return title.ljust(first) + "".join("".join(c.rjust(block // len(protocols)) for c in cell).rjust(block)
-                                            for cell in cells)
+                                            for block, cell in zip(blocks, cells))
     def number(value):
         return "-" if value is None else f"{value:.1f}"
-    lines = [" " * first + "".join(heading.rjust(block) for heading in columns), row("IoU, %", [heads] * len(columns))]
+    lines = [" " * first + "".join(heading.rjust(block) for block, heading in zip(blocks, columns)),
+             row("IoU, %", [heads] * len(columns))]
     rule = "-" * len(lines[0])
     lines.append(rule)
     lines += [row(name, [[number(scores[p]["iou"].get(name)) for p in protocols] for scores in columns.values()])

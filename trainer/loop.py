@@ -1,5 +1,6 @@
 """One run of one method: its assembly, the training loop, validation, saving and resuming."""
 import dataclasses
+import random
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from dataset import inspection, segmentation
 from dataset.class_sets import class_set
 from model.build import build_model, pick_device
 from model.weights import save_weights
-from trainer.checks import not_finite, require_losses, require_start, require_trained
+from trainer.checks import not_finite, require_losses, require_parts, require_start, require_trained
 from trainer.methods.base import Batch, Batches, Setting
 from trainer.run_state import Position, newest_state, saved_state
 from trainer.validation import Validation
@@ -72,6 +73,7 @@ class Trainer:
         self.method = method(Setting(cfg, self.network, self.device, self.samples, class_set(cfg).names, self.position,
                                      self.log, self.interrupt.check))
         self.position.round = self.method.first_round
+        require_parts(cfg.method, self.method.parts())
         self._start_writing(remarks, report)
 
     def run(self) -> dict | None:
@@ -146,7 +148,10 @@ class Trainer:
         where a loss or gradient is not finite.
         """
         counters = [self.cfg.seed, RANK, self.position.round, self.position.step]
-        torch.manual_seed(int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0]))
+        seed = int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0])
+        torch.manual_seed(seed)
+        random.seed(seed)  # this and the next for users' networks and methods
+        np.random.seed(seed % 2**32)
         batch = self._on_device(item)
         self.network.train()
         losses = self.method.losses(batch, np.random.default_rng([counters[0], *counters[2:]]))
@@ -205,7 +210,13 @@ class Trainer:
                                   "another note, or with overwrite=true and without resume.")
         for name, part in parts.items():
             if name != "log":  # it has been opened at the saved length
-                part.load_state_dict(saved[name])
+                try:
+                    part.load_state_dict(saved[name])
+                except RuntimeError as error:  # a user's network may have been edited
+                    raise CheckpointError(f"resume: {self._last_state}: its {name} does not fit "
+                                          f"({one_line(str(error))[:200]}): model {self.cfg.model} has changed since; "
+                                          "start over under another note, or with overwrite=true and without "
+                                          "resume.") from error
         position = self.position
         if position.global_step and (position.step == 0 or position.global_step % self.cfg.val_freq == 0):
             self.validate()

@@ -79,7 +79,7 @@ def label_round(network: Segmenter, cfg: Config, samples: list[Sample], names: t
         thresholds = selection.class_thresholds(histogram, portion)
         counts = _LabelCounts(class_set(cfg))
         labels = _labels(cfg, samples, device)
-        with Background(_WRITERS) as writers, torch.inference_mode():
+        with Background(_WRITERS) as writers, torch.no_grad():
             watched = Progress(samples, "pseudo labels", cfg.print_freq, cfg.screen)
             for sample, size, packed, label in zip(watched, sizes, buffer, labels):
                 check()
@@ -142,7 +142,7 @@ def _score_target(network, cfg, samples, device, buffer, check):
     sizes, finite = [], torch.ones(len(samples), dtype=torch.bool, device=device)
     network.use_statistics(cfg.bn_stats)
     loader = loaders.whole_image_loader(cfg, cfg.target, samples, False, device.type == "cuda")
-    with Background() as keeper, torch.inference_mode():
+    with Background() as keeper, torch.no_grad():
         for item in Progress(loader, "thresholds", cfg.print_freq, cfg.screen):
             check()
             image = network.prepare(item["image"].to(device, non_blocking=True))

@@ -9,6 +9,8 @@ from dataset.segmentation import Sample, fingerprint
 from utils.checkpoint import STATE_VERSION, StateFolder, read_state
 from utils.config import Config, differences, parse_config, to_yaml
 from utils.errors import CheckpointError, ConfigError, NothingToDo
+from utils.user_code import file_digest, is_user_code
+from utils.yaml_text import parse_yaml
 
 
 @dataclass
@@ -35,6 +37,7 @@ def saved_state(cfg: Config, data: str, position: Position, parts: Mapping[str, 
     """The state to be saved. It holds plain tensors and values only, so that reading it runs no code. data:
     `segmentation.fingerprint` of the training images."""
     return {"version": STATE_VERSION, "config": to_yaml(cfg), "seed": cfg.seed, "data": data,
+            "code": {key: file_digest(getattr(cfg, key)) for key in ("method", "model")},
             "position": dataclasses.asdict(position),
             "parts": {name: part.state_dict() for name, part in parts.items()}}
 
@@ -65,6 +68,9 @@ def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable
         _require_same_run(cfg, path, state, samples)
         if usable(state):
             remarks.append(f"resumed from {path}")
+            remarks += [f"warning: {getattr(cfg, key)}: the file has changed since this state was saved, so the run "
+                        "goes on with other code than it began with" for key, digest in state["code"].items()
+                        if digest != file_digest(getattr(cfg, key))]
             return path, state
         remarks.append(f"warning: {path}: the pseudo labels of its round are gone or changed: the round is done again")
     remarks.append(f"resume: no usable state in {states.folder}, the stage starts from its beginning")
@@ -72,12 +78,26 @@ def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable
 
 
 def _require_same_run(cfg, path, state, samples):
-    saved = parse_config(state["config"], str(path), method=cfg.method)
+    found = _other_classes(cfg, parse_yaml(state["config"], str(path))) or _differences(cfg, path, state, samples)
+    if found:
+        raise ConfigError(f"resume: {path} is the state of another run; these differ: {'; '.join(found)}. Set them "
+                          "back, or start over under another note, or with overwrite=true and without resume.")
+
+
+def _other_classes(cfg, saved):
+    """Whether method or network differ. A user's file may have moved to another folder."""
+    def name(value):
+        return str(value).rpartition("/")[2] if is_user_code(str(value)) else value
+    return [f"{key}: was {saved.get(key)}, is {getattr(cfg, key)}" for key in ("method", "model")
+            if name(saved.get(key)) != name(getattr(cfg, key))]
+
+
+def _differences(cfg, path, state, samples):
+    # Of this run's method and model, so that no file that a state names is run.
+    saved = parse_config(state["config"], str(path), method=cfg.method, model=cfg.model)
     if not cfg.fix_seed:  # the run goes on with the seed that was drawn when it began
         cfg = dataclasses.replace(cfg, seed=saved.seed)
     found = differences(saved, cfg)
     if not found and state["data"] != fingerprint(samples):
         found = [f"the training images' names or sizes ({len(samples)} now)"]
-    if found:
-        raise ConfigError(f"resume: {path} is the state of another run; these differ: {'; '.join(found)}. Set them "
-                          "back, or start over under another note, or with overwrite=true and without resume.")
+    return found

@@ -153,7 +153,8 @@ def read_state(path: Path) -> dict:
         raise ConfigError(f"resume: {path} is a state of version {state.get('version', 1)}, this program goes on from "
                           f"version {STATE_VERSION}: finish the run with the program that began it, or start "
                           "over under another note, or with overwrite=true and without resume.")
-    if not isinstance(state, dict) or not {"version", "config", "seed", "data", "position", "parts"} <= state.keys():
+    needed = {"version", "config", "seed", "data", "code", "position", "parts"}
+    if not isinstance(state, dict) or not needed <= state.keys():
         raise CheckpointError(f"{path}: not a saved state of a run: remove it.")
     return state
 

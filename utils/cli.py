@@ -13,6 +13,7 @@ from utils.config import Config, config_help, load_config
 from utils.config_values import expanded
 from utils.errors import ConfigError, NothingToDo, Stopped, UserError, one_line
 from utils.interrupt import signals_end
+from utils.user_code import fault_in_run
 
 EXIT_UNEXPECTED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130  # 75: sysexits' "try again later"
 # What the C library, its loader, Python and torch say in errors of several kinds when they get no memory.
@@ -139,6 +140,8 @@ def guarded(main: Callable[[], int | None], debug: bool = False) -> int:
         if type(error).__name__ == "OutOfMemoryError":
             return _said(EXIT_USER_ERROR, "error: the GPU's memory is full: lower batch_size or crop_tgt, or set "
                          "checkpointing=true or amp=bf16.")
+        if own := fault_in_run(error):
+            return _said(EXIT_USER_ERROR, f"error: {own}: correct the file; --debug shows the whole way there.")
         return _said(EXIT_UNEXPECTED, f"error: unexpected {type(error).__name__}: {str(error)[:500]}: run the same "
                      "command with --debug to see where, and report it.")
 

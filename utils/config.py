@@ -47,7 +47,7 @@ def parse_config(text: str, where: str, overrides: list[str] | tuple[str, ...] =
         tree.override(word)
     sections = MappingProxyType({name: _section(name, content) for name, content in tree.sections.items()})
     given = {**tree.given, **fixed}
-    own = {name: given.pop(name, k.default) for name, k in tree.own.items()}
+    own = {name: given.pop(name) if name in given else k.read_default(name) for name, k in tree.own.items()}
     cfg = Config(**given, sections=sections, options=MappingProxyType(own),
                  ignored_keys=tuple(dict.fromkeys(tree.ignored)), other_keys=MappingProxyType(tree.other),
                  given_keys=frozenset({**tree.given, **fixed}))
@@ -173,7 +173,8 @@ class _Tree:
         for choosing in _OWNERS:
             name = chosen.get(choosing, KEYS[choosing].default)
             cls = find_class(choosing, name)
-            if clash := next((k for k in cls.keys if k in KEYS or k in self.own or k in NO_EFFECT), None):
+            if clash := next((k for k in cls.keys if k in KEYS or k in self.own or k in NO_EFFECT
+                               or k in self.sections), None):
                 raise ConfigError(f"{choosing}: {name} declares the key {clash!r}, which exists already: rename it.")
             self.own |= cls.keys
         for choosing in _OWNERS:

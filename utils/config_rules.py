@@ -54,7 +54,8 @@ def _check_section(cfg: Config, name: str) -> None:
 def _check_street(cfg: Config, name: str, by_protocols: bool) -> None:
     section, count = cfg.section(name), cfg.num_classes
     require(count in (19, 16, 13) or by_protocols, f"num_classes: {count} does not fit {name}, whose class sets "
-            f"are 19, 16 and 13; {name}.protocols can score other classes, where {name} is the target.")
+            f"are 19, 16 and 13; {name}.protocols can score other classes, where {name} is the target" + (
+        "." if name == cfg.target else "; if the source is not used, set source to the target's name."))
     for inner in ("images", "labels", "classes", "label_ids", "palette"):
         require(getattr(section, inner) is None, f"{name}.{inner}: a section of type {section.type} has its own "
                 "files, classes and ids; leave the key out, or give the section `type: folder` and all keys of it.")

@@ -46,6 +46,13 @@ class Key:
             raise ConfigError(f"{where}: expected {self.length} values, found {shown(value)}.")
         return result
 
+    def read_default(self, name: str) -> Any:
+        """The default, read like a value from YAML, so that a saved configuration gives the same. name: of the key.
+        Raises ConfigError for a key without default, and for a default that the key does not allow."""
+        if self.default is None and not self.optional:
+            raise ConfigError(f"{name}: missing; set it: {self.meaning}.")
+        return self.read(self.default, f"{name}: default")
+
     def read_text(self, text: str, where: str) -> Any:
         """The value of this key from the command line: for a str the text as it is typed, else read as YAML. Raises
         ConfigError that starts with `where`."""
@@ -170,6 +177,9 @@ class Declares:
         super().__init_subclass__(**more)
         own = declared(cls)
         inherited = {name: k for base in reversed(cls.__bases__) for name, k in getattr(base, "keys", {}).items()}
+        if taken := next((name for name in own if name not in inherited
+                          and any(getattr(base, name, UNUSED) is not UNUSED for base in cls.__bases__)), None):
+            raise TypeError(f"{cls.__name__}.{taken}: a base has something else of that name: rename the key")
         given = {name: vars(cls)[name] for name in inherited if name in vars(cls) and name not in own}
         cls.keys = {name: dataclasses.replace(k, default=given.get(name, k.default))
                     for name, k in {**inherited, **own}.items() if given.get(name) is not UNUSED}

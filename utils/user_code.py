@@ -15,6 +15,7 @@ from utils.config_values import expanded, nearest
 from utils.errors import ConfigError, UserError, first_line
 
 _ROOT = Path(__file__).resolve().parents[1]  # of this project
+_loaded: set[str] = set()  # names of the users' modules that `load_object` has read
 _kept: dict[Path, dict[str, ModuleType]] = {}  # a user's folder -> its modules that share a name with others
 
 
@@ -45,6 +46,15 @@ def load_object(spec: str, key: str, base: type | None = None) -> object:
     return found
 
 
+def file_digest(spec: str) -> str:
+    """Hexadecimal SHA-256 of the file in `my_file.py:Name`; empty for anything else, and for a file that is gone."""
+    where = spec.rpartition(":")[0]
+    if not _is_file(where):
+        return ""
+    path = Path(expanded(where, "file"))
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+
+
 def called(spec: str, key: str, args: dict[str, Any]) -> Any:
     """What the function `spec` (see `load_object`) returns for `args`. Raises ConfigError as `running` does."""
     function: Any = load_object(spec, key)
@@ -71,18 +81,29 @@ def running(spec: str, key: str) -> Iterator[None]:
         raise ConfigError(f"{key}: {spec}: {fault(error, folder)}{_clash(error, hidden, folder)}.") from error
 
 
-def fault(error: BaseException, folder: Path) -> str:
-    """`file, line N: kind: message` of an error, with the innermost line of a file below `folder`."""
+def fault_in_run(error: BaseException) -> str | None:
+    """`fault` of an error that left a user's module in the middle of a run; None: the user's code had no part in it."""
+    return fault(error) if any(_is_loaded(frame) for frame, _ in traceback.walk_tb(error.__traceback__)) else None
+
+
+def fault(error: BaseException, folder: Path | None = None) -> str:
+    """`file, line N: kind: message` of an error, with the innermost line of a user's module or of a file below
+    `folder`."""
     if isinstance(error, SyntaxError) and error.filename:
         place = error.filename, error.lineno
     else:
-        frames = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)]
-        mine = [place for place in frames if Path(place[0]).resolve().is_relative_to(folder)
-                and "site-packages" not in place[0] and not _is_ours(place[0], folder)]
+        frames = [(frame, frame.f_code.co_filename, line) for frame, line in traceback.walk_tb(error.__traceback__)]
+        mine = [(file, line) for frame, file, line in frames if _is_loaded(frame)
+                or folder and Path(file).resolve().is_relative_to(folder)
+                and "site-packages" not in file and not _is_ours(file, folder)]
         place = mine[-1] if mine else None
     at = f"{place[0]}, line {place[1]}: " if place else ""
     text = error.msg if isinstance(error, SyntaxError) else first_line(error)
     return f"{at}{type(error).__name__}: {text}".rstrip(".")
+
+
+def _is_loaded(frame):
+    return frame.f_globals.get("__name__") in _loaded
 
 
 def _fits(found, base):
@@ -117,6 +138,7 @@ def _load(spec, key):
         if found is None or found.loader is None:
             raise ConfigError(f"{key}: {where}: is no Python file (.py): give my_file.py:Name.")
         module = sys.modules[unique] = importlib.util.module_from_spec(found)
+        _loaded.add(unique)
         try:
             found.loader.exec_module(module)
         except BaseException:
@@ -126,6 +148,7 @@ def _load(spec, key):
 
 
 def _import(where, spec, key):
+    _loaded.add(where)
     try:
         return importlib.import_module(where)
     except ModuleNotFoundError as error:

@@ -27,6 +27,9 @@ def find(name: str) -> type[Method]:
     if ":" not in name:
         raise ConfigError(f"method: no method {name!r}{nearest(name, known())}; there are {', '.join(known())}, or "
                           "your own as my_file.py:MyMethod.")
+    if name.rpartition(":")[2] in known():
+        raise ConfigError(f"method: {name}: a method of that name is here already, and its files would be overwritten: "
+                          "rename the class.")
     return cast(type[Method], load_object(name, "method", Method))
 
 

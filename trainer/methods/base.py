@@ -119,10 +119,11 @@ class Method(Declares):
     def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """Losses of one batch by name, scalar tensors whose sum is minimised; {} leaves the parameters as they are.
 
-        The network is in training mode. rng: the step's own generator, seeded with seed, round and step, as is torch's
-        global one.
+        The network is in training mode. rng: the step's own generator, seeded with seed, round and step, as are the
+        global ones of torch, NumPy and Python.
         """
-        raise NotImplementedError(f"{type(self).__name__} has no losses")
+        raise ConfigError(f"method: {type(self).__name__} has no losses: define losses(self, batch, rng), or "
+                          "set method to another class.")
 
     def after_step(self, batch: Batch) -> None:
         """Called after each step."""

@@ -34,7 +34,7 @@ class BoundaryEnhancement(SelfTraining):
             self.teacher.model.compile_blocks()
 
     def losses(self, batch, rng):
-        with torch.inference_mode():
+        with torch.no_grad():
             self.teacher.model.use_statistics(self.cfg.bn_stats)
             conf, label = self.teacher.model(batch.images).softmax(1).max(1)
         selected = batch.labels != IGNORE_INDEX

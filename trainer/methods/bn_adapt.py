@@ -51,7 +51,7 @@ class BatchNormAdaptation(Method):
 
     def losses(self, batch, rng):
         self.network.use_statistics("batch")
-        with torch.inference_mode():
+        with torch.no_grad():
             self.network.score_map(batch.images)
             self.statistics.add_image()
         return {}
