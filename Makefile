@@ -51,7 +51,7 @@ bench-%: .venv/.installed
 	$(RUN) -m bench $*
 
 toy-table: .venv/.installed
-	$(RUN) -m bench.methods source_only bn_adapt ld be --trials 1 --classes
+	$(RUN) -m bench.methods source_only bn_adapt ld be bn_momentum=0.1 --trials 1 --classes
 
 methods-table: .venv/.installed
 	$(RUN) -m bench.methods

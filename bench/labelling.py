@@ -120,7 +120,9 @@ class Stub(nn.Module):
 
     def __init__(self, num_classes: int):
         super().__init__()
-        self.mix = nn.Conv2d(3, num_classes, 1)
+        self.mix = nn.Conv2d(3, num_classes, 1, bias=False)
+        with torch.no_grad():  # the same in every call, as a trained network's
+            self.mix.weight.copy_(torch.randn(num_classes, 3, 1, 1, generator=torch.Generator().manual_seed(0)))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.mix(F.avg_pool2d(x, 8))

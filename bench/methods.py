@@ -29,7 +29,7 @@ CONFIGS = {SOURCE_ONLY: "so_config.yml", "be": "be_config.yml"}  # in --configs;
 ANY = ("", "learning_rate=0.001", "learning_rate=0.0001", "learning_rate=0.003")
 TRIALS = {
     "be": ("", "learning_rate=0.0005", "conf_thresh=0.9", "cb_prop=0.2"),
-    "bn_adapt": ("bn_momentum=0.1", "", "alpha=0.2", "bn_variance=population"),
+    "bn_adapt": ("", "bn_momentum=0.1", "alpha=0.2", "bn_variance=population"),
     "cbst": ("", "learning_rate=0.001", "cb_prop=0.4", "round=3 epochs=1 num_steps=75"),
     "crst_mrkld": ("", "learning_rate=0.001", "kld_weight=0.01", "cb_prop=0.4"),
     "infomax": ("", "learning_rate=0.001", "learning_rate=0.0001", "freeze_head=False"),
@@ -97,6 +97,8 @@ class Runs:
                     process = self.begin(run)
                     running[process.pid] = process, run
                 pid, status, usage = os.wait4(-1, 0)  # which knows the CPU time of that one
+                if pid not in running:  # a helper of Python's own
+                    continue
                 process, run = running.pop(pid)
                 process.returncode = os.waitstatus_to_exitcode(status)
                 self.end(run, process.returncode, usage.ru_utime + usage.ru_stime)

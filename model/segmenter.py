@@ -50,7 +50,8 @@ class Segmenter(nn.Module):
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None), self._adjusted(len(x)):
             found = self._run(self._padded(x))
         scores = self.interface.scores(found, self.num_classes)
-        return scores.to(torch.promote_types(scores.dtype, torch.float32))
+        # One plane a class: what follows works on planes, and upsampling keeps the layout.
+        return scores.to(torch.promote_types(scores.dtype, torch.float32)).contiguous()
 
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Logits upsampled bilinearly, float [B, C, *size]. x: from `prepare`. size: (height, width) of the result,
