@@ -2,8 +2,9 @@
 import copy
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from model.segmenter import Segmenter
 from utils.errors import ConfigError, first_line
 
 
@@ -18,17 +19,28 @@ class Teacher:
 
     Parameters are averaged. Batch-norm buffers are copied: they are unused with batch statistics, and with running
     statistics the teacher normalises as the student does. Raises ConfigError for a network that torch cannot copy.
+    compile: compile the copy's blocks.
     """
 
-    def __init__(self, student: nn.Module, ema_alpha: float):
+    def __init__(self, student: Segmenter, ema_alpha: float, compile: bool = False):
         try:
             self.model = copy.deepcopy(student).requires_grad_(False)
         except RuntimeError as error:
             raise ConfigError(f"model: the teacher is a copy of the network, which cannot be copied "
                               f"({first_line(error)}): use a method without a teacher, or a network that is not "
                               "compiled to TorchScript.") from error
+        if compile:
+            self.model.compile_blocks()
         self.ema_alpha = ema_alpha
         self.updates = 0
+
+    @torch.no_grad()
+    def predict(self, images: Tensor, statistics: str) -> tuple[Tensor, Tensor]:
+        """Confidence float [B, H, W] in 0..1 and class int64 [B, H, W] of each pixel. images: from
+        `Segmenter.prepare`; statistics: of the batch norms, as `Segmenter.use_statistics` takes them."""
+        self.model.use_statistics(statistics)
+        confidence, label = self.model(images).softmax(1).max(1)
+        return confidence, label
 
     @torch.no_grad()
     def update(self, student: nn.Module) -> None:

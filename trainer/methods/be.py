@@ -29,14 +29,10 @@ class BoundaryEnhancement(SelfTraining):
                               "with the next; use 2 or more.")
 
     def setup(self):
-        self.teacher = Teacher(self.network, self.ema_alpha)
-        if self.cfg.compile:
-            self.teacher.model.compile_blocks()
+        self.teacher = Teacher(self.network, self.ema_alpha, self.cfg.compile)
 
     def losses(self, batch, rng):
-        with torch.no_grad():
-            self.teacher.model.use_statistics(self.cfg.bn_stats)
-            conf, label = self.teacher.model(batch.images).softmax(1).max(1)
+        conf, label = self.teacher.predict(batch.images, self.cfg.bn_stats)
         selected = batch.labels != IGNORE_INDEX
         label, conf = torch.where(selected, batch.labels, label), conf.masked_fill(selected, 1)
         generator = torch.Generator().manual_seed(int(rng.integers(2**63)))

@@ -1,7 +1,5 @@
 """Mean teacher with strong augmentation: the target's half of DACS (Tranheden et al., WACV 2021) and DAFormer (Hoyer et
 al., CVPR 2022), after Tarvainen and Valpola, "Mean teachers are better role models", NeurIPS 2017."""
-import torch
-
 from model.ema import Teacher
 from trainer import augmentation, losses
 from trainer.methods.base import Method
@@ -29,14 +27,10 @@ class MeanTeacher(Method):
     blur_probability: float = key(0.5, "share of the crops that are blurred", low=0, high=1)
 
     def setup(self):
-        self.teacher = Teacher(self.network, self.ema_alpha)
-        if self.cfg.compile:
-            self.teacher.model.compile_blocks()
+        self.teacher = Teacher(self.network, self.ema_alpha, self.cfg.compile)
 
     def losses(self, batch, rng):
-        with torch.no_grad():
-            self.teacher.model.use_statistics(self.cfg.bn_stats)
-            confidence, label = self.teacher.model(batch.images).softmax(1).max(1)
+        confidence, label = self.teacher.predict(batch.images, self.cfg.bn_stats)
         pixels = augmentation.strong(batch.pixels, rng, self.jitter, self.jitter_probability, self.blur_probability)
         logits = self.network(self.network.prepare(pixels))
         return {"consistency": losses.confidence_weighted_cross_entropy(logits, label, confidence, self.conf_thresh)}
