@@ -128,8 +128,11 @@ def test_torchvision_networks(name, tmp_path):
     network, report = build(**keys)
     assert len(report.initialised) == report.total and network.interface.input == INPUTS["rgb01"]
     x = images(2, 3, 70, 90)
+    plain, _ = build("channels_last=false", **keys)
     with torch.no_grad():
-        assert network.eval()(x).equal(network.network(x)["out"])
+        assert plain.eval()(x).equal(plain.network(x)["out"])
+        # With channels_last torchvision interpolates in another layout, by another kernel.
+        torch.testing.assert_close(network.eval()(x), network.network(x)["out"], rtol=1e-5, atol=1e-6)
         assert max(network.score_map(x).shape[-2:]) <= 12
     trains_and_loads(network, tmp_path, **keys)
     pooled = [remark for remark in network.remarks if "one value per channel" in remark]
@@ -138,14 +141,15 @@ def test_torchvision_networks(name, tmp_path):
 
 def test_an_auxiliary_classifier_is_taken_as_the_checkpoint_has_it(tmp_path):
     keys = {"model": "torchvision/deeplabv3_mobilenet_v3_large"}
-    network, _ = build(**keys, model_args={"aux_loss": True})
+    network, _ = build("channels_last=false", **keys, model_args={"aux_loss": True})
     x = images(2, 3, 64, 64)
     with torch.no_grad():
         assert network.eval()(x).equal(network.network(x)["out"])
     assert step(network, x)[1] == 12
     save_weights(network, tmp_path / "aux.pth")
     assert "set model_args={aux_loss: True}" in refusal(CheckpointError, init_weight=f"{tmp_path}/aux.pth", **keys)
-    other, report = build(**keys, model_args={"aux_loss": True}, init_weight=f"{tmp_path}/aux.pth")
+    other, report = build("channels_last=false", **keys, model_args={"aux_loss": True},
+                          init_weight=f"{tmp_path}/aux.pth")
     assert report.loaded == report.total and other.eval()(x).equal(network.eval()(x))
 
 
