@@ -183,7 +183,6 @@ class Mine(Method):
 def own_method(returned='{"entropy": loss}', stop=False, parts="{}", resume=False):
     """A trainer of a user's method, which may be stopped after a step or resumed."""
     Path("mine.py").write_text(METHOD.format(returned=returned, stop=stop, parts=parts))
-    find.cache_clear()
     words = ["init_weight=snapshot/source/source_only.pth", "note=mine", "save_freq=1", f"resume={resume}",
              f"overwrite={not resume}"]
     return Trainer(load_config("tiny.yml", words, method="mine.py:Mine"))
@@ -208,7 +207,6 @@ def test_a_users_network_whose_shapes_have_changed_is_not_resumed(world):
     fixed = "import torch\n" + NETWORK.replace("():\n", "():\n    torch.manual_seed(0)  # counts as trained\n")
     Path("mine_net.py").write_text(fixed)
     Path("mine.py").write_text(METHOD.format(returned='{"entropy": loss}', stop=True, parts="{}"))
-    find.cache_clear()
     with pytest.raises(Stopped):
         Trainer(load_config("tiny.yml", words, method="mine.py:Mine")).run()
     Path("mine_net.py").write_text(fixed.replace("3, 2, 1)", "5, 2, 2)"))
@@ -218,7 +216,6 @@ def test_a_users_network_whose_shapes_have_changed_is_not_resumed(world):
 
 def test_a_users_method_without_losses_is_one_error(world):
     Path("mine.py").write_text("from trainer.methods.base import Method\nclass Mine(Method): pass\n")
-    find.cache_clear()
     words = ["init_weight=snapshot/source/source_only.pth", "note=without", "val=False"]
     with pytest.raises(ConfigError, match="method: Mine has no losses: define losses"):
         Trainer(load_config("tiny.yml", words, method="mine.py:Mine")).run()
@@ -348,3 +345,14 @@ def test_a_users_method_cannot_have_the_name_of_one_that_is_here(world, name):
     Path("named.py").write_text(f"from trainer.methods.base import Method\nclass {name}(Method): pass\n")
     with pytest.raises(ConfigError, match=f"method: named.py:{name}: a method of that name is here already"):
         load_config("tiny.yml", [f"method=named.py:{name}"])
+
+
+def test_a_file_of_the_same_name_in_another_folder_is_another_method(tmp_path, monkeypatch):
+    found = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        monkeypatch.chdir(tmp_path / folder)
+        Path("mine.py").write_text(f"from trainer.methods.base import Method\n\nclass Mine(Method):\n"
+                                   f"    title = {folder!r}\n    def losses(self, batch, rng):\n        return {{}}\n")
+        found += [find("mine.py:Mine"), find("mine.py:Mine")]
+    assert found[0] is found[1] and found[2] is found[3] and [cls.title for cls in found] == [*"aabb"]

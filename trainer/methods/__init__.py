@@ -18,7 +18,6 @@ def known() -> dict[str, type[Method]]:
     return {name: _method_of(importlib.import_module(f"{__name__}.{name}")) for name in sorted(modules)}
 
 
-@functools.cache
 def find(name: str) -> type[Method]:
     """The class of a method: a name of `known`, or a user's own, `my_file.py:MyMethod`. Raises ConfigError if there is
     none."""
