@@ -1,4 +1,4 @@
-"""The published recipe in its obvious form: what the project's own code is measured against.
+"""The published recipe written plainly: what the project's own code is measured against.
 
 Each piece computes what trainer/ and dataset/ compute (same method, same random draws), in the way that first comes to
 mind: the network runs twice over an image that is to be labelled, confidences of all pixels pile up in Python lists,

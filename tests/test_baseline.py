@@ -1,4 +1,4 @@
-"""The project agrees with the published recipe in its obvious form (bench/baseline.py), piece by piece, and a wrong
+"""The project agrees with the published recipe written plainly (bench/baseline.py), piece by piece, and a wrong
 piece is found. Random draws are the same, so only rounding may differ."""
 import json
 import warnings
