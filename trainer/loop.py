@@ -12,6 +12,7 @@ from dataset import inspection, segmentation
 from dataset.class_sets import class_set
 from model.build import build_model, pick_device
 from model.weights import save_weights
+from trainer import candidates
 from trainer.candidates import Candidates
 from trainer.checks import not_finite, require_losses, require_parts, require_start, require_trained
 from trainer.methods.base import Batch, Batches, Setting
@@ -55,7 +56,8 @@ class Trainer:
         self.states = StateFolder(self.snapshot / f"{cfg.stage}.state", cfg.keep)
         self.lock = RunLock(self.snapshot) if self.snapshot.is_dir() else None  # before its files are read
         self._last_state, self._resumed = newest_state(
-            cfg, self.states, self.samples, lambda state: method.usable(cfg, self.samples, state), remarks)
+            cfg, self.states, self.samples,
+            lambda state: method.usable(cfg, self.samples, state) and candidates.intact(cfg, state), remarks)
         if not cfg.fix_seed:
             cfg = (dataclasses.replace(cfg, seed=self._resumed["seed"], fix_seed=True) if self._resumed else
                    with_drawn_seed(cfg))
@@ -92,11 +94,12 @@ class Trainer:
                 if self.cfg.train:
                     self.train()
                     self.save()
-                    self._hand_back()
                 self.validate()
                 self.validation.write()
                 if self.cfg.train:
                     self.states.finish()
+                    if self.candidates:
+                        self.candidates.clear(finished=True)
         except Stopped as stop:
             where = f"its state is in {self._last_state}" if self._last_state else "no state had been saved yet"
             raise Stopped(f"stopped by {stop} at step {self.position.global_step}: {where}; the same command with "
@@ -109,8 +112,9 @@ class Trainer:
     def train(self) -> None:
         """Run the rounds from `position` on."""
         method, position = self.method, self.position
-        self.consider()
-        while position.round < method.rounds:
+        if position.step == 0:
+            self.consider()
+        while position.round < method.rounds and not self._ended_early():
             if not position.prepared:
                 method.prepare_round(position.round)
                 self._say_remarks()
@@ -132,6 +136,8 @@ class Trainer:
         total = first + len(loader)
         every = (cfg.candidate_freq or -(-total // 4)) if self.method.trains else total
         pace = Progress(loader, cfg.stage, 0, cfg.screen, "step", first)
+        if first and first % every == 0:
+            self.consider()  # a signal may have cut it off
         for step, item in enumerate(self._awaited(pace), first):
             rate = poly_lr(base_lr, step, cfg.num_steps, cfg.power)
             for group in self.optimizer.param_groups if self.optimizer else ():
@@ -149,6 +155,8 @@ class Trainer:
             self.interrupt.check()
             if position.global_step % cfg.val_freq == 0:
                 self.validate()
+            if self._ended_early():
+                break
 
     def step(self, item: dict) -> dict[str, torch.Tensor]:
         """Take one step on a loader's batch. Returns the losses by name.
@@ -191,11 +199,10 @@ class Trainer:
         if self.candidates is None:
             return
         try:
-            step = self.position.global_step
-            if step:
-                self.candidates.consider(step, self.method.networks())
+            if self.position.global_step:
+                self.candidates.consider(self.position.global_step, self.method.networks())
                 if self.position.step == 0:
-                    self.candidates.judge(step)
+                    self.candidates.judge(self.position.global_step)
             else:
                 self.candidates.begin(self.network)
         except Stopped:
@@ -203,10 +210,12 @@ class Trainer:
             raise
 
     def save(self) -> None:
-        """Write `<snapshot>/<note>/<stage>.pth`, atomically."""
+        """Write `<snapshot>/<note>/<stage>.pth` and, where there are candidates, the chosen one beside it."""
         path = self.snapshot / f"{self.cfg.stage}.pth"
         save_weights(self.network, path)
         self.log.say(f"saved {path}")
+        if self.candidates:
+            self.log.say(f"saved {self.candidates.hand_back()}")
 
     def save_state(self) -> None:
         """Save all that a resumed run needs. If the disk refuses, say so and go on, as older states are still whole."""
@@ -262,16 +271,15 @@ class Trainer:
             self.save_state()
             raise
 
+    def _ended_early(self):
+        return self.cfg.stop_when == "collapse" and self.candidates is not None and self.candidates.collapsed
+
     def _new_candidates(self) -> Candidates | None:
         cfg = self.cfg
         if not cfg.train or not cfg.score_images or cfg.method_class.needs_source:
             return None
-        return Candidates(cfg, self.samples, self.device, self.log, self.interrupt.check, lambda network: None)
-
-    def _hand_back(self):
-        if self.candidates:
-            verdict = self.candidates.judge(self.position.global_step)
-            self.log.say(f"saved {self.candidates.finish(verdict)}")
+        return Candidates(cfg, self.samples, class_set(cfg).names, self.device, self.log, self.interrupt.check,
+                          lambda network: self.validation.miou(network, self.interrupt.check))
 
     def _build_optimizer(self):
         """Make the round's optimiser, unless `_restore` has made it already."""
@@ -294,6 +302,8 @@ class Trainer:
         self.lock = self.lock or RunLock(self.snapshot)
         if cfg.train and not state:
             self.states.clear()
+            if self.candidates:
+                self.candidates.clear()
         remove_unfinished(self.snapshot)
         self.log.open()
         write_atomically(self.snapshot / f"{cfg.stage}.yml", lambda file: file.write(to_yaml(cfg).encode()))

@@ -39,6 +39,14 @@ def decide(records: list[dict[str, Any]], predictions: list[np.ndarray], select_
     return Verdict(KEEP, ranking[0], "", candidates, ranking)
 
 
+def lost(references: list[dict[str, Any]], state: dict[str, Any]) -> list[tuple[int, float, float]]:
+    """The classes that have vanished from a state's predictions: (class, share before, share now). The share before is
+    the smallest among the references, so that a class that these agree on counts."""
+    before = np.min([r["histogram"] for r in references], axis=0)
+    return [(c, float(b), n) for c, (b, n) in enumerate(zip(before, state["histogram"]))
+            if b >= NOTICED and n < VANISHED * b]
+
+
 def table(verdict: Verdict) -> str:
     """The candidates with their scores as text, the chosen one marked, and the verdict."""
     heads = list(dict.fromkeys(name for c in verdict.candidates for name in c["scores"]))
