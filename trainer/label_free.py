@@ -37,7 +37,8 @@ _NEIGHBOURS = 512  # positions of an image at most between which the density is 
 def grid_size(size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) of the grid of at most GRID_POINTS points on which images of `size` are predicted."""
     factor = max(1.0, math.sqrt(size[0] * size[1] / GRID_POINTS))
-    return max(1, int(size[0] / factor)), max(1, int(size[1] / factor))
+    height = max(1, int(size[0] / factor))
+    return height, max(1, min(int(size[1] / factor), GRID_POINTS // height))
 
 
 def entropy(probs: Tensor) -> Tensor:
