@@ -38,7 +38,7 @@ def plain_mean_iou(a, b, num_classes):
 @pytest.mark.parametrize("seed", range(6))
 def test_scores_of_images_equal_the_plain_ones(seed):
     rng = np.random.default_rng(seed)
-    classes, h, w, n = int(rng.integers(2, 12)), int(rng.integers(2, 9)), int(rng.integers(2, 9)), int(rng.integers(1, 5))
+    classes, h, w, n = (int(rng.integers(low, high)) for low, high in ((2, 12), (2, 9), (2, 9), (1, 5)))
     views = [[random_probs(rng, classes, h, w) for _ in range(3)] for _ in range(n)]
     scores = label_free.total([label_free.image_sums(*each) for each in views]).scores()
     columns = [c.numpy() for each in views for c in each[0].flatten(1).T]
@@ -72,10 +72,10 @@ def test_the_ends_of_the_scales():
     one, all_classes = torch.zeros(4, 2, 2).double(), torch.eye(4).double().view(4, 2, 2)
     one[0] = 1
     same = label_free.image_sums(one, one, one)
-    assert same.scores() == pytest.approx(dict(consistency=1, entropy=0, infomax=0, density=1, nuclear=0.5))
+    assert same.scores() == pytest.approx({"consistency": 1, "entropy": 0, "infomax": 0, "density": 1, "nuclear": 0.5})
     assert same.shares() == [1, 0, 0, 0]
     varied = label_free.image_sums(all_classes, all_classes, all_classes).scores()
-    assert varied == pytest.approx(dict(consistency=1, entropy=0, infomax=1, density=1, nuclear=1))
+    assert varied == pytest.approx({"consistency": 1, "entropy": 0, "infomax": 1, "density": 1, "nuclear": 1})
     unsure = torch.full((4, 2, 2), 0.25).double()
     assert label_free.image_sums(unsure, unsure, unsure).scores()["entropy"] == pytest.approx(1)
 

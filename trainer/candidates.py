@@ -17,7 +17,7 @@ from model.segmenter import Segmenter
 from model.statistics import batch_norms, refreshed
 from model.weights import save_weights
 from trainer import label_free
-from trainer.verdict import REFERENCES, Verdict, decide, lost, table
+from trainer.verdict import CHOSEN, FILE, REFERENCES, Verdict, decide, lost, table
 from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.errors import naming
@@ -108,7 +108,7 @@ class Candidates:
         self.records.append({"name": name, "step": step, "file": stem, "kept": True, "scores": scores,
                              "histogram": sums.shares(), "digest": _digest(content.getbuffer())})
 
-    def _images(self, network) -> Iterator[Tensor]:
+    def _images(self, network: Segmenter) -> Iterator[Tensor]:
         loader = loaders.whole_image_loader(self.cfg, self.cfg.target, self.samples, False, self.device.type == "cuda")
         for item in loader:
             self.check()
@@ -147,16 +147,11 @@ class Candidates:
         file = self.folder / f"{chosen['file']}.pth"
         with naming(file):
             weights = file.read_bytes()
-        path = self.folder.with_name(f"{self.cfg.stage}_chosen.pth")
+        path = self.folder.with_name(f"{self.cfg.stage}{CHOSEN}.pth")
         write_atomically(path, lambda file: file.write(weights))
         content = json.dumps(verdict.as_dict(), indent=1).encode()
-        write_atomically(self.folder.with_name(f"{self.cfg.stage}_verdict.json"), lambda file: file.write(content))
+        write_atomically(self.folder.with_name(f"{self.cfg.stage}{FILE}"), lambda file: file.write(content))
         return path
-
-    def clear(self, finished: bool = False) -> None:
-        """Remove the folder; that of a finished run only unless `keep_candidates`."""
-        if not (finished and self.cfg.keep_candidates):
-            shutil.rmtree(self.folder, ignore_errors=True)
 
     # ---- as a part of the saved state --------------------------------------------------------------------------------
 
@@ -167,6 +162,12 @@ class Candidates:
     def load_state_dict(self, state: dict) -> None:
         """Go on from where `state_dict` was."""
         self.records, self._judged, self.collapsed = state["records"], state["judged"], state["collapsed"]
+
+
+def clear(cfg: Config, finished: bool) -> None:
+    """Remove the folder of a run's candidates; that of a finished run not if `keep_candidates`."""
+    if not (finished and cfg.keep_candidates):
+        shutil.rmtree(_folder(cfg), ignore_errors=True)
 
 
 def intact(cfg: Config, state: dict) -> bool:

@@ -1,4 +1,4 @@
-"""Scores of a network that need no labels: how sure, how varied and how consistent its predictions of target images are.
+"""Scores of a network that need no labels: how sure, varied and consistent its predictions of target images are.
 
 None of them is the accuracy, and each can be fooled: a network that predicts one class everywhere is sure and
 consistent. docs/label_free.md measures how well each ranks networks. All are in 0..1 and, except for `entropy`, higher
