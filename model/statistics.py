@@ -42,10 +42,14 @@ class TargetStatistics:
         """Add the image that the network has just seen, in a pass that set its running statistics."""
         self.target.lerp_(self._moments(), self.momentum or 1 / (self.images + 1))
         self.images += 1
+        self.use(self.alpha)
+
+    def use(self, alpha: float) -> None:
+        """Give the batch norms the target's statistics, with the share `alpha` of the source's."""
         mean, var, square = self.target
         found = torch.stack([mean, var + (square - mean.square()).clamp(min=0) if self.population else var])
         sizes = [len(norm.running_mean) for norm in self.norms]
-        for norm, (mean, var) in zip(self.norms, found.lerp(self.source[:2], self.alpha).split(sizes, 1)):
+        for norm, (mean, var) in zip(self.norms, found.lerp(self.source[:2], alpha).split(sizes, 1)):
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(var)
 
@@ -69,19 +73,20 @@ class TargetStatistics:
 
 
 @contextlib.contextmanager
-def refreshed(network: Segmenter, images: Iterable[Tensor], alpha: float = 0.0) -> Iterator[None]:
-    """Within, the network's running statistics are the mean over the images, each normalised by its own, and the share
-    `alpha` of the network's own; afterwards they are as before. images: from `Segmenter.prepare`, one each."""
-    norms = batch_norms(network)
-    before = [(norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
+def gathered(network: Segmenter, images: Iterable[Tensor],
+             source: Tensor | None = None) -> Iterator[TargetStatistics]:
+    """The statistics over images, each normalised by its own; within, the network may `use` them, afterwards its own
+    are as before. images: from `Segmenter.prepare`, one each. source: moments to mix with in place of its own."""
+    before = [(norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in batch_norms(network)]
     try:
-        statistics = TargetStatistics(network, None, alpha, False)
+        statistics = TargetStatistics(network, None, 0.0, False)
+        statistics.source = statistics.source if source is None else source
         network.use_statistics("batch")
         with torch.no_grad():
             for x in images:
                 network.score_map(x)
                 statistics.add_image()
-        yield
+        yield statistics
     finally:
         for norm, momentum, buffers in before:
             norm.momentum = momentum

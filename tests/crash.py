@@ -114,8 +114,10 @@ def run_stage(method: str, words: list[str], fatal: int | None = None) -> int | 
 def outcome(stage: str) -> dict:
     """The results of a run: weights, pseudo-label files, log without times, scores."""
     events = [json.loads(line) for line in Path(f"log/tiny/{stage}.jsonl").read_text().splitlines()]
-    return {"weights": {k: v.numpy().tobytes() for k, v in
-                        torch.load(f"snapshot/tiny/{stage}.pth", weights_only=True).items()},
+    beside = sorted(Path("snapshot/tiny").glob(f"{stage}_*"))  # the chosen network and the verdict
+    return {"weights": {str(path): {k: v.numpy().tobytes() for k, v in torch.load(path, weights_only=True).items()}
+                        for path in (Path(f"snapshot/tiny/{stage}.pth"), *beside) if path.suffix == ".pth"},
+            "verdict": [path.read_text() for path in beside if path.suffix == ".json"],
             "pseudo labels": {str(p): p.read_bytes() for p in sorted(Path("plabel").rglob("*")) if p.is_file()},
             "log": [{k: v for k, v in event.items() if k != "seconds"} for event in events],
             "scores": Path(f"miou_result/tiny/{stage}.json").read_text(),
@@ -125,8 +127,9 @@ def outcome(stage: str) -> dict:
 def clear(stage):
     for folder in ("log", "plabel", "miou_result", f"snapshot/tiny/{stage}.state"):
         shutil.rmtree(folder, ignore_errors=True)
-    for file in (f"snapshot/tiny/{stage}.pth", f"snapshot/tiny/{stage}.yml"):
-        Path(file).unlink(missing_ok=True)
+    for file in Path("snapshot/tiny").glob(f"{stage}[._]*"):
+        if file.is_file():
+            file.unlink()
 
 
 def main(folder: str, methods: str, trials: str, seed: str) -> int:

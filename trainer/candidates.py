@@ -14,7 +14,7 @@ from torch import Tensor
 from dataset import loaders
 from dataset.segmentation import Sample
 from model.segmenter import Segmenter
-from model.statistics import batch_norms, refreshed
+from model.statistics import batch_norms, gathered
 from model.weights import save_weights
 from trainer import label_free
 from trainer.verdict import CHOSEN, FILE, REFERENCES, Verdict, decide, lost, table
@@ -23,8 +23,10 @@ from utils.config import Config
 from utils.errors import naming
 from utils.logger import RunLog
 
-UNTOUCHED, ADAPTED, MIXED = REFERENCES
-MIXED_ALPHA = 0.8  # share of the source's statistics, as in DIGA (Wang et al., CVPR 2023)
+# Share of the source's batch-norm statistics in candidates that mix them with the target's: 0.8 as in DIGA (Wang et
+# al., CVPR 2023), and half.
+_OF_SOURCE = {"adapted statistics": 0.0, "half-adapted statistics": 0.5, "mixed statistics": 0.8}
+_OF_STATE = {"refreshed": 0.0, "half-refreshed": 0.5}
 _PROMISING = 5  # best-scored candidates whose weights are kept beside the references
 
 
@@ -52,33 +54,38 @@ class Candidates:
         self.folder = _folder(cfg)
         self.records: list[dict[str, Any]] = []
         self._judged = -1
+        self._source: Tensor | None = None  # moments of the untouched network's batch norms
 
     # ---- collecting --------------------------------------------------------------------------------------------------
 
     def begin(self, network: Segmenter) -> None:
         """Add the references, made of the network as it is before training."""
-        self._add(UNTOUCHED, 0, network)
-        if batch_norms(network):
-            for name, alpha in ((ADAPTED, 0.0), (MIXED, MIXED_ALPHA)):
-                if not self._known(name):
-                    with refreshed(network, self._images(network), alpha):
-                        self._add(name, 0, network)
+        self._add("untouched", 0, network)
+        self._add_mixtures(network, 0, _OF_SOURCE)
 
     def consider(self, step: int, networks: Mapping[str, Segmenter]) -> None:
-        """Add networks as they stand at a step, and each with refreshed statistics. networks: title, which may be
-        empty, -> network. Those that have been added at this step are left out."""
+        """Add networks as they stand at a step, and each with refreshed statistics. networks: title, empty for the one
+        that is trained, -> network. Those that have been added at this step are left out."""
         for title, network in networks.items():
             name = f"step {step} {title}".rstrip()
-            self._add(name, step, network)
-            if batch_norms(network) and not self._known(f"{name} refreshed"):
-                with refreshed(network, self._images(network)):
-                    self._add(f"{name} refreshed", step, network)
+            self._add(name, step, network, trained=not title)
+            self._add_mixtures(network, step, {f"{name} {kind}": alpha for kind, alpha in _OF_STATE.items()})
         self._warn(step)
+
+    def _add_mixtures(self, network, step, mixtures):
+        """Add the network with batch-norm statistics of the target mixed with those of the untouched network."""
+        if not batch_norms(network) or all(self._known(name) for name in mixtures):
+            return
+        with gathered(network, self._images(network), self._source) as statistics:
+            self._source = statistics.source
+            for name, alpha in mixtures.items():
+                statistics.use(alpha)
+                self._add(name, step, network)
 
     def _warn(self, step):
         """Say which classes the network has lost since it was untouched, and note whether it has collapsed."""
         references = [r for r in self.records if r["name"] in REFERENCES]
-        state = next(r for r in self.records if r["step"] == step and r["name"] not in REFERENCES)
+        state = next(r for r in self.records if r["step"] == step and r["trained"])
         gone = lost(references, state)
         self.collapsed = len(gone) >= 2
         if gone:
@@ -89,7 +96,7 @@ class Candidates:
     def _known(self, name):
         return any(record["name"] == name for record in self.records)
 
-    def _add(self, name, step, network):
+    def _add(self, name, step, network, trained=False):
         if self._known(name):
             return
         stem = f"{len(self.records):03d}"
@@ -105,7 +112,7 @@ class Candidates:
         scores = sums.scores() if sums.finite else dict.fromkeys(label_free.SCORES[1:])
         if self.cfg.select_by == "miou":
             scores["miou"] = self.miou(network)
-        self.records.append({"name": name, "step": step, "file": stem, "kept": True, "scores": scores,
+        self.records.append({"name": name, "step": step, "trained": trained, "file": stem, "kept": True, "scores": scores,
                              "histogram": sums.shares(), "digest": _digest(content.getbuffer())})
 
     def _images(self, network: Segmenter) -> Iterator[Tensor]:
@@ -157,11 +164,13 @@ class Candidates:
 
     def state_dict(self) -> dict:
         """What is known of each candidate; of the files only hashes."""
-        return {"records": self.records, "judged": self._judged, "collapsed": self.collapsed}
+        return {"records": self.records, "judged": self._judged, "collapsed": self.collapsed,
+                "source": self._source}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from where `state_dict` was."""
         self.records, self._judged, self.collapsed = state["records"], state["judged"], state["collapsed"]
+        self._source = state["source"]
 
 
 def clear(cfg: Config, finished: bool) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 
 from trainer import label_free
 
-REFERENCES = ("untouched", "adapted statistics", "mixed statistics")
+UNTOUCHED = "untouched"
+REFERENCES = (UNTOUCHED, "adapted statistics", "half-adapted statistics", "mixed statistics")
 KEEP, DOUBTFUL, REJECT = "keep", "doubtful", "reject"
 VANISHED = 0.1  # a class has vanished if less than this part of its share is left
 NOTICED = 0.002  # smallest share of a class whose vanishing counts
@@ -18,27 +19,33 @@ NOTICED = 0.002  # smallest share of a class whose vanishing counts
 class Verdict:
     """The choice among candidates.
 
-    verdict: keep, doubtful or reject. chosen: name of the candidate that is handed back. why: one line. candidates:
-    what is known of each. ranking: names, the best first.
+    verdict: keep, doubtful or reject. chosen: name of the candidate that is handed back, after reject the untouched
+    network. why: one line. last: name of the last state. candidates: what is known of each. ranking: names, the best
+    first.
     """
 
     verdict: str
     chosen: str
     why: str
+    last: str
     candidates: list[dict[str, Any]]
     ranking: list[str]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"verdict": self.verdict, "chosen": self.chosen, "why": self.why, "candidates": self.candidates}
+        """For JSON; without the ranking."""
+        return {"verdict": self.verdict, "chosen": self.chosen, "why": self.why, "last": self.last,
+                "candidates": self.candidates}
 
 
 def decide(records: list[dict[str, Any]], predictions: list[np.ndarray], select_by: str) -> Verdict:
-    """The verdict on candidates."""
+    """The verdict on candidates. records: `name`, `step`, `kept` (whether its weights are there), `scores` (None where
+    they are not finite), `histogram`, `trained` (whether it is the network that is trained, as it stood). predictions: uint8
+    [n, C, h, w] of each."""
     agreement = label_free.agreement(predictions, list(range(len(records))))
     candidates = [{**r, "scores": {"agreement": a, **r["scores"]}} for r, a in zip(records, agreement)]
+    last = [c["name"] for c in candidates if c["trained"]][-1]
     ranking = [c["name"] for c in sorted(candidates, key=lambda c: -c["scores"]["agreement"]) if c["kept"]]
-    return Verdict(KEEP, ranking[0], "", candidates, ranking)
+    return Verdict(KEEP, ranking[0], "", last, candidates, ranking)
 
 
 def lost(references: list[dict[str, Any]], state: dict[str, Any]) -> list[tuple[int, float, float]]:
