@@ -158,8 +158,8 @@ def test_candidates_that_are_gone_or_changed_are_made_again(world, monkeypatch, 
 
 
 def test_networks_without_batch_norm_have_no_refreshed_candidates(world, monkeypatch):
-    Path("plain.py").write_text("from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), "
-                                "nn.ReLU(), nn.Conv2d(8, 19, 1))\n")
+    Path("plain.py").write_text("from torch import nn\ndef build():\n    "
+                                "return nn.Sequential(nn.Conv2d(3, 8, 3, 1, 1), nn.ReLU(), nn.Conv2d(8, 19, 1))\n")
     words = ("model=plain.py:build", "backbone_lr_mult=1")
     assert call(monkeypatch, run_so_script, *words, "note=plain") == 0
     assert call(monkeypatch, run_script, "method=entmin", *words, "init_weight=snapshot/plain/source_only.pth") == 0

@@ -112,8 +112,8 @@ class Candidates:
         scores = sums.scores() if sums.finite else dict.fromkeys(label_free.SCORES[1:])
         if self.cfg.select_by == "miou":
             scores["miou"] = self.miou(network)
-        self.records.append({"name": name, "step": step, "trained": trained, "file": stem, "kept": True, "scores": scores,
-                             "histogram": sums.shares(), "digest": _digest(content.getbuffer())})
+        self.records.append({"name": name, "step": step, "trained": trained, "file": stem, "kept": True,
+                             "scores": scores, "histogram": sums.shares(), "digest": _digest(content.getbuffer())})
 
     def _images(self, network: Segmenter) -> Iterator[Tensor]:
         loader = loaders.whole_image_loader(self.cfg, self.cfg.target, self.samples, False, self.device.type == "cuda")

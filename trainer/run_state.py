@@ -89,7 +89,8 @@ def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable
                         "goes on with other code than it began with" for key, digest in state["code"].items()
                         if digest != file_digest(getattr(cfg, key))]
             return path, state
-        remarks.append(f"warning: {path}: the pseudo labels of its round or its candidates are gone or changed: the round is done again")
+        remarks.append(f"warning: {path}: the pseudo labels of its round or its candidates are gone or changed: the "
+                       "round is done again")
     remarks.append(f"resume: no usable state in {states.folder}, the stage starts from its beginning")
     return None, None
 

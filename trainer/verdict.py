@@ -39,8 +39,8 @@ class Verdict:
 
 def decide(records: list[dict[str, Any]], predictions: list[np.ndarray], select_by: str) -> Verdict:
     """The verdict on candidates. records: `name`, `step`, `kept` (whether its weights are there), `scores` (None where
-    they are not finite), `histogram`, `trained` (whether it is the network that is trained, as it stood). predictions: uint8
-    [n, C, h, w] of each."""
+    they are not finite), `histogram`, `trained` (whether it is the network that is trained, as it stood). predictions:
+    uint8 [n, C, h, w] of each."""
     agreement = label_free.agreement(predictions, list(range(len(records))))
     candidates = [{**r, "scores": {"agreement": a, **r["scores"]}} for r, a in zip(records, agreement)]
     last = [c["name"] for c in candidates if c["trained"]][-1]
