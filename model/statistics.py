@@ -1,7 +1,12 @@
 """Statistics of batch norms gathered over images; parameters stay as they are."""
+import contextlib
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+from model.segmenter import Segmenter
 
 
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:
@@ -61,3 +66,24 @@ class TargetStatistics:
         self.images = state["images"]
         self.source.copy_(state["source"])
         self.target.copy_(state["target"])
+
+
+@contextlib.contextmanager
+def refreshed(network: Segmenter, images: Iterable[Tensor], alpha: float = 0.0) -> Iterator[None]:
+    """Within, the network's running statistics are the mean over the images, each normalised by its own, and the share
+    `alpha` of the network's own; afterwards they are as before. images: from `Segmenter.prepare`, one each."""
+    norms = batch_norms(network)
+    before = [(norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in norms]
+    try:
+        statistics = TargetStatistics(network, None, alpha, False)
+        network.use_statistics("batch")
+        with torch.no_grad():
+            for x in images:
+                network.score_map(x)
+                statistics.add_image()
+        yield
+    finally:
+        for norm, momentum, buffers in before:
+            norm.momentum = momentum
+            for buffer, old in zip(norm.buffers(), buffers):
+                buffer.copy_(old)

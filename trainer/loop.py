@@ -12,6 +12,7 @@ from dataset import inspection, segmentation
 from dataset.class_sets import class_set
 from model.build import build_model, pick_device
 from model.weights import save_weights
+from trainer.candidates import Candidates
 from trainer.checks import not_finite, require_losses, require_parts, require_start, require_trained
 from trainer.methods.base import Batch, Batches, Setting
 from trainer.run_state import Position, newest_state, saved_state
@@ -74,6 +75,7 @@ class Trainer:
                                      self.log, self.interrupt.check))
         self.position.round = self.method.first_round
         require_parts(cfg.method, self.method.parts())
+        self.candidates = self._new_candidates()
         self._start_writing(remarks, report)
 
     def run(self) -> dict | None:
@@ -90,6 +92,7 @@ class Trainer:
                 if self.cfg.train:
                     self.train()
                     self.save()
+                    self._hand_back()
                 self.validate()
                 self.validation.write()
                 if self.cfg.train:
@@ -106,6 +109,7 @@ class Trainer:
     def train(self) -> None:
         """Run the rounds from `position` on."""
         method, position = self.method, self.position
+        self.consider()
         while position.round < method.rounds:
             if not position.prepared:
                 method.prepare_round(position.round)
@@ -116,6 +120,7 @@ class Trainer:
             method.end_round(position.round)
             position.next_round()
             self.optimizer = self.scaler = None
+            self.consider()
             self.save_state()
             self.validate()
 
@@ -124,6 +129,8 @@ class Trainer:
         cfg, position, first = self.cfg, self.position, self.position.step
         if self.method.trains:
             self._build_optimizer()
+        total = first + len(loader)
+        every = (cfg.candidate_freq or -(-total // 4)) if self.method.trains else total
         pace = Progress(loader, cfg.stage, 0, cfg.screen, "step", first)
         for step, item in enumerate(self._awaited(pace), first):
             rate = poly_lr(base_lr, step, cfg.num_steps, cfg.power)
@@ -132,8 +139,10 @@ class Trainer:
             losses = self.step(item)
             position.global_step += 1
             position.step = step + 1
-            if step % cfg.print_freq == 0 or step + 1 == first + len(loader):
+            if step % cfg.print_freq == 0 or step + 1 == total:
                 self._report(losses, pace)
+            if position.step % every == 0 and position.step < total:
+                self.consider()
             self._say_remarks()
             if self.interrupt.requested or position.global_step % cfg.save_freq == 0:
                 self.save_state()
@@ -177,6 +186,22 @@ class Trainer:
                 self.save_state()
             raise
 
+    def consider(self) -> None:
+        """Keep the networks as they stand as candidates of the run. If a signal ends that, the state is saved."""
+        if self.candidates is None:
+            return
+        try:
+            step = self.position.global_step
+            if step:
+                self.candidates.consider(step, self.method.networks())
+                if self.position.step == 0:
+                    self.candidates.judge(step)
+            else:
+                self.candidates.begin(self.network)
+        except Stopped:
+            self.save_state()
+            raise
+
     def save(self) -> None:
         """Write `<snapshot>/<note>/<stage>.pth`, atomically."""
         path = self.snapshot / f"{self.cfg.stage}.pth"
@@ -194,7 +219,8 @@ class Trainer:
     def _parts(self) -> dict[str, Any]:
         """Name -> object whose `state_dict` is a part of the saved state."""
         optimising = {"optimizer": self.optimizer, "scaler": self.scaler} if self.optimizer else {}
-        return {"network": self.network, "log": self.log, "validation": self.validation, **optimising,
+        chosen = {"candidates": self.candidates} if self.candidates else {}
+        return {"network": self.network, "log": self.log, "validation": self.validation, **optimising, **chosen,
                 **self.method.parts()}
 
     def _restore(self, state):
@@ -235,6 +261,17 @@ class Trainer:
         except Stopped:
             self.save_state()
             raise
+
+    def _new_candidates(self) -> Candidates | None:
+        cfg = self.cfg
+        if not cfg.train or not cfg.score_images or cfg.method_class.needs_source:
+            return None
+        return Candidates(cfg, self.samples, self.device, self.log, self.interrupt.check, lambda network: None)
+
+    def _hand_back(self):
+        if self.candidates:
+            verdict = self.candidates.judge(self.position.global_step)
+            self.log.say(f"saved {self.candidates.finish(verdict)}")
 
     def _build_optimizer(self):
         """Make the round's optimiser, unless `_restore` has made it already."""

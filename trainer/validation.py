@@ -42,16 +42,19 @@ class Validation:
         `evaluate.evaluate`."""
         if self._loader is None or self._at == step:
             return
-        pace = Progress(self._loader, "validation", self.cfg.print_freq, self.cfg.screen)
-        device = next(network.parameters()).device
-        confusion = evaluate.evaluate(network, pace, self.cfg.num_classes, device, check,
-                                      len(self.class_set.labels))
-        self.scores, self._at = evaluate.protocol_scores(confusion, self.class_set), step
+        self.scores, self._at = self.score(network, check), step
         log.event("val", step, **self.scores)
         log.say(f"step {step}: mIoU {evaluate.means(self.scores)}")
         if unseen := evaluate.unseen_classes(self.scores, self.class_set):
             seen = inspection.never_seen(self.cfg, self.cfg.target, unseen, "the validation labels")
             log.say_once(f"warning: {seen}")
+
+    def score(self, network: Segmenter, check: Callable[[], None]) -> dict[str, dict]:
+        """The scores of a network on the split, which must be one that can be scored."""
+        pace = Progress(self._loader, "validation", self.cfg.print_freq, self.cfg.screen)
+        device = next(network.parameters()).device
+        confusion = evaluate.evaluate(network, pace, self.cfg.num_classes, device, check, len(self.class_set.labels))
+        return evaluate.protocol_scores(confusion, self.class_set)
 
     def write(self) -> None:
         """Write the scores to `<result>/<note>/<stage>.json`, if there are any."""

@@ -146,6 +146,17 @@ class Config:
                              "broken ones. No validation sample is left out", choices=("error", "skip"),
                              may_change=True)
 
+    score_images: int = key(64, "target images, drawn once, on which candidates are scored without labels; 0: no "
+                            "candidates, no verdict", low=0, group="Choice")
+    candidate_freq: int | None = key(None, "steps between candidates in a round; None: a quarter of the round", low=1)
+    select_by: str = key("agreement", "what chooses the candidate that is handed back: a label-free score, last (the "
+                         "last state), or miou (of the validation split, which takes labels)",
+                         choices=("agreement", "consistency", "entropy", "infomax", "density", "nuclear", "last",
+                                  "miou"))
+    stop_when: str = key("never", "end training early: never, or on a collapse that label-free scores show",
+                         choices=("never", "collapse"))
+    keep_candidates: bool = key(False, "keep the weights and predictions of all candidates, after the run too")
+
     plabel_accuracy: bool = key(True, "report the pseudo labels' accuracy where the target's training split has "
                                 "labels; training never sees them", group="Logging", may_change=True)
     print_freq: int = key(100, "steps, or images of a pass over many, between lines with the pace (losses, rate, "

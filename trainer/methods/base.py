@@ -131,6 +131,10 @@ class Method(Declares):
     def end_round(self, round_index: int) -> None:
         """Called after the last step of a round, before its state is saved."""
 
+    def networks(self) -> Mapping[str, Segmenter]:
+        """The networks that the run may hand back: a title, empty for the one that is trained, -> network."""
+        return {"": self.network}
+
     def parts(self) -> Mapping[str, Any]:
         """The method's parts of the run's saved state: name -> object with `state_dict` and `load_state_dict`, of plain
         tensors and values. The network is saved anyway."""

@@ -42,5 +42,8 @@ class BoundaryEnhancement(SelfTraining):
     def after_step(self, batch):
         self.teacher.update(self.network)
 
+    def networks(self):
+        return {**super().networks(), "teacher": self.teacher.model}
+
     def parts(self):
         return {**super().parts(), "teacher": self.teacher}

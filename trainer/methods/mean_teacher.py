@@ -38,5 +38,8 @@ class MeanTeacher(Method):
     def after_step(self, batch):
         self.teacher.update(self.network)
 
+    def networks(self):
+        return {**super().networks(), "teacher": self.teacher.model}
+
     def parts(self):
         return {"teacher": self.teacher}
