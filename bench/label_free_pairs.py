@@ -36,6 +36,7 @@ RUINOUS = (("ld", 30, ""), ("pseudo", 1, "bn_stats=running"), ("infomax", 30, ""
            ("crst_mrkld", 30, ""), ("be", 30, ""), ("ld", 1, "bn_stats=running"), ("maxsquare", 30, ""),
            ("ld", 1, "entropy=shannon"), ("mean_teacher", 30, ""), ("entmin", 30, ""))
 RUNS_OF_A_PAIR, RUNS = 3, 120  # of a toy pair; of the whole plan
+SHORT = ("epochs=2", "num_steps=150", "score_images=32")  # of a toy run: about a minute of one core
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def toy_pairs(sources: Runs) -> list[Pair]:
     for seed, targets in enumerate(TOY_PAIRS):
         for network, target in targets.items():
             run = Run(seed, SOURCE_ONLY, f"num_steps={NETWORKS[network]}", None)
-            words = (f"init_weight={sources.folder(run) / SOURCE_ONLY}.pth", f"seed={seed}",
+            words = (*SHORT, f"init_weight={sources.folder(run) / SOURCE_ONLY}.pth", f"seed={seed}",
                      f"cityscapes.data_dir={target_folder(sources, seed, target)}")
             pairs.append(Pair(f"toy{seed}--{network}-{target}", f"toy{seed}", config, rate, words, (run, target)))
     return pairs

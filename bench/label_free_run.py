@@ -14,7 +14,7 @@ from utils.cli import leave, run_stage
 from utils.config import Config
 from utils.errors import NothingToDo
 
-TRUTH = "truth.json"
+TRUTH, IMAGES = "truth.json", 50  # file; labelled images at most, spread over the validation split
 
 
 def run(cfg: Config) -> None:
@@ -51,11 +51,12 @@ def true_scores(cfg: Config, folder: Path) -> dict[str, dict]:
     samples, _ = segmentation.find_split(cfg.target, cfg.target_data, "val")
     missing_labels.require_labels(cfg.target, cfg.target_data, "val", samples)
     device, classes, found, records = pick_device(cfg.device), class_set(cfg), {}, candidates_of(folder)
+    spread = [samples[i] for i in np.linspace(0, len(samples) - 1, min(IMAGES, len(samples))).round().astype(int)]
+    items = list(loaders.whole_image_loader(cfg, cfg.target, spread, True))
     predictions = [np.load(predictions_of(folder, record), mmap_mode="r") for record in records]
     for record, agreement in zip(records, label_free.agreement(predictions, list(range(len(records))))):
         network, _ = build_model(cfg, device, str(predictions_of(folder, record).with_suffix(".pth")))
-        loader = loaders.whole_image_loader(cfg, cfg.target, samples, True, device.type == "cuda")
-        confusion = evaluate.evaluate(network, loader, len(classes), device, num_labels=len(classes.labels))
+        confusion = evaluate.evaluate(network, items, len(classes), device, num_labels=len(classes.labels))
         scores = next(iter(evaluate.protocol_scores(confusion, classes).values()))
         found[record["name"]] = {"miou": scores["miou"], "iou": scores["iou"], "agreement": agreement}
     return found
