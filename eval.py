@@ -18,7 +18,7 @@ def main(given: argparse.Namespace) -> None:
     """Score the checkpoints, print the table and write the files that the options ask for."""
     from dataset.class_sets import class_set  # late, so that --help answers at once
     from dataset.inspection import never_seen
-    from trainer import evaluate, report
+    from trainer import evaluate, report, verdict
     overrides = [word for word in given.words if "=" in word and not _is_file(word)]
     checkpoints = [expanded(word, "checkpoint") for word in given.words if word not in overrides]
     cfg = load_config(given.config, overrides)
@@ -26,7 +26,8 @@ def main(given: argparse.Namespace) -> None:
     _require_writable("--figure", given.figure, (".png", ".jpg", ".jpeg"))
     scored = report.score_checkpoints(cfg, checkpoints)
     classes = class_set(cfg)
-    print(evaluate.score_table(scored, classes))
+    found = {name: verdict.beside(checkpoint) for name, checkpoint in zip(scored, checkpoints)}
+    print(evaluate.score_table(scored, classes, {name: v["verdict"] for name, v in found.items() if v}))
     if unseen := evaluate.unseen_classes(next(iter(scored.values())), classes):
         print(f"warning: {never_seen(cfg, cfg.target, unseen, 'the validation labels')}", file=sys.stderr)
     if given.json:

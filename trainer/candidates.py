@@ -1,5 +1,8 @@
 """The candidates of a run: the states of its network that it may hand back, their label-free scores, and the choice."""
+import hashlib
+import io
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,9 +17,10 @@ from model.segmenter import Segmenter
 from model.statistics import batch_norms, refreshed
 from model.weights import save_weights
 from trainer import label_free
-from trainer.verdict import REFERENCES, Verdict, decide, table
+from trainer.verdict import CHOSEN, FILE, REFERENCES, Verdict, decide, lost, table
 from utils.checkpoint import write_atomically
 from utils.config import Config
+from utils.errors import naming
 from utils.logger import RunLog
 
 UNTOUCHED, ADAPTED, MIXED = REFERENCES
@@ -31,19 +35,23 @@ class Candidates:
     [n, C, h, w] (probabilities x 255 on the grid of `label_free.grid_size`). Weights are pruned to the references and
     the promising ones. Memory does not depend on the number of candidates.
 
-    It is a part of a run's saved state. check: called between images; what it raises ends the run.
+    It is a part of a run's saved state. class_names: of the network's classes. check: called between images; what it
+    raises ends the run. miou: the mIoU of a network on the validation split, for `select_by: miou`. collapsed: whether
+    the network that is trained has collapsed, at the last look.
     """
 
-    def __init__(self, cfg: Config, samples: list[Sample], device: torch.device, log: RunLog,
-                 check: Callable[[], None], miou: Callable[[Segmenter], float | None]):
-        self.cfg, self.device, self.log, self.check, self.miou = cfg, device, log, check, miou
+    def __init__(self, cfg: Config, samples: list[Sample], class_names: tuple[str, ...], device: torch.device,
+                 log: RunLog, check: Callable[[], None], miou: Callable[[Segmenter], float | None]):
+        self.cfg, self.class_names, self.device, self.log = cfg, class_names, device, log
+        self.check, self.miou, self.collapsed = check, miou, False
         count = min(cfg.score_images, len(samples))
         chosen = np.random.default_rng([cfg.seed, 2**31]).choice(len(samples), count, replace=False)
         self.samples = [samples[i] for i in sorted(chosen)]
         width, height = cfg.target_data.input_size
         self.grid = label_free.grid_size((height, width))
-        self.folder = Path(cfg.snapshot) / cfg.note / f"{cfg.stage}.candidates"
+        self.folder = _folder(cfg)
         self.records: list[dict[str, Any]] = []
+        self._judged = -1
 
     # ---- collecting --------------------------------------------------------------------------------------------------
 
@@ -65,6 +73,18 @@ class Candidates:
             if batch_norms(network) and not self._known(f"{name} refreshed"):
                 with refreshed(network, self._images(network)):
                     self._add(f"{name} refreshed", step, network)
+        self._warn(step)
+
+    def _warn(self, step):
+        """Say which classes the network has lost since it was untouched, and note whether it has collapsed."""
+        references = [r for r in self.records if r["name"] in REFERENCES]
+        state = next(r for r in self.records if r["step"] == step and r["name"] not in REFERENCES)
+        gone = lost(references, state)
+        self.collapsed = len(gone) >= 2
+        if gone:
+            shares = ", ".join(f"{self.class_names[c]} (of {before:.1%} of the pixels {now:.2%} are left)"
+                               for c, before, now in gone)
+            self.log.say(f"warning: step {step}: classes vanish from the predictions: {shares}")
 
     def _known(self, name):
         return any(record["name"] == name for record in self.records)
@@ -79,14 +99,16 @@ class Candidates:
         sums = label_free.total([each for _, each in measured])
         predictions = np.stack([probs.numpy() for probs, _ in measured])
         save_weights(network, self.folder / f"{stem}.pth")
-        write_atomically(self.folder / f"{stem}.npy", lambda file: np.save(file, predictions))
+        content = io.BytesIO()
+        np.save(content, predictions)
+        write_atomically(self.folder / f"{stem}.npy", lambda file: file.write(content.getbuffer()))
         scores = sums.scores() if sums.finite else dict.fromkeys(label_free.SCORES[1:])
         if self.cfg.select_by == "miou":
             scores["miou"] = self.miou(network)
         self.records.append({"name": name, "step": step, "file": stem, "kept": True, "scores": scores,
-                             "histogram": sums.shares()})
+                             "histogram": sums.shares(), "digest": _digest(content.getbuffer())})
 
-    def _images(self, network) -> Iterator[Tensor]:
+    def _images(self, network: Segmenter) -> Iterator[Tensor]:
         loader = loaders.whole_image_loader(self.cfg, self.cfg.target, self.samples, False, self.device.type == "cuda")
         for item in loader:
             self.check()
@@ -94,14 +116,19 @@ class Candidates:
 
     # ---- judging -----------------------------------------------------------------------------------------------------
 
-    def judge(self, step: int) -> Verdict:
-        """Score the agreement of all candidates, choose one, say and log the verdict, and prune."""
-        predictions = [np.load(self.folder / f"{record['file']}.npy", mmap_mode="r") for record in self.records]
-        verdict = decide(self.records, predictions, self.cfg.select_by)
+    def judge(self, step: int) -> None:
+        """Say and log the verdict at a step, once, and prune."""
+        if self._judged == step:
+            return
+        verdict = self._decide()
         self._prune(verdict)
         self.log.say(table(verdict))
         self.log.event("verdict", step, **verdict.as_dict())
-        return verdict
+        self._judged = step
+
+    def _decide(self) -> Verdict:
+        predictions = [np.load(self.folder / f"{record['file']}.npy", mmap_mode="r") for record in self.records]
+        return decide(self.records, predictions, self.cfg.select_by)
 
     def _prune(self, verdict):
         """Remove the weights of candidates that are neither references nor promising."""
@@ -113,22 +140,48 @@ class Candidates:
                 record["kept"] = False
                 (self.folder / f"{record['file']}.pth").unlink(missing_ok=True)
 
-    def finish(self, verdict: Verdict) -> Path:
+    def hand_back(self) -> Path:
         """Write `<stage>_chosen.pth` and `<stage>_verdict.json` beside the stage's checkpoint. Returns the former."""
+        verdict = self._decide()
         chosen = next(record for record in self.records if record["name"] == verdict.chosen)
-        weights = (self.folder / f"{chosen['file']}.pth").read_bytes()
-        path = self.folder.with_name(f"{self.cfg.stage}_chosen.pth")
+        file = self.folder / f"{chosen['file']}.pth"
+        with naming(file):
+            weights = file.read_bytes()
+        path = self.folder.with_name(f"{self.cfg.stage}{CHOSEN}.pth")
         write_atomically(path, lambda file: file.write(weights))
         content = json.dumps(verdict.as_dict(), indent=1).encode()
-        write_atomically(self.folder.with_name(f"{self.cfg.stage}_verdict.json"), lambda file: file.write(content))
+        write_atomically(self.folder.with_name(f"{self.cfg.stage}{FILE}"), lambda file: file.write(content))
         return path
 
     # ---- as a part of the saved state --------------------------------------------------------------------------------
 
     def state_dict(self) -> dict:
-        """What is known of each candidate; the files are not part of it."""
-        return {"records": self.records}
+        """What is known of each candidate; of the files only hashes."""
+        return {"records": self.records, "judged": self._judged, "collapsed": self.collapsed}
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from where `state_dict` was."""
-        self.records = state["records"]
+        self.records, self._judged, self.collapsed = state["records"], state["judged"], state["collapsed"]
+
+
+def clear(cfg: Config, finished: bool) -> None:
+    """Remove the folder of a run's candidates; that of a finished run not if `keep_candidates`."""
+    if not (finished and cfg.keep_candidates):
+        shutil.rmtree(_folder(cfg), ignore_errors=True)
+
+
+def intact(cfg: Config, state: dict) -> bool:
+    """Whether the predictions that a saved state relies on are there as they were. state: with `parts`."""
+    try:
+        return all(_digest((_folder(cfg) / f"{r['file']}.npy").read_bytes()) == r["digest"]
+                   for r in state["parts"].get("candidates", {"records": []})["records"])
+    except (OSError, KeyError, TypeError):
+        return False
+
+
+def _folder(cfg):
+    return Path(cfg.snapshot) / cfg.note / f"{cfg.stage}.candidates"
+
+
+def _digest(content):
+    return hashlib.sha256(content).hexdigest()

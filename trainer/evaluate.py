@@ -75,12 +75,14 @@ def means(scores: dict[str, dict]) -> str:
                      if s["miou"] is not None)
 
 
-def score_table(columns: dict[str, dict[str, dict]], class_set: ClassSet) -> str:
+def score_table(columns: dict[str, dict[str, dict]], class_set: ClassSet,
+                verdicts: dict[str, str] | None = None) -> str:
     """A table of scores as text: one row for each class of any protocol, with the mIoU in the last row, and one column
     for each checkpoint and protocol.
 
     columns: heading -> `protocol_scores`. "-" means that the class is not in the protocol, or occurs in neither labels
     nor predictions. Where a mean is over fewer classes than its protocol has, the row above it says over how many.
+    verdicts: heading -> verdict, for a last row.
     """
     protocols = list(class_set.protocols)
     names = list(dict.fromkeys(name for protocol in class_set.protocols.values() for name in protocol.names))
@@ -104,4 +106,7 @@ def score_table(columns: dict[str, dict[str, dict]], class_set: ClassSet) -> str
         lines.append(row("classes", [[scored_classes(scores[p]).replace(" of ", "/") for p in protocols]
                                      for scores in columns.values()]))
     lines.append(row("mIoU", [[number(scores[p]["miou"]) for p in protocols] for scores in columns.values()]))
+    if verdicts:
+        lines.append("verdict".ljust(first) + "".join(verdicts.get(heading, "-").rjust(block)
+                                                      for block, heading in zip(blocks, columns)))
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Scores of a network that need no labels: how sure, how varied and how consistent its predictions of target images are.
+"""Scores of a network that need no labels: how sure, varied and consistent its predictions of target images are.
 
 None of them is the accuracy, and each can be fooled: a network that predicts one class everywhere is sure and
 consistent. docs/label_free.md measures how well each ranks networks. All are in 0..1 and, except for `entropy`, higher
@@ -37,7 +37,8 @@ _NEIGHBOURS = 512  # positions of an image at most between which the density is 
 def grid_size(size: tuple[int, int]) -> tuple[int, int]:
     """(height, width) of the grid of at most GRID_POINTS points on which images of `size` are predicted."""
     factor = max(1.0, math.sqrt(size[0] * size[1] / GRID_POINTS))
-    return max(1, int(size[0] / factor)), max(1, int(size[1] / factor))
+    height = max(1, int(size[0] / factor))
+    return height, max(1, min(int(size[1] / factor), GRID_POINTS // height))
 
 
 def entropy(probs: Tensor) -> Tensor:

@@ -12,18 +12,20 @@ from dataset import inspection, segmentation
 from dataset.class_sets import class_set
 from model.build import build_model, pick_device
 from model.weights import save_weights
+from trainer import candidates
 from trainer.candidates import Candidates
-from trainer.checks import not_finite, require_losses, require_parts, require_start, require_trained
+from trainer.checks import require_losses, require_parts, require_start, require_trained
 from trainer.methods.base import Batch, Batches, Setting
-from trainer.run_state import Position, newest_state, saved_state
+from trainer.optimisation import Optimisation
+from trainer.run_state import Position, newest_state, restore_parts, saved_state
 from trainer.validation import Validation
+from trainer.verdict import start_remark
 from utils.checkpoint import RunLock, StateFolder, remove_unfinished, write_atomically
 from utils.config import Config, config_remarks, to_yaml, with_drawn_seed
-from utils.errors import CheckpointError, Stopped, TrainingError, one_line
+from utils.errors import CheckpointError, NothingToDo, Stopped, TrainingError, one_line
 from utils.interrupt import Interrupt
 from utils.logger import RunLog
 from utils.progress import Progress
-from utils.schedule import poly_lr
 
 RANK = 0  # of this process
 
@@ -44,7 +46,7 @@ class Trainer:
         self.device = pick_device(cfg.device)
         torch.backends.cudnn.benchmark = True  # all crops have one size, and so, as a rule, do whole images
         require_start(cfg)
-        remarks = [f"note: {remark}" for remark in config_remarks(cfg)]
+        remarks = [f"note: {remark}" for remark in config_remarks(cfg)] + start_remark(cfg.init_weight)
         section = cfg.source if method.needs_source else cfg.target
         self.samples, more = inspection.training_samples(cfg, section, labels_needed=method.needs_source)
         remarks += more
@@ -54,8 +56,13 @@ class Trainer:
         self.snapshot = Path(cfg.snapshot) / cfg.note
         self.states = StateFolder(self.snapshot / f"{cfg.stage}.state", cfg.keep)
         self.lock = RunLock(self.snapshot) if self.snapshot.is_dir() else None  # before its files are read
-        self._last_state, self._resumed = newest_state(
-            cfg, self.states, self.samples, lambda state: method.usable(cfg, self.samples, state), remarks)
+        try:
+            self._last_state, self._resumed = newest_state(
+                cfg, self.states, self.samples,
+                lambda state: method.usable(cfg, self.samples, state) and candidates.intact(cfg, state), remarks)
+        except NothingToDo:
+            candidates.clear(cfg, finished=True)  # an earlier call may have been cut off before that
+            raise
         if not cfg.fix_seed:
             cfg = (dataclasses.replace(cfg, seed=self._resumed["seed"], fix_seed=True) if self._resumed else
                    with_drawn_seed(cfg))
@@ -68,8 +75,7 @@ class Trainer:
         if not self.network.has_batch_norm:
             remarks.append("note: the network has no batch norm: fixbn and bn_stats have no effect")
         self.position, self.interrupt = Position(0), Interrupt()
-        self.optimizer: torch.optim.SGD | None = None
-        self.scaler: torch.amp.GradScaler | None = None
+        self.optimisation: Optimisation | None = None  # of the round that runs, where the method trains
         self.log = self._new_log()
         self.method = method(Setting(cfg, self.network, self.device, self.samples, class_set(cfg).names, self.position,
                                      self.log, self.interrupt.check))
@@ -92,11 +98,11 @@ class Trainer:
                 if self.cfg.train:
                     self.train()
                     self.save()
-                    self._hand_back()
                 self.validate()
                 self.validation.write()
                 if self.cfg.train:
                     self.states.finish()
+                    candidates.clear(self.cfg, finished=True)
         except Stopped as stop:
             where = f"its state is in {self._last_state}" if self._last_state else "no state had been saved yet"
             raise Stopped(f"stopped by {stop} at step {self.position.global_step}: {where}; the same command with "
@@ -109,8 +115,9 @@ class Trainer:
     def train(self) -> None:
         """Run the rounds from `position` on."""
         method, position = self.method, self.position
-        self.consider()
-        while position.round < method.rounds:
+        if position.step == 0:
+            self.consider()
+        while position.round < method.rounds and not self._ended_early():
             if not position.prepared:
                 method.prepare_round(position.round)
                 self._say_remarks()
@@ -119,7 +126,7 @@ class Trainer:
             self.run_steps(method.batches(position.round, position.step), method.base_lr(position.round))
             method.end_round(position.round)
             position.next_round()
-            self.optimizer = self.scaler = None
+            self.optimisation = None
             self.consider()
             self.save_state()
             self.validate()
@@ -127,15 +134,15 @@ class Trainer:
     def run_steps(self, loader: Batches, base_lr: float) -> None:
         """Take a step on every batch of `loader`, which begins at `position`. base_lr: `Method.base_lr`."""
         cfg, position, first = self.cfg, self.position, self.position.step
-        if self.method.trains:
-            self._build_optimizer()
+        self._begin_optimisation()
         total = first + len(loader)
         every = (cfg.candidate_freq or -(-total // 4)) if self.method.trains else total
         pace = Progress(loader, cfg.stage, 0, cfg.screen, "step", first)
+        if first and first % every == 0:
+            self.consider()  # a signal may have cut it off
         for step, item in enumerate(self._awaited(pace), first):
-            rate = poly_lr(base_lr, step, cfg.num_steps, cfg.power)
-            for group in self.optimizer.param_groups if self.optimizer else ():
-                group["lr"] = rate * group["lr_mult"]
+            if self.optimisation:
+                self.optimisation.schedule(base_lr, step)
             losses = self.step(item)
             position.global_step += 1
             position.step = step + 1
@@ -149,6 +156,8 @@ class Trainer:
             self.interrupt.check()
             if position.global_step % cfg.val_freq == 0:
                 self.validate()
+            if self._ended_early():
+                break
 
     def step(self, item: dict) -> dict[str, torch.Tensor]:
         """Take one step on a loader's batch. Returns the losses by name.
@@ -165,14 +174,8 @@ class Trainer:
         self.network.train()
         losses = self.method.losses(batch, np.random.default_rng([counters[0], *counters[2:]]))
         require_losses(self.cfg.method, self.method.trains, losses)
-        if losses:
-            total = sum(losses.values())
-            self.optimizer.zero_grad()
-            self.scaler.scale(total).backward()
-            if broken := not_finite(self.cfg.method, self.network, total, self.scaler):
-                raise self._not_finite(broken, losses, batch.names)
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
+        if losses and (broken := self.optimisation.minimise(losses)):
+            raise self._not_finite(broken, losses, batch.names)
         self.method.after_step(batch)
         return losses
 
@@ -191,11 +194,10 @@ class Trainer:
         if self.candidates is None:
             return
         try:
-            step = self.position.global_step
-            if step:
-                self.candidates.consider(step, self.method.networks())
+            if self.position.global_step:
+                self.candidates.consider(self.position.global_step, self.method.networks())
                 if self.position.step == 0:
-                    self.candidates.judge(step)
+                    self.candidates.judge(self.position.global_step)
             else:
                 self.candidates.begin(self.network)
         except Stopped:
@@ -203,10 +205,12 @@ class Trainer:
             raise
 
     def save(self) -> None:
-        """Write `<snapshot>/<note>/<stage>.pth`, atomically."""
+        """Write `<snapshot>/<note>/<stage>.pth` and, where there are candidates, the chosen one beside it."""
         path = self.snapshot / f"{self.cfg.stage}.pth"
         save_weights(self.network, path)
         self.log.say(f"saved {path}")
+        if self.candidates:
+            self.log.say(f"saved {self.candidates.hand_back()}")
 
     def save_state(self) -> None:
         """Save all that a resumed run needs. If the disk refuses, say so and go on, as older states are still whole."""
@@ -218,7 +222,7 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         """Name -> object whose `state_dict` is a part of the saved state."""
-        optimising = {"optimizer": self.optimizer, "scaler": self.scaler} if self.optimizer else {}
+        optimising = self.optimisation.parts if self.optimisation else {}
         chosen = {"candidates": self.candidates} if self.candidates else {}
         return {"network": self.network, "log": self.log, "validation": self.validation, **optimising, **chosen,
                 **self.method.parts()}
@@ -228,21 +232,8 @@ class Trainer:
         saved = state["parts"]
         self.position.restore(state["position"])
         if "optimizer" in saved:
-            self._build_optimizer()
-        parts = self._parts()
-        if parts.keys() != saved.keys():  # a user's method may have been edited
-            raise CheckpointError(f"resume: {self._last_state} holds the parts {', '.join(saved)}, expected "
-                                  f"{', '.join(parts)}: method {self.cfg.method} has changed since; start over under "
-                                  "another note, or with overwrite=true and without resume.")
-        for name, part in parts.items():
-            if name != "log":  # it has been opened at the saved length
-                try:
-                    part.load_state_dict(saved[name])
-                except RuntimeError as error:  # a user's network may have been edited
-                    raise CheckpointError(f"resume: {self._last_state}: its {name} does not fit "
-                                          f"({one_line(str(error))[:200]}): model {self.cfg.model} has changed since; "
-                                          "start over under another note, or with overwrite=true and without "
-                                          "resume.") from error
+            self._begin_optimisation()
+        restore_parts(self.cfg, self._last_state, self._parts(), saved)
         position = self.position
         if position.global_step and (position.step == 0 or position.global_step % self.cfg.val_freq == 0):
             self.validate()
@@ -262,24 +253,20 @@ class Trainer:
             self.save_state()
             raise
 
+    def _ended_early(self):
+        return self.cfg.stop_when == "collapse" and self.candidates is not None and self.candidates.collapsed
+
     def _new_candidates(self) -> Candidates | None:
         cfg = self.cfg
         if not cfg.train or not cfg.score_images or cfg.method_class.needs_source:
             return None
-        return Candidates(cfg, self.samples, self.device, self.log, self.interrupt.check, lambda network: None)
+        return Candidates(cfg, self.samples, class_set(cfg).names, self.device, self.log, self.interrupt.check,
+                          lambda network: self.validation.miou(network, self.interrupt.check))
 
-    def _hand_back(self):
-        if self.candidates:
-            verdict = self.candidates.judge(self.position.global_step)
-            self.log.say(f"saved {self.candidates.finish(verdict)}")
-
-    def _build_optimizer(self):
-        """Make the round's optimiser, unless `_restore` has made it already."""
-        if self.optimizer is None:
-            cfg = self.cfg
-            groups = self.network.parameter_groups(cfg.backbone_lr_mult, cfg.head_lr_mult)
-            self.optimizer = torch.optim.SGD(groups, 0.0, cfg.momentum, weight_decay=cfg.weight_decay, foreach=True)
-            self.scaler = torch.amp.GradScaler(self.device.type, enabled=cfg.amp == "fp16")
+    def _begin_optimisation(self):
+        """Make the round's optimiser, unless `_restore` has made it already or the method does not train."""
+        if self.optimisation is None and self.method.trains:
+            self.optimisation = Optimisation(self.cfg, self.network, self.device)
 
     def _new_log(self) -> RunLog:
         """The run's log, not yet open; one that continues a saved state's."""
@@ -294,6 +281,7 @@ class Trainer:
         self.lock = self.lock or RunLock(self.snapshot)
         if cfg.train and not state:
             self.states.clear()
+            candidates.clear(cfg, finished=False)
         remove_unfinished(self.snapshot)
         self.log.open()
         write_atomically(self.snapshot / f"{cfg.stage}.yml", lambda file: file.write(to_yaml(cfg).encode()))
@@ -313,15 +301,12 @@ class Trainer:
         values = {name: loss.item() for name, loss in losses.items()}
         kept = f"the last good state is {self._last_state}" if self._last_state else "no state had been saved yet"
         return TrainingError(f"step {self.position.global_step}: the {which} is not finite (losses {values}, learning "
-                             f"rates {self._rates()}, images {names}); {kept}: lower learning_rate, or check these "
-                             "images and init_weight.")
-
-    def _rates(self) -> dict[str, float]:
-        return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+                             f"rates {self.optimisation.rates}, images {names}); {kept}: lower learning_rate, or check "
+                             "these images and init_weight.")
 
     def _report(self, losses, pace):
         if not losses:
             return pace.report()
         values = {"total": sum(losses.values()).item(), **{name: loss.item() for name, loss in losses.items()}}
-        pace.report(loss=f"{values['total']:.3f}", lr=f"{self._rates()['head']:.2e}")
-        self.log.event("train", self.position.global_step, loss=values, lr=self._rates())
+        pace.report(loss=f"{values['total']:.3f}", lr=f"{self.optimisation.rates['head']:.2e}")
+        self.log.event("train", self.position.global_step, loss=values, lr=self.optimisation.rates)

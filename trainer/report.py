@@ -11,7 +11,7 @@ from dataset.class_sets import class_set
 from dataset.labels import ClassSet
 from dataset.transforms import for_display
 from model.build import build_model, pick_device
-from trainer import evaluate, methods
+from trainer import evaluate, methods, verdict
 from utils.config import Config
 from utils.errors import CheckpointError, ConfigError, one_line
 from utils.progress import Progress
@@ -28,6 +28,7 @@ def headings(checkpoints: list[str]) -> list[str]:
     """
     stems = [Path(re.sub(r"(\.[^./#]+)#.*", r"\1", c)).stem for c in checkpoints]  # file.pth#entry -> file
     titles = {name: method.title for name, method in methods.known().items()}
+    titles |= {f"{name}{verdict.CHOSEN}": f"{title or name} chosen" for name, title in titles.items()}
     names = [titles.get(stem, stem) for stem in stems]
     names = [f"{Path(c).parent.name}/{n}" if names.count(n) > 1 else n for c, n in zip(checkpoints, names)]
     names = [c if names.count(n) > 1 else n for c, n in zip(checkpoints, names)]

@@ -8,7 +8,7 @@ from typing import Any
 from dataset.segmentation import Sample, fingerprint
 from utils.checkpoint import STATE_VERSION, StateFolder, read_state
 from utils.config import Config, differences, parse_config, to_yaml
-from utils.errors import CheckpointError, ConfigError, NothingToDo
+from utils.errors import CheckpointError, ConfigError, NothingToDo, one_line
 from utils.user_code import file_digest, is_user_code
 from utils.yaml_text import parse_yaml
 
@@ -40,6 +40,23 @@ def saved_state(cfg: Config, data: str, position: Position, parts: Mapping[str, 
             "code": {key: file_digest(getattr(cfg, key)) for key in ("method", "model")},
             "position": dataclasses.asdict(position),
             "parts": {name: part.state_dict() for name, part in parts.items()}}
+
+
+def restore_parts(cfg: Config, path: Path, parts: Mapping[str, Any], saved: Mapping[str, Any]) -> None:
+    """Load each part's state, except for the log, which has been opened at the saved length. saved: `parts` of the
+    state in `path`. Raises CheckpointError if a user's method or network has changed since."""
+    if parts.keys() != saved.keys():
+        raise CheckpointError(f"resume: {path} holds the parts {', '.join(saved)}, expected {', '.join(parts)}: method "
+                              f"{cfg.method} has changed since; start over under another note, or with overwrite=true "
+                              "and without resume.")
+    for name, part in parts.items():
+        if name != "log":
+            try:
+                part.load_state_dict(saved[name])
+            except RuntimeError as error:
+                raise CheckpointError(f"resume: {path}: its {name} does not fit ({one_line(str(error))[:200]}): model "
+                                      f"{cfg.model} has changed since; start over under another note, or with "
+                                      "overwrite=true and without resume.") from error
 
 
 def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable: Callable[[dict], bool],

@@ -56,6 +56,10 @@ class Validation:
         confusion = evaluate.evaluate(network, pace, self.cfg.num_classes, device, check, len(self.class_set.labels))
         return evaluate.protocol_scores(confusion, self.class_set)
 
+    def miou(self, network: Segmenter, check: Callable[[], None]) -> float | None:
+        """The mIoU of a network on the split by the first protocol, in percent."""
+        return next(iter(self.score(network, check).values()))["miou"]
+
     def write(self) -> None:
         """Write the scores to `<result>/<note>/<stage>.json`, if there are any."""
         if self.scores is not None:

@@ -1,5 +1,7 @@
 """Which candidate a run hands back, and whether it helped, told without labels."""
-from dataclasses import dataclass, replace
+import json
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,8 @@ NOTICED = 0.002  # smallest share of a class whose vanishing counts
 class Verdict:
     """The choice among candidates.
 
-    verdict: keep, doubtful or reject. chosen: name of the candidate that is handed back. why: one line. candidates: what
-    is known of each. ranking: names, the best first.
+    verdict: keep, doubtful or reject. chosen: name of the candidate that is handed back. why: one line. candidates:
+    what is known of each. ranking: names, the best first.
     """
 
     verdict: str
@@ -39,6 +41,14 @@ def decide(records: list[dict[str, Any]], predictions: list[np.ndarray], select_
     return Verdict(KEEP, ranking[0], "", candidates, ranking)
 
 
+def lost(references: list[dict[str, Any]], state: dict[str, Any]) -> list[tuple[int, float, float]]:
+    """The classes that have vanished from a state's predictions: (class, share before, share now). The share before is
+    the smallest among the references, so that a class that these agree on counts."""
+    before = np.min([r["histogram"] for r in references], axis=0)
+    return [(c, float(b), n) for c, (b, n) in enumerate(zip(before, state["histogram"]))
+            if b >= NOTICED and n < VANISHED * b]
+
+
 def table(verdict: Verdict) -> str:
     """The candidates with their scores as text, the chosen one marked, and the verdict."""
     heads = list(dict.fromkeys(name for c in verdict.candidates for name in c["scores"]))
@@ -49,3 +59,28 @@ def table(verdict: Verdict) -> str:
         lines.append(("* " if c["name"] == verdict.chosen else "  ") + c["name"].ljust(width)
                      + "".join(cell.rjust(13) for cell in cells))
     return "\n".join([*lines, f"verdict: {verdict.verdict}" + (f" ({verdict.why})" if verdict.why else "")])
+
+
+CHOSEN, FILE = "_chosen", "_verdict.json"  # endings of the files that a stage leaves beside its checkpoint
+
+
+def beside(checkpoint: str) -> dict[str, Any] | None:
+    """The verdict (`Verdict.as_dict`) of the stage that wrote a checkpoint, `<stage>.pth` or `<stage>_chosen.pth`; None
+    if none lies beside it."""
+    path = Path(checkpoint.partition("#")[0])
+    file = path.with_name(path.stem.removesuffix(CHOSEN) + FILE)
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        return found if {"verdict", "chosen"} <= found.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def start_remark(init_weight: str | None) -> list[str]:
+    """A line for the log if a run starts from the last state of a stage that has chosen another one."""
+    found = beside(init_weight) if init_weight else None
+    if found is None or Path(init_weight).stem.endswith(CHOSEN) or found.get("last") == found["chosen"]:
+        return []
+    better = Path(init_weight).with_name(f"{Path(init_weight).stem}{CHOSEN}.pth")
+    return [f"note: init_weight: that stage's verdict was {found['verdict']}, and it chose {found['chosen']!r}: "
+            f"init_weight={better} starts from that one"]

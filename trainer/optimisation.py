@@ -1,0 +1,48 @@
+"""A round's optimiser: SGD, its learning-rate schedule, and the check that numbers are finite before it moves."""
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.segmenter import Segmenter
+from trainer.checks import not_finite
+from utils.config import Config
+from utils.schedule import poly_lr
+
+
+class Optimisation:
+    """SGD over the network's two parameter groups, with a loss scaler for fp16."""
+
+    def __init__(self, cfg: Config, network: Segmenter, device: torch.device):
+        self.cfg, self.network = cfg, network
+        groups = network.parameter_groups(cfg.backbone_lr_mult, cfg.head_lr_mult)
+        self.optimizer = torch.optim.SGD(groups, 0.0, cfg.momentum, weight_decay=cfg.weight_decay, foreach=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.amp == "fp16")
+
+    def schedule(self, base_lr: float, step: int) -> None:
+        """Set the rates of a step of the round."""
+        rate = poly_lr(base_lr, step, self.cfg.num_steps, self.cfg.power)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group["lr_mult"]
+
+    def minimise(self, losses: dict[str, Tensor]) -> str | None:
+        """Take a step on the sum of the losses. If it or a gradient is not finite, nothing moves, and its name is
+        returned (`checks.not_finite`)."""
+        total: Any = sum(losses.values())
+        self.optimizer.zero_grad()
+        self.scaler.scale(total).backward()
+        if broken := not_finite(self.cfg.method, self.network, total, self.scaler):
+            return broken
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        return None
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """The learning rate of each group."""
+        return {group["name"]: group["lr"] for group in self.optimizer.param_groups}
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Its parts of the run's saved state."""
+        return {"optimizer": self.optimizer, "scaler": self.scaler}
