@@ -87,7 +87,7 @@ def report(work: Path, runs: list[pairs.Adaptation]) -> tuple[str, dict]:
 
 
 def bench(given) -> None:
-    sources = Runs(given.work, given.configs, given.processes, given.overrides)
+    sources = Runs(given.work, given.configs, given.processes, [])
     data = pairs.data_pairs(given.data) if given.data and "data" in given.plan else []
     toy = pairs.toy_pairs(sources) if "toy" in given.plan else []
     runs = pairs.plan(toy, data, given.runs)
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     tolerant_output()
     parser = OneLineParser(prog="python -m bench.label_free", description=__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every adaptation")
     parser.add_argument("--plan", nargs="+", choices=PLANS, default=list(PLANS), help="kinds of pairs (default: all)")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the configurations of one's own pairs")
     parser.add_argument("--runs", type=int, default=pairs.RUNS, metavar="N", help="at most (default: %(default)s)")

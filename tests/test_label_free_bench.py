@@ -305,6 +305,16 @@ def test_a_run_leaves_true_scores_and_predictions_of_all_candidates_and_is_done_
     assert bench.main([*words, "--list"]) == 0 and capsys.readouterr().out == "street--tiny: ld\n"
 
 
+def test_words_are_for_the_adaptations_and_leave_the_source_networks_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    given = []
+    monkeypatch.setattr(pairs, "prepare", lambda sources, of: given.extend(sources.command(of[0].source[0])))
+    monkeypatch.setattr(bench.Adaptations, "execute", lambda self, runs: given.extend(self.command(runs[0])))
+    assert bench.main(["--work", str(tmp_path), "--runs", "1", "width=8"]) == 2  # there is no finished run to report
+    source, adaptation = given[:given.index("-m")], given[given.index("-m"):]
+    assert "width=8" in adaptation and "num_steps=2000" in source and "width=8" not in source
+
+
 def test_numbers_that_overflow_are_a_result_and_other_failures_an_error(tmp_path):
     runs = bench.Adaptations(tmp_path, 1, [])
     run = pairs.Adaptation(pairs.Pair("a--b", "a", Path("x.yml"), 0.001), "ld", 30, "bn_stats=running")
