@@ -3,6 +3,7 @@
 # make docs   write docs/keys.md again from the declared keys
 # make bench  every piece's cost beside the published recipe's, into bench/RESULTS.md (an hour); make bench-ROW  one row
 # make toy-table  the tables of docs/results.md: the demo on seeds 0, 1, 2;   make methods-table  that of docs/methods.md
+# make label-free  the tables of docs/label_free.md (two hours);   DATA=folder  with pairs of one's own
 # Each installs into .venv first, once.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ SEED ?= 0
 RUN := .venv/bin/python
 TOY := config/toy
 
-.PHONY: demo test test-slow lint docs bench toy-table methods-table clean
+.PHONY: demo test test-slow lint docs bench toy-table methods-table label-free clean
 
 .venv/.installed: requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed; say make PYTHON=...")'
@@ -56,5 +57,8 @@ toy-table: .venv/.installed
 methods-table: .venv/.installed
 	$(RUN) -m bench.methods
 
+label-free: .venv/.installed
+	$(RUN) -m bench.label_free $(if $(DATA),--data $(DATA))
+
 clean:
-	rm -rf data/toy data/bench snapshot/toy log/toy plabel/toy miou_result/toy
+	rm -rf data/toy data/bench data/label_free snapshot/toy log/toy plabel/toy miou_result/toy

@@ -11,17 +11,13 @@ Runs are processes of their own with one thread each. What has been done is kept
 """
 import argparse
 import json
-import os
-import shutil
 import statistics
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from utils.checkpoint import write_atomically
+from bench.processes import Processes, markdown, write_json
 from utils.cli import OneLineParser, guarded, leave, tolerant_output
-from utils.errors import ConfigError, UserError
+from utils.errors import ConfigError
 
 SOURCE_ONLY, PROTOCOL = "source_only", "19 classes"
 CONFIGS = {SOURCE_ONLY: "so_config.yml", "be": "be_config.yml"}  # in --configs; of all others ld_config.yml
@@ -50,11 +46,12 @@ class Run:
     start: "Run | None"
 
 
-class Runs:
+class Runs(Processes):
     """Runs that are done, or are to be done, below the folder `work`. overrides: words for every run."""
 
     def __init__(self, work: Path, configs: Path, processes: int, overrides: list[str]):
-        self.work, self.configs, self.processes, self.overrides = work.resolve(), configs, processes, overrides
+        super().__init__(processes)
+        self.work, self.configs, self.overrides = work.resolve(), configs, overrides
 
     def world(self, seed: int) -> Path:
         return self.work / f"seed{seed}" / "world"
@@ -63,11 +60,13 @@ class Runs:
         start = f" from {self.note(run.start)}" if run.start and run.start.method != SOURCE_ONLY else ""
         return " ".join([run.method, *run.setting.split()]) + start
 
-    def folder(self, run: Run) -> Path:
+    def title(self, run):
+        return f"seed {run.seed}, {self.note(run)}"
+
+    def folder(self, run):
         return self.work / f"seed{run.seed}" / "runs" / self.note(run)
 
-    def command(self, run: Run) -> list[str]:
-        """Of the process, behind `python`."""
+    def command(self, run):
         world = self.world(run.seed)
         start = [f"method={run.method}", f"init_weight={self.folder(run.start) / run.start.method}.pth"] if (
             run.start) else []
@@ -79,60 +78,10 @@ class Runs:
                 *(f"{room}={self.folder(run).parent}" for room in ("snapshot", "log", "plabel", "result")),
                 *self.overrides, *run.setting.split()]
 
-    def result(self, run: Run) -> dict | None:
-        """{"command", "miou": percent, "iou": {class: percent}, "seconds": of CPU time}; None: not done yet."""
-        try:
-            found = json.loads((self.folder(run) / "run.json").read_text())
-        except (OSError, ValueError):
-            return None
-        return found if found["command"] == self.command(run) and "miou" in found else None
-
-    def execute(self, runs: list[Run]) -> None:
-        """Do those that are not done, `processes` at a time. Raises UserError for one that fails."""
-        waiting, running = [run for run in dict.fromkeys(runs) if self.result(run) is None], {}
-        try:
-            while waiting or running:
-                while waiting and len(running) < self.processes:
-                    run = waiting.pop(0)
-                    process = self.begin(run)
-                    running[process.pid] = process, run
-                pid, status, usage = os.wait4(-1, 0)  # which knows the CPU time of that one
-                if pid not in running:  # a helper of Python's own
-                    continue
-                process, run = running.pop(pid)
-                process.returncode = os.waitstatus_to_exitcode(status)
-                self.end(run, process.returncode, usage.ru_utime + usage.ru_stime)
-                print(f"seed {run.seed}, {self.note(run)}: {self.result(run)['miou']:.2f} ({len(waiting)} waiting)",
-                      file=sys.stderr, flush=True)
-        finally:
-            for process, _ in running.values():
-                process.terminate()  # it saves its state
-            for process, _ in running.values():
-                process.wait()
-
-    def begin(self, run: Run) -> subprocess.Popen:
-        """Start a process, which goes on where an earlier one with the same command has been stopped."""
-        folder, command = self.folder(run), self.command(run)
-        file = folder / "run.json"
-        if not (file.is_file() and json.loads(file.read_text())["command"] == command):
-            shutil.rmtree(folder, ignore_errors=True)
-            write_json(file, {"command": command})
-        with open(folder / "output.txt", "a", encoding="utf-8") as output:
-            return subprocess.Popen([sys.executable, *command], stdout=output, stderr=subprocess.STDOUT,
-                                    env={**os.environ, "OMP_NUM_THREADS": "1"})
-
-    def end(self, run: Run, exit_code: int, seconds: float) -> None:
-        folder = self.folder(run)
-        if exit_code:
-            raise UserError(f"seed {run.seed}, {self.note(run)}: ended with exit code {exit_code}: the last lines of "
-                            f"{folder / 'output.txt'} say why.")
-        scores = json.loads((folder / f"{run.method}.json").read_text())[PROTOCOL]
-        write_json(folder / "run.json", {"command": self.command(run), "miou": scores["miou"], "iou": scores["iou"],
-                                         "seconds": round(seconds, 1)})
-
-
-def write_json(path: Path, content) -> None:
-    write_atomically(path, lambda file: file.write(json.dumps(content, indent=1).encode()))
+    def figures(self, run):
+        """{"miou": percent, "iou": {class: percent}}."""
+        scores = json.loads((self.folder(run) / f"{run.method}.json").read_text())[PROTOCOL]
+        return {"miou": scores["miou"], "iou": scores["iou"]}
 
 
 def chosen(scores: dict[str, list[float]]) -> str:
@@ -201,10 +150,6 @@ def class_table(found: dict[str, dict]) -> str:
                   found.values()]
         lines.append([name, *(f"{statistics.mean(v):.1f}" if v else "-" for v in values)])
     return markdown(lines)
-
-
-def markdown(rows: list[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in [rows[0], ["---"] * len(rows[0]), *rows[1:]])
 
 
 def compare(given) -> None:
