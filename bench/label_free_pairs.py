@@ -18,13 +18,12 @@ from utils.errors import ConfigError
 from utils.processes import map_in_order
 
 SPLITS = ("train", "val")
-NETWORKS = {"good": 2000, "weak": 300, "raw": 60}  # of the toy world: steps that the source-only network has trained
+NETWORKS = {"good": 2000, "weak": 800, "raw": 60}  # of the toy world: steps that the source-only network has trained
 # Target of each network on each toy seed. game: the source's own look, where adaptation has nothing to gain.
 TOY_PAIRS = (
-    {"good": "camera", "weak": "game", "raw": "fog"}, {"good": "camera", "weak": "dusk", "raw": "noise"},
-    {"good": "game", "weak": "camera", "raw": "dusk"}, {"good": "game", "weak": "fog", "raw": "camera"},
-    {"good": "dusk", "weak": "noise", "raw": "camera"}, {"good": "fog", "weak": "camera", "raw": "game"},
-    {"good": "noise", "weak": "fog", "raw": "game"}, {"good": "dusk", "weak": "game", "raw": "dusk"})
+    {"good": "camera", "weak": "game", "raw": "fog"}, {"good": "dusk", "weak": "camera", "raw": "noise"},
+    {"good": "game", "weak": "fog", "raw": "camera"}, {"good": "fog", "weak": "dusk", "raw": "camera"},
+    {"good": "noise", "weak": "camera", "raw": "game"})
 
 # (method, factor on the configuration's rate, other words); of three kinds: usual, ten times the rate, ruinous.
 USUAL = (("ld", 1, ""), ("entmin", 1, ""), ("mean_teacher", 3, ""), ("pseudo", 1, ""), ("bn_adapt", 1, ""),
@@ -35,8 +34,8 @@ HIGH = (("ld", 10, ""), ("entmin", 10, ""), ("pseudo", 10, ""), ("be", 10, ""), 
 RUINOUS = (("ld", 30, ""), ("pseudo", 1, "bn_stats=running"), ("infomax", 30, ""), ("ld", 10, "entropy=shannon"),
            ("crst_mrkld", 30, ""), ("be", 30, ""), ("ld", 1, "bn_stats=running"), ("maxsquare", 30, ""),
            ("ld", 1, "entropy=shannon"), ("mean_teacher", 30, ""), ("entmin", 30, ""))
-RUNS_OF_A_PAIR, RUNS = 3, 120  # of a toy pair; of the whole plan
-SHORT = ("epochs=2", "num_steps=150", "score_images=32")  # of a toy run: about a minute of one core
+RUNS_OF_A_PAIR, RUNS = 2, 120  # of a toy pair; of the whole plan
+SHORT = ("epochs=2", "num_steps=150", "score_images=32", "candidate_freq=75")  # of a toy run: about a minute of one core
 
 
 @dataclass(frozen=True)
