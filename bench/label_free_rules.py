@@ -108,8 +108,8 @@ def stored(score: str) -> Scorer:
 
 def agreement_with_better_half(run: RunRecord) -> list[float]:
     """Agreement with the ensemble of the half of the candidates that has the higher InfoMax."""
-    infomax = stored("infomax")(run)
-    members = sorted(range(len(infomax)), key=lambda i: -infomax[i])[:-(-len(infomax) // 2)]
+    sure = stored("information")(run)
+    members = sorted(range(len(sure)), key=lambda i: -sure[i])[:-(-len(sure) // 2)]
     return label_free.agreement(run.predictions(), members)
 
 

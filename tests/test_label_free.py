@@ -44,7 +44,7 @@ def test_scores_of_images_equal_the_plain_ones(seed):
     columns = [c.numpy() for each in views for c in each[0].flatten(1).T]
     mean_entropy = np.mean([plain_entropy(c) for c in columns])
     assert scores["entropy"] == pytest.approx(mean_entropy)
-    assert scores["infomax"] == pytest.approx(plain_entropy(np.mean(columns, 0)) - mean_entropy)
+    assert scores["information"] == pytest.approx(plain_entropy(np.mean(columns, 0)) - mean_entropy)
     assert scores["nuclear"] == pytest.approx(np.linalg.svd(np.array(columns), compute_uv=False).sum()
                                               / math.sqrt(len(columns) * min(len(columns), classes)))
     assert scores["density"] == pytest.approx(np.mean([plain_density(each[0].flatten(1).T.numpy()) for each in views]))
@@ -72,10 +72,10 @@ def test_the_ends_of_the_scales():
     one, all_classes = torch.zeros(4, 2, 2).double(), torch.eye(4).double().view(4, 2, 2)
     one[0] = 1
     same = label_free.image_sums(one, one, one)
-    assert same.scores() == pytest.approx({"consistency": 1, "entropy": 0, "infomax": 0, "density": 1, "nuclear": 0.5})
+    assert same.scores() == pytest.approx({"consistency": 1, "entropy": 0, "information": 0, "density": 1, "nuclear": 0.5})
     assert same.shares() == [1, 0, 0, 0]
     varied = label_free.image_sums(all_classes, all_classes, all_classes).scores()
-    assert varied == pytest.approx({"consistency": 1, "entropy": 0, "infomax": 1, "density": 1, "nuclear": 1})
+    assert varied == pytest.approx({"consistency": 1, "entropy": 0, "information": 1, "density": 1, "nuclear": 1})
     unsure = torch.full((4, 2, 2), 0.25).double()
     assert label_free.image_sums(unsure, unsure, unsure).scores()["entropy"] == pytest.approx(1)
 

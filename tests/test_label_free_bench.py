@@ -182,7 +182,7 @@ def record(mious, scores=None, ious=None, last=None, group="g", predictions=None
         rules.Candidate(name, i, {"agreement": None, **{s: v[i] for s, v in (scores or {}).items()}}, [1.0], miou,
                         (ious or [{}] * len(mious))[i], predictions[i] if predictions else Path("none.npy"),
                         {"name": name, "step": i, "kept": True, "histogram": [0.5, 0.5], "file": f"{i:03d}",
-                         "scores": {"agreement": 0.5, "infomax": float(i)}})
+                         "scores": {"agreement": 0.5, "information": float(i)}})
         for i, (name, miou) in enumerate(zip(names, mious)))
     return rules.RunRecord("pair", group, "ld", candidates, names[-1])
 
@@ -227,18 +227,18 @@ def random_predictions(folder, count):
 
 @pytest.fixture
 def predicted(tmp_path):
-    return record([20.0, 21, 22, 23, 24], {"infomax": [0.1, 0.5, 0.4, 0.2, None]},
+    return record([20.0, 21, 22, 23, 24], {"information": [0.1, 0.5, 0.4, 0.2, None]},
                   predictions=random_predictions(tmp_path, 5))
 
 
 def test_the_highest_score_is_chosen_entropy_turned_and_what_is_not_finite_never(tmp_path):
-    run = record([20, 30, 25], {"entropy": [0.3, 0.1, 0.2], "infomax": [0.1, None, float("nan")]},
+    run = record([20, 30, 25], {"entropy": [0.3, 0.1, 0.2], "information": [0.1, None, float("nan")]},
                  predictions=random_predictions(tmp_path, 3))
     found = rules.summary([run])
     def choice(name):
         return found[name]["outcomes"][0]["chosen"]
     assert choice("entropy") == "step 1" and found["entropy"]["rank correlation"]["value"] == 1
-    assert choice("infomax") == "untouched"
+    assert choice("information") == "untouched"
     assert choice("agreement") == "untouched" and found["agreement"]["rank correlation"] == {
         "value": None, "interval": None}
     assert choice("last") == "step 2" and choice("adapted statistics") == "untouched"
@@ -258,7 +258,7 @@ def test_the_projects_rule_measures_agreement_itself(predicted, monkeypatch):
     monkeypatch.setattr(rules.verdict, "decide", lambda records, *rest: given.extend(records) or decide(records, *rest))
     chosen, verdict, flagged = rules.product(predicted)
     assert predicted[chosen] and verdict in ("keep", "doubtful", "reject") and flagged in (False, True)
-    assert len(given) == 5 and all("agreement" not in r["scores"] and "infomax" in r["scores"] for r in given)
+    assert len(given) == 5 and all("agreement" not in r["scores"] and "information" in r["scores"] for r in given)
 
 
 # ---- runs ------------------------------------------------------------------------------------------------------------

@@ -112,6 +112,7 @@ class Candidates:
         scores = sums.scores() if sums.finite else dict.fromkeys(label_free.SCORES[1:])
         if self.cfg.select_by == "miou":
             scores["miou"] = self.miou(network)
+        self.log.event("candidate", step, **{name.removeprefix(f"step {step}").strip() or "network": scores})
         self.records.append({"name": name, "step": step, "trained": trained, "file": stem, "kept": True,
                              "scores": scores, "histogram": sums.shares(), "digest": _digest(content.getbuffer())})
 

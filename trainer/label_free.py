@@ -7,7 +7,7 @@ where a network is held to be better.
 With p_n the probabilities of position n of N, C classes, H(p) = -sum_c p_c log p_c / log C:
 
 - `entropy`: mean of H(p_n).
-- `infomax`: H(mean of p_n) - mean of H(p_n), mutual information of position and class (Bridle, Heading and MacKay,
+- `information`: H(mean of p_n) - mean of H(p_n), mutual information of position and class (Bridle, Heading and MacKay,
   NIPS 1991; as a score Shi and Sha, ICML 2012).
 - `density`: soft neighbourhood density (Saito et al., "Tune it the right way", ICCV 2021).
 - `nuclear`: nuclear norm of the matrix of all p_n (Cui et al., "Towards discriminability and diversity", CVPR 2020).
@@ -26,7 +26,7 @@ from torch import Tensor
 
 from utils.metrics import class_iou, confusion_matrix
 
-SCORES = ("agreement", "consistency", "entropy", "infomax", "density", "nuclear")
+SCORES = ("agreement", "consistency", "entropy", "information", "density", "nuclear")
 LOWER_IS_BETTER = ("entropy",)
 GRID_POINTS = 4096  # of an image at most, at which predictions are compared
 SMALLER = 0.75  # second scale of `consistency`
@@ -102,7 +102,7 @@ class Sums:
         count = int(self.histogram.sum())
         mean_entropy = self.entropy.item() / count
         return {"consistency": (mean_iou(self.flipped) + mean_iou(self.scaled)) / 2, "entropy": mean_entropy,
-                "infomax": entropy(self.mean / count).item() - mean_entropy,
+                "information": entropy(self.mean / count).item() - mean_entropy,
                 "density": self.density.item() / self.images, "nuclear": nuclear_norm(self.gram, count).item()}
 
 

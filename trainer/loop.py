@@ -22,7 +22,7 @@ from trainer.validation import Validation
 from trainer.verdict import start_remark
 from utils.checkpoint import RunLock, StateFolder, remove_unfinished, write_atomically
 from utils.config import Config, config_remarks, to_yaml, with_drawn_seed
-from utils.errors import CheckpointError, NothingToDo, Stopped, TrainingError, one_line
+from utils.errors import CheckpointError, ConfigError, NothingToDo, Stopped, TrainingError, one_line
 from utils.interrupt import Interrupt
 from utils.logger import RunLog
 from utils.progress import Progress
@@ -260,6 +260,9 @@ class Trainer:
         cfg = self.cfg
         if not cfg.train or not cfg.score_images or cfg.method_class.needs_source:
             return None
+        if cfg.select_by == "miou" and not self.validation.possible:
+            raise ConfigError("select_by: miou takes labels of the target's validation split, which cannot be scored "
+                              f"({self.validation.remarks[-1]}): use a score that needs none, such as the default.")
         return Candidates(cfg, self.samples, class_set(cfg).names, self.device, self.log, self.interrupt.check,
                           lambda network: self.validation.miou(network, self.interrupt.check))
 

@@ -37,10 +37,15 @@ class Validation:
             self.remarks.append(f"note: {shared} of the {len(samples)} validation images are trained on as well")
         self._loader = loaders.whole_image_loader(cfg, cfg.target, samples, True, pin_memory)
 
+    @property
+    def possible(self) -> bool:
+        """Whether the split can be scored."""
+        return self._loader is not None
+
     def run(self, network: Segmenter, step: int, log: RunLog, check: Callable[[], None]) -> None:
         """Score the network and log the scores, unless it has been scored at this step already. check: as for
         `evaluate.evaluate`."""
-        if self._loader is None or self._at == step:
+        if not self.possible or self._at == step:
             return
         self.scores, self._at = self.score(network, check), step
         log.event("val", step, **self.scores)

@@ -151,7 +151,7 @@ class Config:
     candidate_freq: int | None = key(None, "steps between candidates in a round; None: a quarter of the round", low=1)
     select_by: str = key("agreement", "what chooses the candidate that is handed back: a label-free score, last (the "
                          "last state), or miou (of the validation split, which takes labels)",
-                         choices=("agreement", "consistency", "entropy", "infomax", "density", "nuclear", "last",
+                         choices=("agreement", "consistency", "entropy", "information", "density", "nuclear", "last",
                                   "miou"))
     stop_when: str = key("never", "end training early: never, or on a collapse that label-free scores show",
                          choices=("never", "collapse"))
