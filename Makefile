@@ -29,7 +29,7 @@ demo: .venv/.installed
 	$(RUN) run.py --config $(TOY)/ld_config.yml seed=$(SEED)
 	$(RUN) run.py --config $(TOY)/be_config.yml seed=$(SEED)
 	$(RUN) eval.py --config $(TOY)/be_config.yml snapshot/toy/source_only.pth snapshot/toy/ld.pth snapshot/toy/be.pth \
-		--json miou_result/toy/table.json --figure miou_result/toy/figure.png
+		snapshot/toy/be_chosen.pth --json miou_result/toy/table.json --figure miou_result/toy/figure.png
 	@echo "figure: miou_result/toy/figure.png; checkpoints: snapshot/toy/"
 
 test: .venv/.installed-dev
