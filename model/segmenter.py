@@ -32,6 +32,7 @@ class Segmenter(nn.Module):
         self.num_classes, self.interface = num_classes, interface
         self.autocast: torch.dtype | None = None
         self.remarks: list[str] = []
+        self.training_norm: Callable[[_BatchNorm, Tensor], Tensor] | None = None  # their forward pass in training mode
         self._checkpointing = False
         self._norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
         self._watched = list(self._norms)  # batch norms that may see one value per channel
@@ -171,18 +172,22 @@ class Segmenter(nn.Module):
             raise
 
     def _adjusted(self, batch_size):
-        """The context of a forward pass: in it, blocks are compiled or recomputed if asked for, and batch norms that
-        see a single value per channel use their running statistics."""
-        forwards, single = {}, functools.partial(_replaced, {})
+        """The context of a forward pass: in it, blocks are compiled or recomputed if asked for, batch norms have the
+        forward pass `training_norm`, and those that see a single value per channel use their running statistics."""
+        forwards, norms = {}, {}
+        if self.training and self.training_norm:
+            norms = {norm: functools.partial(self.training_norm, norm) for norm in self._norms
+                     if norm.training and norm.running_mean is not None}
         if batch_size == 1:
-            single = functools.partial(_replaced, {norm: functools.partial(self._normalised, norm, norm.forward)
-                                                   for norm in self._watched if norm.training})
+            norms |= {norm: functools.partial(self._normalised, norm, norms.get(norm, norm.forward))
+                      for norm in self._watched if norm.training}
+        normed = functools.partial(_replaced, norms)
         again = self._checkpointing and self.training and torch.is_grad_enabled()
         if again or self._fused:
             for block in self._blocks:
                 call = self._fused.get(block, block.forward)
-                forwards[block] = functools.partial(recompute.recomputed, call, block, again=single) if again else call
-        return _both(single(), _replaced(forwards))
+                forwards[block] = functools.partial(recompute.recomputed, call, block, again=normed) if again else call
+        return _both(normed(), _replaced(forwards))
 
     def _normalised(self, norm, plain, x):
         """A batch norm's forward pass, in which a single value per channel, which has no variance, is normalised by

@@ -18,8 +18,11 @@ MIN_SCALE = 2.0**-10  # of the fp16 loss scaler, which halves with every overflo
 
 
 def require_start(cfg: Config) -> None:
-    """Raise ConfigError if the method starts from a trained network and the configuration names none."""
+    """Raise ConfigError if the method starts from a trained network and the configuration names none, or if keys do not
+    go together."""
     method = cfg.method_class
+    if cfg.bn_source and cfg.compile:
+        raise ConfigError("bn_source: compiled batch norms cannot mix statistics: set compile=false or bn_source=0.")
     if method.starts_from == TRAINED and cfg.init_weight is None and not cfg.network_class.brings_weights:
         raise ConfigError(f"init_weight: stage {cfg.stage} starts from a trained network: give its checkpoint, "
                           f"such as {cfg.snapshot}/{cfg.note}/{method.after}.pth.")

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from dataset import inspection, segmentation
+from dataset import inspection, loaders, segmentation
 from dataset.class_sets import class_set
+from model.alpha_bn import AlphaBatchNorm
 from model.build import build_model, pick_device
 from model.weights import save_weights
 from trainer import candidates
@@ -75,6 +76,8 @@ class Trainer:
         if not self.network.has_batch_norm:
             remarks.append("note: the network has no batch norm: fixbn and bn_stats have no effect")
         self.position, self.interrupt = Position(0), Interrupt()
+        self.alpha_bn = AlphaBatchNorm(self.network, cfg.bn_source) if cfg.bn_source and method.trains else None
+        self.network.training_norm = self.alpha_bn.normalise if self.alpha_bn else None
         self.optimisation: Optimisation | None = None  # of the round that runs, where the method trains
         self.log = self._new_log()
         self.method = method(Setting(cfg, self.network, self.device, self.samples, class_set(cfg).names, self.position,
@@ -117,6 +120,8 @@ class Trainer:
         method, position = self.method, self.position
         if position.step == 0:
             self.consider()
+        if self.alpha_bn and not position.global_step and not position.prepared:
+            self.alpha_bn.start(self.network, self._whole_images())
         while position.round < method.rounds and not self._ended_early():
             if not position.prepared:
                 method.prepare_round(position.round)
@@ -224,8 +229,9 @@ class Trainer:
         """Name -> object whose `state_dict` is a part of the saved state."""
         optimising = self.optimisation.parts if self.optimisation else {}
         chosen = {"candidates": self.candidates} if self.candidates else {}
-        return {"network": self.network, "log": self.log, "validation": self.validation, **optimising, **chosen,
-                **self.method.parts()}
+        source = {"alpha_bn": self.alpha_bn} if self.alpha_bn else {}
+        return {"network": self.network, "log": self.log, "validation": self.validation, **optimising, **source,
+                **chosen, **self.method.parts()}
 
     def _restore(self, state):
         """Go back to where `state` was saved. A validation that a signal cut off there is done again."""
@@ -244,6 +250,12 @@ class Trainer:
         if label is not None:
             label = label.to(self.device, non_blocking=True).long()
         return Batch(self.network.prepare(pixels), label, names, pixels)
+
+    def _whole_images(self) -> Iterator[torch.Tensor]:
+        loader = loaders.whole_image_loader(self.cfg, self.cfg.target, self.samples, False, self.device.type == "cuda")
+        for item in Progress(loader, "statistics", self.cfg.print_freq, self.cfg.screen):
+            self.interrupt.check()
+            yield self.network.prepare(item["image"].to(self.device, non_blocking=True))
 
     def _awaited(self, batches: Iterable[dict]) -> Iterator[dict]:
         """The batches. If a signal ends the wait for one, the state after the last step is saved."""

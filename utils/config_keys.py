@@ -105,6 +105,9 @@ class Config:
                         "those of the batch (released code) or the running ones. Training uses the batch's, "
                         "evaluation the running ones",
                         choices=("batch", "running"))
+    bn_source: float = key(0.0, "share of the statistics of init_weight in those by which batch norms normalise the "
+                           "target in training, and in the running ones (alpha-BN); 0: none, as published. Use it with "
+                           "bn_stats=running", low=0, high=1)
 
     amp: str = key("off", "precision of the network's convolutions: off (float32), bf16, or fp16 with a loss "
                    "scaler; thresholds, losses, optimiser and teacher stay float32", choices=("off", "bf16", "fp16"),
