@@ -133,7 +133,7 @@ def test_every_configuration_of_the_repository_loads(path):
     fixed = {"method": "source_only"} if path.name == "so_config.yml" else {}
     cfg = load_config(path, **fixed)
     assert cfg.ignored_keys == ()
-    method = {"so": "source_only", "ld": "ld", "be": "be", "ldbe": "ld"}[path.stem.removesuffix("_config")]
+    method = {"so": "source_only", "ld": "ld", "be": "be", "ldbe": "ld", "own": "ld"}[path.stem.removesuffix("_config")]
     assert cfg.method == method
 
 
