@@ -35,7 +35,7 @@ RUINOUS = (("ld", 30, ""), ("pseudo", 1, "bn_stats=running"), ("infomax", 30, ""
            ("crst_mrkld", 30, ""), ("be", 30, ""), ("ld", 1, "bn_stats=running"), ("maxsquare", 30, ""),
            ("ld", 1, "entropy=shannon"), ("mean_teacher", 30, ""), ("entmin", 30, ""))
 RUNS_OF_A_PAIR, RUNS = 2, 120  # of a toy pair; of the whole plan
-SHORT = ("epochs=2", "num_steps=150", "score_images=32", "candidate_freq=75")  # of a toy run: about a minute of one core
+SHORT = ("epochs=2", "num_steps=150", "score_images=32", "candidate_freq=75")  # of a toy run: a minute of a core
 
 
 @dataclass(frozen=True)

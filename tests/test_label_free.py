@@ -72,7 +72,8 @@ def test_the_ends_of_the_scales():
     one, all_classes = torch.zeros(4, 2, 2).double(), torch.eye(4).double().view(4, 2, 2)
     one[0] = 1
     same = label_free.image_sums(one, one, one)
-    assert same.scores() == pytest.approx({"consistency": 1, "entropy": 0, "information": 0, "density": 1, "nuclear": 0.5})
+    assert same.scores() == pytest.approx({"consistency": 1, "entropy": 0, "information": 0, "density": 1,
+                                           "nuclear": 0.5})
     assert same.shares() == [1, 0, 0, 0]
     varied = label_free.image_sums(all_classes, all_classes, all_classes).scores()
     assert varied == pytest.approx({"consistency": 1, "entropy": 0, "information": 1, "density": 1, "nuclear": 1})
