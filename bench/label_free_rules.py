@@ -110,15 +110,25 @@ def agreement_with_better_half(run: RunRecord) -> list[float]:
     """Agreement with the ensemble of the half of the candidates that has the higher InfoMax."""
     sure = stored("information")(run)
     members = sorted(range(len(sure)), key=lambda i: -sure[i])[:-(-len(sure) // 2)]
-    return label_free.agreement(run.predictions(), members)
+    return label_free.agreements(run.predictions(), [members])[0]
+
+
+def own_scores(run: RunRecord) -> list[dict]:
+    """What each candidate's record has, without the scores that take other candidates."""
+    return [{**c.record, "scores": {name: c.record["scores"][name] for name in label_free.OWN_SCORES}}
+            for c in run.candidates]
+
+
+def trust(run: RunRecord) -> list[float]:
+    """The project's score; drifted candidates are the worst."""
+    return [-np.inf if c["drifted"] else c["scores"]["trust"]
+            for c in verdict.scored(own_scores(run), run.predictions())]
 
 
 def product(run: RunRecord) -> Decision:
     """The rule of the project."""
-    records = [{**c.record, "scores": {k: v for k, v in c.record["scores"].items() if k != "agreement"}}
-               for c in run.candidates]
-    found = verdict.decide(records, run.predictions(), "agreement")
-    return found.chosen, found.verdict, getattr(found, "collapsed", False)
+    found = verdict.decide(own_scores(run), run.predictions(), "trust")
+    return found.chosen, found.verdict, found.collapsed
 
 
 def always(name: str) -> Rule:
@@ -129,7 +139,7 @@ def always(name: str) -> Rule:
     return rule
 
 
-SCORERS: dict[str, Scorer] = {**{score: stored(score) for score in label_free.SCORES},
+SCORERS: dict[str, Scorer] = {"trust": trust, **{name: stored(name) for name in ("agreement", *label_free.OWN_SCORES)},
                               "agreement, InfoMax half": agreement_with_better_half}
 RULES: dict[str, Rule] = {"product": product,
                           **{name: always(name) for name in ("last", "adapted statistics", "mixed statistics")}}

@@ -54,7 +54,8 @@ def true_scores(cfg: Config, folder: Path) -> dict[str, dict]:
     spread = [samples[i] for i in np.linspace(0, len(samples) - 1, min(IMAGES, len(samples))).round().astype(int)]
     items = list(loaders.whole_image_loader(cfg, cfg.target, spread, True))
     predictions = [np.load(predictions_of(folder, record), mmap_mode="r") for record in records]
-    for record, agreement in zip(records, label_free.agreement(predictions, list(range(len(records))))):
+    everyone = [[*range(len(records))]]
+    for record, agreement in zip(records, label_free.agreements(predictions, everyone)[0]):
         network, _ = build_model(cfg, device, str(predictions_of(folder, record).with_suffix(".pth")))
         confusion = evaluate.evaluate(network, items, len(classes), device, num_labels=len(classes.labels))
         scores = next(iter(evaluate.protocol_scores(confusion, classes).values()))

@@ -204,7 +204,7 @@ def test_memory_does_not_grow_with_the_candidates(tmp_path):
             np.save(files[-1], rng.integers(0, 256, (16, 19, 32, 64), np.uint8))
         opened = [np.load(file, mmap_mode="r") for file in files]
         tracemalloc.start()
-        label_free.agreement(opened, list(range(count)))
+        label_free.agreements(opened, [[*range(count)], [0]])
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < 1.5 * peaks[0]

@@ -63,9 +63,8 @@ def test_agreement_equals_the_plain_one(seed):
     members = sorted(rng.choice(networks, int(rng.integers(1, networks + 1)), replace=False).tolist())
     reference = sum(predictions[m].astype(int) for m in members).argmax(1)
     expected = [plain_mean_iou(p.argmax(1), reference, classes) for p in predictions]
-    assert label_free.agreement(predictions, members) == pytest.approx(expected)
-    if len(members) == 1:
-        assert label_free.agreement(predictions, members)[members[0]] == 1
+    found, single = label_free.agreements(predictions, [members, [0]])
+    assert found == pytest.approx(expected) and single[0] == 1
 
 
 def test_the_ends_of_the_scales():

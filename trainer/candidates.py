@@ -17,7 +17,7 @@ from model.segmenter import Segmenter
 from model.statistics import batch_norms, gathered
 from model.weights import save_weights
 from trainer import label_free
-from trainer.verdict import CHOSEN, FILE, REFERENCES, Verdict, decide, lost, table
+from trainer.verdict import CHOSEN, FILE, REFERENCES, UNTOUCHED, Verdict, decide, lost, scored, table
 from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.errors import naming
@@ -60,7 +60,7 @@ class Candidates:
 
     def begin(self, network: Segmenter) -> None:
         """Add the references, made of the network as it is before training."""
-        self._add("untouched", 0, network)
+        self._add(UNTOUCHED, 0, network)
         self._add_mixtures(network, 0, _OF_SOURCE)
 
     def consider(self, step: int, networks: Mapping[str, Segmenter]) -> None:
@@ -70,7 +70,7 @@ class Candidates:
             name = f"step {step} {title}".rstrip()
             self._add(name, step, network, trained=not title)
             self._add_mixtures(network, step, {f"{name} {kind}": alpha for kind, alpha in _OF_STATE.items()})
-        self._warn(step)
+        self._look(step)
 
     def _add_mixtures(self, network, step, mixtures):
         """Add the network with batch-norm statistics of the target mixed with those of the untouched network."""
@@ -82,16 +82,19 @@ class Candidates:
                 statistics.use(alpha)
                 self._add(name, step, network)
 
-    def _warn(self, step):
-        """Say which classes the network has lost since it was untouched, and note whether it has collapsed."""
-        references = [r for r in self.records if r["name"] in REFERENCES]
-        state = next(r for r in self.records if r["step"] == step and r["trained"])
-        gone = lost(references, state)
-        self.collapsed = len(gone) >= 2
+    def _look(self, step):
+        """Say which classes the network has lost, and note whether it has collapsed: even with refreshed statistics."""
+        seen = scored(self.records, self._predictions())
+        now = [c for c in seen if c["step"] == step and c["name"] not in REFERENCES]
+        self.collapsed = all(c["drifted"] for c in now)
+        references = [c for c in seen if c["name"] in REFERENCES]
+        gone = lost(references, next(c for c in now if c["trained"]))
         if gone:
-            shares = ", ".join(f"{self.class_names[c]} (of {before:.1%} of the pixels {now:.2%} are left)"
-                               for c, before, now in gone)
+            shares = ", ".join(f"{self.class_names[c]} (of {before:.1%} of the pixels {after:.2%} are left)"
+                               for c, before, after in gone)
             self.log.say(f"warning: step {step}: classes vanish from the predictions: {shares}")
+        if self.collapsed:
+            self.log.say(f"warning: step {step}: the network agrees with no reference any more: it has collapsed")
 
     def _known(self, name):
         return any(record["name"] == name for record in self.records)
@@ -109,7 +112,7 @@ class Candidates:
         content = io.BytesIO()
         np.save(content, predictions)
         write_atomically(self.folder / f"{stem}.npy", lambda file: file.write(content.getbuffer()))
-        scores = sums.scores() if sums.finite else dict.fromkeys(label_free.SCORES[1:])
+        scores = sums.scores() if sums.finite else dict.fromkeys(label_free.OWN_SCORES)
         if self.cfg.select_by == "miou":
             scores["miou"] = self.miou(network)
         self.log.event("candidate", step, **{name.removeprefix(f"step {step}").strip() or "network": scores})
@@ -135,8 +138,10 @@ class Candidates:
         self._judged = step
 
     def _decide(self) -> Verdict:
-        predictions = [np.load(self.folder / f"{record['file']}.npy", mmap_mode="r") for record in self.records]
-        return decide(self.records, predictions, self.cfg.select_by)
+        return decide(self.records, self._predictions(), self.cfg.select_by)
+
+    def _predictions(self):
+        return [np.load(self.folder / f"{record['file']}.npy", mmap_mode="r") for record in self.records]
 
     def _prune(self, verdict):
         """Remove the weights of candidates that are neither references nor promising."""

@@ -13,7 +13,8 @@ With p_n the probabilities of position n of N, C classes, H(p) = -sum_c p_c log 
 - `nuclear`: nuclear norm of the matrix of all p_n (Cui et al., "Towards discriminability and diversity", CVPR 2020).
 - `consistency`: mean IoU over classes of the predictions with those of the mirrored and of a smaller image.
 - `agreement`: mean IoU over classes of the predictions with those of an ensemble of networks (Hu et al., EnsV, NeurIPS
-  2024, with accuracy in place of the mean IoU, which one large class cannot decide alone).
+  2024, with accuracy in place of the mean IoU, which one large class cannot decide alone). `nearest`: the highest with
+  a single reference. `trust`: the mean of agreement and consistency (`trainer/verdict.py`).
 """
 import math
 from collections.abc import Callable, Iterator
@@ -26,7 +27,8 @@ from torch import Tensor
 
 from utils.metrics import class_iou, confusion_matrix
 
-SCORES = ("agreement", "consistency", "entropy", "information", "density", "nuclear")
+OWN_SCORES = ("consistency", "entropy", "information", "density", "nuclear")  # these take no other network
+SCORES = ("trust", "agreement", "nearest", *OWN_SCORES)
 LOWER_IS_BETTER = ("entropy",)
 GRID_POINTS = 4096  # of an image at most, at which predictions are compared
 SMALLER = 0.75  # second scale of `consistency`
@@ -98,7 +100,7 @@ class Sums:
         return (self.histogram / self.histogram.sum()).tolist()
 
     def scores(self) -> dict[str, float]:
-        """All scores but `agreement`, which takes other networks."""
+        """All scores but those that take other networks."""
         count = int(self.histogram.sum())
         mean_entropy = self.entropy.item() / count
         return {"consistency": (mean_iou(self.flipped) + mean_iou(self.scaled)) / 2, "entropy": mean_entropy,
@@ -138,23 +140,19 @@ def total(sums: list[Sums]) -> Sums:
     return Sums(**{name: sum(getattr(one, name) for one in sums) for name in fields})
 
 
-def ensemble_labels(predictions: list[np.ndarray], image: int) -> Tensor:
-    """Labels int64 [h, w] of an ensemble on one image: the class with the highest sum of probabilities. predictions:
-    uint8 [n, C, h, w] of each network."""
-    summed = sum(p[image].astype(np.int32) for p in predictions)
-    return torch.from_numpy(np.asarray(summed).argmax(0))
-
-
-def agreement(predictions: list[np.ndarray], members: list[int]) -> list[float]:
-    """Mean IoU in 0..1 of each network's predictions with those of the ensemble of `members`.
+def agreements(predictions: list[np.ndarray], ensembles: list[list[int]]) -> list[list[float]]:
+    """Mean IoU in 0..1 of each network's predictions with those of each ensemble, a row for an ensemble.
 
     predictions: uint8 [n, C, h, w] of each network, memory maps for example: only one image of each is read at a time.
-    members: indices into it.
+    ensembles: indices of their members; an ensemble predicts the class with the highest sum of probabilities.
     """
     images, num_classes = predictions[0].shape[:2]
-    found = [torch.zeros(num_classes, num_classes, dtype=torch.int64) for _ in predictions]
+    found = torch.zeros(len(ensembles), len(predictions), num_classes, num_classes, dtype=torch.int64)
     for image in range(images):
-        reference = ensemble_labels([predictions[m] for m in members], image)
-        for confusion, p in zip(found, predictions):
-            confusion += confusion_matrix(reference, torch.from_numpy(p[image].argmax(0)), num_classes)
-    return [mean_iou(confusion) for confusion in found]
+        labels = [torch.from_numpy(p[image].argmax(0)) for p in predictions]
+        for row, members in zip(found, ensembles):
+            summed = sum(predictions[m][image].astype(np.int32) for m in members)
+            reference = torch.from_numpy(np.asarray(summed).argmax(0))
+            for confusion, label in zip(row, labels):
+                confusion += confusion_matrix(reference, label, num_classes)
+    return [[mean_iou(confusion) for confusion in row] for row in found]

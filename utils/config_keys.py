@@ -152,11 +152,11 @@ class Config:
     score_images: int = key(64, "target images, drawn once, on which candidates are scored without labels; 0: no "
                             "candidates, no verdict", low=0, group="Choice")
     candidate_freq: int | None = key(None, "steps between candidates in a round; None: a quarter of the round", low=1)
-    select_by: str = key("agreement", "what chooses the candidate that is handed back: a label-free score, last (the "
-                         "last state), or miou (of the validation split, which takes labels)",
-                         choices=("agreement", "consistency", "entropy", "information", "density", "nuclear", "last",
-                                  "miou"))
-    stop_when: str = key("never", "end training early: never, or on a collapse that label-free scores show",
+    select_by: str = key("trust", "what chooses the candidate that is handed back: a label-free score, last (the last "
+                         "state), or miou (of the validation split, which takes labels)",
+                         choices=("trust", "agreement", "consistency", "entropy", "information", "density", "nuclear",
+                                  "last", "miou"))
+    stop_when: str = key("never", "end training early: never, or when the network agrees with no reference any more",
                          choices=("never", "collapse"))
     keep_candidates: bool = key(False, "keep the weights and predictions of all candidates, after the run too")
 
