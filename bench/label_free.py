@@ -17,7 +17,7 @@ from bench.processes import Processes, markdown, write_json
 from utils.cli import OneLineParser, guarded, leave, tolerant_output
 from utils.errors import ConfigError
 
-PLANS = ("toy", "data")
+PLANS = ("toy", "data", "own")
 WORDS = ("worker=0", "screen=False", "tensorboard=False", "resume=True", "val=False", "plabel_accuracy=False",
          "keep_candidates=True")
 NOT_FINITE = "is not finite"  # in the error of a run whose numbers have overflown
@@ -69,6 +69,18 @@ def table(found: dict[str, dict]) -> str:
                                         for name, of_rule in found.items())])
 
 
+def runs_table(records: list[rules.RunRecord]) -> str:
+    """Markdown: a row per run, with true mIoU in %, what the project's rule has chosen, and its verdict."""
+    rows = [["pair", "run", "untouched", "adapted statistics", "last", "best", "chosen", "", "verdict"]]
+    for run in records:
+        name, verdict, collapsed = rules.product(run)
+        values = [run["untouched"].miou, next((c.miou for c in run.candidates if c.name == "adapted statistics"), None),
+                  run[run.last].miou, max(c.miou for c in run.candidates), run[name].miou]
+        rows.append([run.pair, run.note, *("-" if v is None else f"{v:.1f}" for v in values), name,
+                     verdict + (", last collapsed" if collapsed else "")])
+    return markdown(rows)
+
+
 def report(work: Path, runs: list[pairs.Adaptation]) -> tuple[str, dict]:
     """The tables of both halves as Markdown, and all figures."""
     wanted = {(run.pair.name, run.note) for run in runs}
@@ -83,14 +95,18 @@ def report(work: Path, runs: list[pairs.Adaptation]) -> tuple[str, dict]:
         texts.append(f"{half}: {len(of_half)} runs of {len({r.pair for r in of_half})} pairs, {states} candidates, "
                      f"target sequences {', '.join(groups)}\n\n{table(summary)}")
         found[half] = {"groups": groups, "rules": summary}
+    texts.append(runs_table(records))
     return "\n\n".join(texts), found
 
 
 def bench(given) -> None:
+    own = "own" in given.plan
+    if own and (given.plan != ["own"] or not given.data):
+        raise ConfigError("--plan: own stands alone, and takes --data DIR.")
     sources = Runs(given.work, given.configs, given.processes, [])
     data = pairs.data_pairs(given.data) if given.data and "data" in given.plan else []
     toy = pairs.toy_pairs(sources) if "toy" in given.plan else []
-    runs = pairs.plan(toy, data, given.runs)
+    runs = pairs.own_plan(pairs.data_pairs(given.data)) if own else pairs.plan(toy, data, given.runs)
     if not runs:
         raise ConfigError("--plan: nothing to run: `data` takes --data DIR.")
     if given.list:
@@ -113,7 +129,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = OneLineParser(prog="python -m bench.label_free", description=__doc__,
                            formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="for every adaptation")
-    parser.add_argument("--plan", nargs="+", choices=PLANS, default=list(PLANS), help="kinds of pairs (default: all)")
+    parser.add_argument("--plan", nargs="+", choices=PLANS, default=["toy", "data"],
+                        help="kinds of pairs (default: toy data); own: each pair of --data once, with the settings of "
+                        "config/own_config.yml")
     parser.add_argument("--data", type=Path, metavar="DIR", help="folder of the configurations of one's own pairs")
     parser.add_argument("--runs", type=int, default=pairs.RUNS, metavar="N", help="at most (default: %(default)s)")
     parser.add_argument("--list", action="store_true", help="print the runs of the plan and end")

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image, ImageFilter
 
 from bench.methods import SOURCE_ONLY, Run, Runs
@@ -13,7 +14,9 @@ from bench.processes import write_json
 from dataset.toy import write_toy_world
 from dataset.toy.camera import render
 from dataset.toy.files import save_label, world_files
+from trainer.methods import find
 from utils.config import load_config
+from utils.config_keys import KEYS
 from utils.errors import ConfigError
 from utils.processes import map_in_order
 
@@ -34,6 +37,8 @@ HIGH = (("ld", 10, ""), ("entmin", 10, ""), ("pseudo", 10, ""), ("be", 10, ""), 
 RUINOUS = (("ld", 30, ""), ("pseudo", 1, "bn_stats=running"), ("infomax", 30, ""), ("ld", 10, "entropy=shannon"),
            ("crst_mrkld", 30, ""), ("be", 30, ""), ("ld", 1, "bn_stats=running"), ("maxsquare", 30, ""),
            ("ld", 1, "entropy=shannon"), ("mean_teacher", 30, ""), ("entmin", 30, ""))
+OWN_CONFIG = Path("config/own_config.yml")
+PAIRS_OWN = ("note", "method", "model", "num_classes", "init_weight", "source", "target", "input_tgt", "crop_tgt")
 RUNS_OF_A_PAIR, RUNS = 2, 120  # of a toy pair; of the whole plan
 SHORT = ("epochs=2", "num_steps=150", "score_images=32", "candidate_freq=75")  # of a toy run: a minute of a core
 
@@ -53,16 +58,18 @@ class Pair:
 
 @dataclass(frozen=True)
 class Adaptation:
-    """A run: a method with a factor on the pair's rate and other words."""
+    """A run: a method with a factor on the pair's rate and other words. name: in place of these where they are many."""
 
     pair: Pair
     method: str
     factor: int
     words: str
+    name: str = ""
 
     @property
     def note(self) -> str:
-        return " ".join([self.method, *([f"x{self.factor}"] if self.factor != 1 else []), *self.words.split()])
+        factor = [f"x{self.factor}"] if self.factor != 1 else []
+        return self.name or " ".join([self.method, *factor, *self.words.split()])
 
 
 def toy_pairs(sources: Runs) -> list[Pair]:
@@ -110,6 +117,14 @@ def plan(toy: list[Pair], data: list[Pair], limit: int = RUNS) -> list[Adaptatio
         times = [(pair, turns + (pair in spread)) for pair in data]
         runs += [Adaptation(pair, *next(chosen)) for pair, number in times for _ in range(number)]
     return list(dict.fromkeys(runs))  # a pair with very many turns meets a setting again
+
+
+def own_plan(pairs: list[Pair]) -> list[Adaptation]:
+    """Every pair once, with the settings of OWN_CONFIG: all its keys but those of the data, the network and the run."""
+    content = yaml.safe_load(OWN_CONFIG.read_text(encoding="utf-8"))
+    words = [f"{key}={str(value).replace(' ', '')}" for key, value in content.items()
+             if key in KEYS | find("ld").keys and key not in PAIRS_OWN]
+    return [Adaptation(pair, "ld", 1, " ".join(words), "own settings") for pair in pairs]
 
 
 # ---- toy targets -----------------------------------------------------------------------------------------------------

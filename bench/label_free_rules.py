@@ -142,7 +142,7 @@ def always(name: str) -> Rule:
 SCORERS: dict[str, Scorer] = {"trust": trust, **{name: stored(name) for name in ("agreement", *label_free.OWN_SCORES)},
                               "agreement, InfoMax half": agreement_with_better_half}
 RULES: dict[str, Rule] = {"product": product,
-                          **{name: always(name) for name in ("last", "adapted statistics", "mixed statistics")}}
+                          **{name: always(name) for name in ("last", "adapted statistics", "half-adapted statistics")}}
 
 
 # ---- what came of it -------------------------------------------------------------------------------------------------
