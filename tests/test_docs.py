@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import run as run_script
@@ -198,7 +199,16 @@ def test_rows_of_tables_have_as_many_cells_as_their_heading(page):
         assert {len(re.findall(r"(?<!\\)\|", row)) for row in rows} == {rows[0].count("|")}, rows[0]
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/own-data.md", "docs/class-sets.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/own-data.md"])
+def test_what_is_to_be_set_in_a_copy_of_own_config(name):
+    block = re.search(r"own_config.yml.*?```yaml\n(.*?)```", text_of(ROOT / name), re.DOTALL)[1]
+    copied = yaml.safe_load(text_of(ROOT / "config/own_config.yml"))
+    cfg = parse_config(yaml.safe_dump({**copied, **yaml.safe_load(block)}), name)
+    assert config_remarks(cfg) == [] and yaml.safe_load(block).keys() <= copied.keys()
+    assert cfg.init_weight == "gta5_source_only.pth" and cfg.target_data.data_dir == "/data/mine"
+
+
+@pytest.mark.parametrize("name", ["docs/own-data.md", "docs/class-sets.md"])
 def test_example_configurations_are_read(name, examples):
     found = blocks_of(ROOT / name, "yaml")
     assert found
