@@ -95,8 +95,7 @@ def report(work: Path, runs: list[pairs.Adaptation]) -> tuple[str, dict]:
         texts.append(f"{half}: {len(of_half)} runs of {len({r.pair for r in of_half})} pairs, {states} candidates, "
                      f"target sequences {', '.join(groups)}\n\n{table(summary)}")
         found[half] = {"groups": groups, "rules": summary}
-    texts.append(runs_table(records))
-    return "\n\n".join(texts), found
+    return "\n\n".join([*texts, runs_table(records)] if texts else []), found
 
 
 def bench(given) -> None:

@@ -45,9 +45,10 @@ def test_the_best_is_kept(candidates):
     assert (result.verdict, result.chosen, result.last, result.collapsed) == ("keep", "step 5", "step 5", False)
     assert result.ranking == ["step 5", *reversed(REFERENCES[:2])]
     for c in result.candidates:
-        assert c["scores"]["trust"] == (c["scores"]["agreement"] + c["scores"]["consistency"]) / 2
+        own = c["scores"]
+        assert own["trust"] == pytest.approx((own["agreement"] + own["consistency"] + own["information"]) / 3)
         assert not c["drifted"] and c["lost"] == 0
-    assert "agreement" in result.why and "0.500 -> 0.700" in result.why
+    assert "consistency 0.500 -> 0.700" in result.why
 
 
 def test_what_has_drifted_is_neither_chosen_nor_in_the_ensemble(candidates):
@@ -69,13 +70,16 @@ def test_what_has_drifted_is_neither_chosen_nor_in_the_ensemble(candidates):
     assert decide(records, found, "last").verdict == "reject"
 
 
-@pytest.mark.parametrize("consistency, said", [((0.8, 0.6, 0.75), "doubtful"), ((0.95, 0.5, 0.5), "reject")])
-def test_one_witness_is_a_doubt_and_none_a_rejection(candidates, consistency, said):
+@pytest.mark.parametrize("consistency, information, said", [
+    (0.55, 0.5, "keep"), (0.53, 0.5, "doubtful"), (0.45, 0.58, "doubtful"), (0.47, 0.5, "doubtful"),
+    (0.5, 0.45, "reject"), (0.3, 0.6, "reject")])
+def test_the_verdict_compares_with_the_untouched_network(candidates, consistency, information, said):
     records, found, *_ = candidates
-    for r, value in zip(records, consistency):
-        r["scores"]["consistency"] = value
-    result = decide(records, found, "trust")
-    assert result.verdict == said and result.chosen == ("step 5" if said == "doubtful" else "untouched")
+    records[1]["scores"]["consistency"] = -1
+    records[2]["scores"].update(consistency=consistency, information=information)
+    result = decide(records, found, "agreement")
+    assert result.ranking[0] == "step 5" and result.verdict == said
+    assert result.chosen == ("untouched" if said == "reject" else "step 5")
 
 
 def test_scores_that_are_not_finite_and_weights_that_are_gone_are_not_chosen(candidates):

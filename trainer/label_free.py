@@ -14,7 +14,7 @@ With p_n the probabilities of position n of N, C classes, H(p) = -sum_c p_c log 
 - `consistency`: mean IoU over classes of the predictions with those of the mirrored and of a smaller image.
 - `agreement`: mean IoU over classes of the predictions with those of an ensemble of networks (Hu et al., EnsV, NeurIPS
   2024, with accuracy in place of the mean IoU, which one large class cannot decide alone). `nearest`: the highest with
-  a single reference. `trust`: the mean of agreement and consistency (`trainer/verdict.py`).
+  a single reference. `trust`: the mean of agreement, consistency and information (`trainer/verdict.py`).
 """
 import math
 from collections.abc import Callable, Iterator

@@ -2,8 +2,9 @@
 
 A candidate that agrees with none of the references has drifted: whatever it predicts, it is not what the source network
 knew. Such candidates are left out. The others form an ensemble, and the one with the highest trust is chosen, the mean
-of its agreement with that ensemble and of its consistency. docs/label_free.md tells how the rule was found, and how
-often it is right.
+of its agreement with that ensemble, its consistency and its information. The verdict compares the latter two with those
+of the untouched network; agreement would not do, as most of the ensemble are relatives of the chosen one.
+docs/label_free.md tells how the rule was found, and how often it is right.
 """
 import json
 from dataclasses import dataclass
@@ -18,9 +19,10 @@ UNTOUCHED = "untouched"
 REFERENCES = (UNTOUCHED, "adapted statistics", "half-adapted statistics", "mixed statistics")
 KEEP, DOUBTFUL, REJECT = "keep", "doubtful", "reject"
 NEAR = 0.45  # smallest agreement with the nearest reference of a candidate that has not drifted
+MARGIN = 0.02  # change of the mean of the witnesses from which on it means anything
 VANISHED, NOTICED = 0.1, 0.002  # a class has vanished if less than this part is left of a share of at least that
 CHOSEN, FILE = "_chosen", "_verdict.json"  # endings of the files that a stage leaves beside its checkpoint
-_WITNESSES = ("agreement", "consistency")
+_WITNESSES = ("consistency", "information")
 
 Records = list[dict[str, Any]]
 
@@ -69,25 +71,28 @@ def decide(records: Records, predictions: list[np.ndarray], select_by: str) -> V
                   and (select_by == "miou" or not c["drifted"])]
         ranking = [c["name"] for c in sorted(usable, key=worth, reverse=True)]
     best, collapsed = by_name[ranking[0]], by_name[last[0]]["drifted"]
-    verdict, why = _compared(best, by_name[UNTOUCHED], ("miou",) if select_by == "miou" else _WITNESSES)
+    verdict, why = _compared(best, by_name[UNTOUCHED], select_by == "miou")
     if collapsed:
         why += f"; the last state has collapsed: it agrees with no reference ({_nearest(by_name[last[0]])})"
     return Verdict(verdict, UNTOUCHED if verdict == REJECT else best["name"], why, last[0], collapsed, candidates,
                    ranking)
 
 
-def _compared(best, untouched, witnesses):
-    """(verdict, why): a candidate beside the untouched network."""
+def _compared(best, untouched, by_labels):
+    """(verdict, why): a candidate beside the untouched network, by the mIoU or by the witnesses."""
     if best is untouched:
         return REJECT, "no candidate is held to be better than the untouched network"
-    if best["drifted"] and "miou" not in witnesses:
+    if best["drifted"] and not by_labels:
         return REJECT, f"{best['name']} agrees with no reference ({_nearest(best)})"
-    values = {name: (untouched["scores"][name], best["scores"][name]) for name in witnesses}
+    values = {name: (untouched["scores"][name], best["scores"][name])
+              for name in (("miou",) if by_labels else _WITNESSES)}
     told = ", ".join(f"{name} {before:.3f} -> {after:.3f}" for name, (before, after) in values.items())
-    better = [after > before for before, after in values.values()]
-    if all(better):
+    change = sum(after - before for before, after in values.values()) / len(values)
+    if change > (0 if by_labels else MARGIN):
         return KEEP, told
-    return (DOUBTFUL, f"{told}: look at its predictions before you use it") if any(better) else (REJECT, told)
+    if by_labels or change < -MARGIN:
+        return REJECT, told
+    return DOUBTFUL, f"{told}: hardly a difference; look at its predictions before you use it"
 
 
 def _nearest(candidate):
@@ -108,8 +113,8 @@ def scored(records: Records, predictions: list[np.ndarray]) -> Records:
     agreement, = label_free.agreements(predictions, [members])
     known = [records[i] for i in references]
     return [{**r, "drifted": out, "lost": len(lost(known, r)),
-             "scores": {"trust": (a + r["scores"]["consistency"]) / 2 if fine else None, "agreement": a,
-                        "nearest": near, **r["scores"]}}
+             "scores": {"trust": (a + sum(r["scores"][name] for name in _WITNESSES)) / 3 if fine else None,
+                        "agreement": a, "nearest": near, **r["scores"]}}
             for r, a, near, out, fine in zip(records, agreement, nearest, drifted, finite)]
 
 
