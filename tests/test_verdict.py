@@ -93,6 +93,26 @@ def test_scores_that_are_not_finite_and_weights_that_are_gone_are_not_chosen(can
     assert "-" in verdict.table(result) and "verdict: reject" in verdict.table(result)
 
 
+def test_an_untouched_network_whose_numbers_are_not_finite_is_worse_than_any_other(candidates):
+    records, found, *_ = candidates
+    records[0]["scores"] = dict.fromkeys(label_free.OWN_SCORES)
+    result = decide(records, found, "trust")
+    assert (result.verdict, result.chosen) == ("keep", "step 5")
+
+
+def test_a_collapse_is_drift_without_a_good_word(candidates):
+    """What has drifted but is surer, more varied and more consistent, with all its classes, may be an improvement."""
+    records, found, rng, base = candidates
+    found.append(predictions(rng, 0.0, (base + 1) % CLASSES))
+    for own, histogram, collapsed in (
+            ({"consistency": 0.5, "information": 0.55}, None, False), ({"consistency": 0.5}, None, True),
+            ({"consistency": 0.9, "information": 0.9}, [0.5, 0.5, 0, 0], True)):
+        records[3:] = [record("step 6", 0.5, 6, True, histogram)]
+        records[3]["scores"].update(own)
+        result = decide(records, found, "trust")
+        assert result.candidates[3]["drifted"] and result.collapsed == collapsed and result.chosen == "step 5"
+
+
 def test_labels_decide_where_they_are_asked_for(candidates):
     records, found, *_ = candidates
     for r, value in zip(records, (41.0, 40.0, 39.0)):

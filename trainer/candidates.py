@@ -86,7 +86,7 @@ class Candidates:
         """Say which classes the network has lost, and note whether it has collapsed: even with refreshed statistics."""
         seen = scored(self.records, self._predictions())
         now = [c for c in seen if c["step"] == step and c["name"] not in REFERENCES]
-        self.collapsed = all(c["drifted"] for c in now)
+        self.collapsed = all(c["collapsed"] for c in now)
         references = [c for c in seen if c["name"] in REFERENCES]
         gone = lost(references, next(c for c in now if c["trained"]))
         if gone:

@@ -32,8 +32,8 @@ class Verdict:
     """The choice among candidates.
 
     verdict: keep, doubtful or reject. chosen: name of the candidate that is handed back, after reject the untouched
-    network. why: one line. last: name of the last state. collapsed: whether that one has drifted. candidates: what is
-    known of each. ranking: names, the best first.
+    network. why: one line. last: name of the last state. collapsed: whether that one has (`scored`). candidates: what
+    is known of each. ranking: names, the best first.
     """
 
     verdict: str
@@ -70,10 +70,11 @@ def decide(records: Records, predictions: list[np.ndarray], select_by: str) -> V
         usable = [c for c in candidates if c["kept"] and c["scores"][select_by] is not None
                   and (select_by == "miou" or not c["drifted"])]
         ranking = [c["name"] for c in sorted(usable, key=worth, reverse=True)]
-    best, collapsed = by_name[ranking[0]], by_name[last[0]]["drifted"]
+    best, collapsed = by_name[ranking[0]], by_name[last[0]]["collapsed"]
     verdict, why = _compared(best, by_name[UNTOUCHED], select_by == "miou")
     if collapsed:
-        why += f"; the last state has collapsed: it agrees with no reference ({_nearest(by_name[last[0]])})"
+        why += (f"; the last state has collapsed: it agrees with no reference ({_nearest(by_name[last[0]])}), and "
+                f"{by_name[last[0]]['lost']} classes have vanished")
     return Verdict(verdict, UNTOUCHED if verdict == REJECT else best["name"], why, last[0], collapsed, candidates,
                    ranking)
 
@@ -84,15 +85,20 @@ def _compared(best, untouched, by_labels):
         return REJECT, "no candidate is held to be better than the untouched network"
     if best["drifted"] and not by_labels:
         return REJECT, f"{best['name']} agrees with no reference ({_nearest(best)})"
-    values = {name: (untouched["scores"][name], best["scores"][name])
+    values = {name: (untouched["scores"][name] or 0.0, best["scores"][name])
               for name in (("miou",) if by_labels else _WITNESSES)}
     told = ", ".join(f"{name} {before:.3f} -> {after:.3f}" for name, (before, after) in values.items())
-    change = sum(after - before for before, after in values.values()) / len(values)
+    change = _change(best, untouched, values)
     if change > (0 if by_labels else MARGIN):
         return KEEP, told
     if by_labels or change < -MARGIN:
         return REJECT, told
     return DOUBTFUL, f"{told}: hardly a difference; look at its predictions before you use it"
+
+
+def _change(candidate, untouched, names=_WITNESSES):
+    """Mean change of some scores against the untouched network."""
+    return sum(candidate["scores"][name] - (untouched["scores"][name] or 0.0) for name in names) / len(names)
 
 
 def _nearest(candidate):
@@ -101,7 +107,8 @@ def _nearest(candidate):
 
 def scored(records: Records, predictions: list[np.ndarray]) -> Records:
     """The records with the scores that take other networks, `trust`, `agreement` and `nearest`, whether they have
-    `drifted`, and the number of classes that they have `lost`."""
+    `drifted`, the number of classes that they have `lost`, and whether they have `collapsed`: drifted, and two classes
+    are lost or the witnesses do not speak for them."""
     references = [i for i, r in enumerate(records) if r["name"] in REFERENCES]
     to_references = label_free.agreements(predictions, [[i] for i in references])
     nearest = [max([row[i] for row, r in zip(to_references, references) if r != i], default=1.0)
@@ -112,10 +119,13 @@ def scored(records: Records, predictions: list[np.ndarray]) -> Records:
     members = [i for i, out in enumerate(drifted) if not out] or [0]
     agreement, = label_free.agreements(predictions, [members])
     known = [records[i] for i in references]
-    return [{**r, "drifted": out, "lost": len(lost(known, r)),
-             "scores": {"trust": (a + sum(r["scores"][name] for name in _WITNESSES)) / 3 if fine else None,
-                        "agreement": a, "nearest": near, **r["scores"]}}
-            for r, a, near, out, fine in zip(records, agreement, nearest, drifted, finite)]
+    found = [{**r, "drifted": out, "lost": len(lost(known, r)),
+              "scores": {"trust": (a + sum(r["scores"][name] for name in _WITNESSES)) / 3 if fine else None,
+                         "agreement": a, "nearest": near, **r["scores"]}}
+             for r, a, near, out, fine in zip(records, agreement, nearest, drifted, finite)]
+    for c, fine in zip(found, finite):
+        c["collapsed"] = c["drifted"] and (not fine or c["lost"] >= 2 or _change(c, found[0]) <= MARGIN)
+    return found
 
 
 def lost(references: Records, state: dict[str, Any]) -> list[tuple[int, float, float]]:

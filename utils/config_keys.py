@@ -156,7 +156,7 @@ class Config:
                          "state), or miou (of the validation split, which takes labels)",
                          choices=("trust", "agreement", "consistency", "entropy", "information", "density", "nuclear",
                                   "last", "miou"))
-    stop_when: str = key("never", "end training early: never, or when the network agrees with no reference any more",
+    stop_when: str = key("never", "end training early: never, or when the network has collapsed (docs/label_free.md)",
                          choices=("never", "collapse"))
     keep_candidates: bool = key(False, "keep the weights and predictions of all candidates, after the run too")
 
