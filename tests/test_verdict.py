@@ -57,7 +57,7 @@ def test_what_has_drifted_is_neither_chosen_nor_in_the_ensemble(candidates):
     before = decide(records, found, "trust")
     elsewhere = predictions(rng, 0.0, (base + 1) % CLASSES)
     for step in range(6, 12):
-        records.append(record(f"step {step}", 1.0, step, True))
+        records.append(record(f"step {step}", 1.0, step, True, [0.5, 0.5, 0, 0]))
         found.append(elsewhere)
     result = decide(records, found, "trust")
     assert (result.verdict, result.chosen, result.last, result.collapsed) == ("keep", "step 5", "step 11", True)
