@@ -80,7 +80,8 @@ def gathered(network: Segmenter, images: Iterable[Tensor],
     before = [(norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in batch_norms(network)]
     try:
         statistics = TargetStatistics(network, None, 0.0, False)
-        statistics.source = statistics.source if source is None else source
+        if source is not None:
+            statistics.source = source.to(statistics.source.device)  # of a resumed run on the CPU
         network.use_statistics("batch")
         with torch.no_grad():
             for x in images:
