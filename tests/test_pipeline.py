@@ -154,7 +154,9 @@ def test_eval_prints_and_writes_every_protocol(trained, monkeypatch, capsys):
     for stage, name in zip(("source_only", "ld", "be"), scores):
         assert scores[name] == json.loads(Path(f"miou_result/tiny/{stage}.json").read_text())
         assert list(scores[name]) == ["19 classes", "16 classes", "13 classes"]
-        assert f"{scores[name]['13 classes']['miou']:.1f}" in printed.splitlines()[-1]
+        assert f"{scores[name]['13 classes']['miou']:.1f}" in printed.splitlines()[-2]
+    said = [json.loads(Path(f"snapshot/tiny/{stage}_verdict.json").read_text())["verdict"] for stage in ("ld", "be")]
+    assert printed.splitlines()[-1].split() == ["verdict", "-", *said]
     assert Path("grid.png").stat().st_size > 1000
 
 

@@ -149,7 +149,7 @@ def agreements(predictions: list[np.ndarray], ensembles: list[list[int]]) -> lis
     images, num_classes = predictions[0].shape[:2]
     found = torch.zeros(len(ensembles), len(predictions), num_classes, num_classes, dtype=torch.int64)
     for image in range(images):
-        labels = [torch.from_numpy(p[image].argmax(0)) for p in predictions]
+        labels = [torch.from_numpy(p[image].argmax(0).astype(np.uint8)) for p in predictions]
         for row, members in zip(found, ensembles):
             summed = sum(predictions[m][image].astype(np.int32) for m in members)
             reference = torch.from_numpy(np.asarray(summed).argmax(0))
