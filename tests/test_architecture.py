@@ -11,6 +11,7 @@ MAY_IMPORT = {"trainer": {"trainer", "dataset", "model", "utils"}, "dataset": {"
 LONGEST_LINE = 120
 PURE = {"trainer/losses.py": {"numpy", "torch", "math", "utils"}, "trainer/classmix.py": {"torch"},
         "trainer/fused_losses.py": {"torch", "functools", "trainer", "utils"},
+        "trainer/label_free.py": {"numpy", "torch", "math", "collections", "dataclasses", "utils"},
         "trainer/selection.py": {"torch", "math", "utils"}}
 
 
