@@ -93,7 +93,8 @@ def run_stage(method: str, words: list[str], fatal: int | None = None) -> int | 
                 events.install()
                 start = START.get(method, "snapshot/tiny/source_only.pth")
                 longer = [] if "round" in find(method).keys else ["epochs=2"]
-                cfg = load_config("tiny.yml", [f"init_weight={start}", *longer, *words], method=method)
+                cfg = load_config("tiny.yml", [f"init_weight={start}", "candidate_freq=2", *longer, *words],
+                                  method=method)
                 with contextlib.suppress(NothingToDo):
                     (run_so_script if cfg.method_class.needs_source else run_script).run(cfg)
                 os.write(writer, str(events.count).encode())

@@ -26,7 +26,8 @@ START = "init_weight=snapshot/tiny/source_only.pth"
 def prepared(tmp_path_factory, toy_world):  # noqa: F811
     root = tmp_path_factory.mktemp("candidates")
     shutil.copytree(toy_world, root / "world")
-    (root / "tiny.yml").write_text(yaml.safe_dump({**TINY, "save_freq": 2, "tensorboard": False, "epochs": 2}))
+    (root / "tiny.yml").write_text(yaml.safe_dump({**TINY, "save_freq": 2, "tensorboard": False, "epochs": 2,
+                                                  "score_images": 2, "candidate_freq": "None"}))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
         assert call(patch, run_so_script) == 0

@@ -9,7 +9,8 @@ from trainer import methods
 
 ROOT = bench.Path(bench.__file__).parent.parent
 
-TINY = ["layers=[1, 1, 1, 1]", "width=4", "num_steps=2", "epochs=1", "batch_size=2", "crop_src=32", "crop_tgt=32"]
+TINY = ["layers=[1, 1, 1, 1]", "width=4", "num_steps=2", "epochs=1", "batch_size=2", "crop_src=32", "crop_tgt=32",
+        "score_images=1"]
 
 
 def fake_runs(monkeypatch, runs, score):
