@@ -1,4 +1,4 @@
-# make demo   the three stages on the toy world, a table and a figure, in five to eight minutes on 2 cores
+# make demo   the three stages on the toy world, a table and a figure, in about ten minutes on 2 cores
 # make test   the default test suite;   make test-slow   every test;   make lint   style, docstrings, types
 # make docs   write docs/keys.md again from the declared keys
 # make bench  every piece's cost beside the published recipe's, into bench/RESULTS.md (an hour); make bench-ROW  one row
