@@ -75,12 +75,11 @@ def test_what_a_run_keeps_and_hands_back(world, monkeypatch, capsys, method, ste
 
 
 def test_scoring_changes_nothing_that_is_trained(world, monkeypatch):
-    for words in ((), ("score_images=0", "note=without"), ("score_images=2", "candidate_freq=1", "note=often")):
+    for words in (("candidate_freq=1",), ("score_images=0", "note=without")):
         for method in ("ld", "mean_teacher", "bn_adapt"):
             assert call(monkeypatch, run_script, f"method={method}", START, *words) == 0
-    for note in ("without", "often"):
-        for method in ("ld", "mean_teacher", "bn_adapt"):
-            assert same(weights(f"snapshot/tiny/{method}.pth"), weights(f"snapshot/{note}/{method}.pth"))
+    for method in ("ld", "mean_teacher", "bn_adapt"):
+        assert same(weights(f"snapshot/tiny/{method}.pth"), weights(f"snapshot/without/{method}.pth"))
     assert sorted(p.name for p in Path("snapshot/without").iterdir() if "_" in p.name) == [
         "bn_adapt.pth", "bn_adapt.state", "bn_adapt.yml", "mean_teacher.pth", "mean_teacher.state", "mean_teacher.yml"]
     assert not list(Path("snapshot").rglob("*.candidates"))
