@@ -17,7 +17,7 @@ from model.segmenter import Segmenter
 from model.statistics import batch_norms, gathered
 from model.weights import save_weights
 from trainer import label_free
-from trainer.verdict import CHOSEN, FILE, REFERENCES, UNTOUCHED, Verdict, decide, lost, scored, table
+from trainer.verdict import CHOSEN, FILE, LEVELS, REFERENCES, UNTOUCHED, Verdict, decide, lost, scored, table
 from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.errors import naming
@@ -134,7 +134,9 @@ class Candidates:
         verdict = self._decide()
         self._prune(verdict)
         self.log.say(table(verdict))
-        self.log.event("verdict", step, **verdict.as_dict())
+        trust = {c["name"]: c["scores"]["trust"] for c in verdict.candidates}
+        self.log.event("verdict", step, **verdict.as_dict(), level=LEVELS[verdict.verdict],  # numbers for TensorBoard
+                       trust={"chosen": trust[verdict.chosen], "untouched": trust[UNTOUCHED]})
         self._judged = step
 
     def _decide(self) -> Verdict:

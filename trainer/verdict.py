@@ -18,6 +18,7 @@ from trainer import label_free
 UNTOUCHED = "untouched"
 REFERENCES = (UNTOUCHED, "adapted statistics", "half-adapted statistics", "mixed statistics")
 KEEP, DOUBTFUL, REJECT = "keep", "doubtful", "reject"
+LEVELS = {KEEP: 1, DOUBTFUL: 0, REJECT: -1}
 NEAR = 0.45  # smallest agreement with the nearest reference of a candidate that has not drifted
 MARGIN = 0.02  # change of the mean of the witnesses from which on it means anything
 VANISHED, NOTICED = 0.1, 0.002  # a class has vanished if less than this part is left of a share of at least that
