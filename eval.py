@@ -18,13 +18,13 @@ def main(given: argparse.Namespace) -> None:
     """Score the checkpoints, print the table and write the files that the options ask for."""
     from dataset.class_sets import class_set  # late, so that --help answers at once
     from dataset.inspection import never_seen
-    from trainer import evaluate, report, verdict
+    from trainer import comparison, evaluate, verdict
     overrides = [word for word in given.words if "=" in word and not _is_file(word)]
     checkpoints = [expanded(word, "checkpoint") for word in given.words if word not in overrides]
     cfg = load_config(given.config, overrides)
     _require_writable("--json", given.json, ("",))  # now rather than after the evaluation
     _require_writable("--figure", given.figure, (".png", ".jpg", ".jpeg"))
-    scored = report.score_checkpoints(cfg, checkpoints)
+    scored = comparison.score_checkpoints(cfg, checkpoints)
     classes = class_set(cfg)
     found = {name: verdict.beside(checkpoint) for name, checkpoint in zip(scored, checkpoints)}
     print(evaluate.score_table(scored, classes, {name: v["verdict"] for name, v in found.items() if v}))
@@ -34,7 +34,7 @@ def main(given: argparse.Namespace) -> None:
         with naming(given.json):
             Path(given.json).write_text(json.dumps(scored, indent=1) + "\n", encoding="utf-8")
     if given.figure:
-        picture = report.figure(cfg, checkpoints, given.images)
+        picture = comparison.figure(cfg, checkpoints, given.images)
         with naming(given.figure):
             picture.save(given.figure)
 

@@ -19,7 +19,7 @@ from dataset.labels import CITYSCAPES_CLASSES, CITYSCAPES_IDS, IGNORE_INDEX, Cla
 from dataset.toy import write_toy_world
 from model.deeplabv2 import DeepLabV2
 from trainer.evaluate import means, protocol_scores, score_table, unseen_classes
-from trainer.report import UNCLAIMED_COLOUR, palettes
+from trainer.comparison import UNCLAIMED_COLOUR, palettes
 from utils.cli import run_stage
 from utils.config import differences, parse_config, to_yaml
 from utils.errors import ConfigError

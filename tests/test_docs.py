@@ -14,7 +14,7 @@ from PIL import Image
 
 import run as run_script
 from dataset import check
-from trainer import methods, report
+from trainer import comparison, methods
 from trainer.methods.base import SelfTraining
 from utils import key_reference
 from utils.config import config_remarks, load_config, parse_config
@@ -184,7 +184,7 @@ def test_examples_of_a_method_and_a_network_run(examples, words):
     before, after = torch.load("mynet.pth"), torch.load(f"snapshot/mine/{cfg.stage}.pth")
     assert before.keys() <= after.keys()
     assert any((after[name] != value).any() for name, value in before.items())  # it has learnt something
-    scores = report.score_checkpoints(cfg, [f"snapshot/mine/{cfg.stage}.pth"])
+    scores = comparison.score_checkpoints(cfg, [f"snapshot/mine/{cfg.stage}.pth"])
     assert len(scores) == 1
 
 

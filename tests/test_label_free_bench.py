@@ -14,7 +14,7 @@ from bench import label_free_pairs as pairs
 from bench import label_free_rules as rules
 from bench.methods import Run, Runs
 from dataset.toy import write_toy_world
-from trainer import methods, report
+from trainer import comparison, methods
 from utils.config import load_config
 from utils.errors import ConfigError, UserError
 
@@ -298,7 +298,7 @@ def test_a_run_leaves_true_scores_and_predictions_of_all_candidates_and_is_done_
         assert candidate.scores.keys() == set(rules.label_free.SCORES) and 0 <= candidate.scores["agreement"] <= 1
     assert not list((tmp_path / "work").rglob("*.pth")) and not list((tmp_path / "work").rglob("*.state"))
     cfg = load_config(own / "street--tiny.yml")
-    scored = report.score_checkpoints(cfg, [cfg.init_weight])
+    scored = comparison.score_checkpoints(cfg, [cfg.init_weight])
     assert run["untouched"].miou == scored["source-only"]["19 classes"]["miou"] > 0
     assert run["untouched"].iou == scored["source-only"]["19 classes"]["iou"]
     assert json.loads((tmp_path / "work/label_free.json").read_text())["choosing"]["groups"] == ["street"]

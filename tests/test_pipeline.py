@@ -16,7 +16,7 @@ import run_so as run_so_script
 from dataset import loaders
 from dataset.toy import write_toy_world
 from model.segmenter import Segmenter
-from trainer import report
+from trainer import comparison
 from trainer.loop import Trainer
 from utils.cli import run_stage
 from utils.config import load_config
@@ -293,7 +293,7 @@ def test_eval_refuses_what_it_could_not_write_before_it_scores(trained, monkeypa
     (["a/x.pth#net", "a/x.pth#ema"], ["a/x.pth#net", "a/x.pth#ema"]),
     (["a/run#1.pth", "a/run#2.pth"], ["run#1", "run#2"])])
 def test_headings(checkpoints, expected):
-    assert report.headings(checkpoints) == expected
+    assert comparison.headings(checkpoints) == expected
 
 
 def test_an_error_of_eval_is_its_only_line_and_remarks_stand_above_the_table(trained, monkeypatch, capsys):
