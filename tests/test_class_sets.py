@@ -18,8 +18,8 @@ from dataset.class_sets import class_set
 from dataset.labels import CITYSCAPES_CLASSES, CITYSCAPES_IDS, IGNORE_INDEX, Classes, ClassSet, Protocol, own_class_set
 from dataset.toy import write_toy_world
 from model.deeplabv2 import DeepLabV2
-from trainer.evaluate import means, protocol_scores, score_table, unseen_classes
 from trainer.comparison import UNCLAIMED_COLOUR, palettes
+from trainer.evaluate import means, protocol_scores, score_table, unseen_classes
 from utils.cli import run_stage
 from utils.config import differences, parse_config, to_yaml
 from utils.errors import ConfigError
