@@ -38,7 +38,8 @@ def test_no_file_outside_knows_a_methods_name():
     """Except for the default of the key `method`, also in ldbe.py, and the script of stage 0."""
     names = {p.stem for p in (ROOT / "trainer/methods").glob("*.py")} - {"__init__", "base"}
     files = [p for room in ROOMS for p in (ROOT / room).rglob("*.py") if p.parent.name != "methods"]
-    found = {(p.relative_to(ROOT).as_posix(), node.value) for p in [*files, *(ROOT / f"{name}.py" for name in SCRIPTS - {"run_so", "ldbe"})]
+    files += [ROOT / f"{name}.py" for name in SCRIPTS - {"run_so", "ldbe"}]
+    found = {(p.relative_to(ROOT).as_posix(), node.value) for p in files
              for node in ast.walk(ast.parse(p.read_text(encoding="utf-8")))
              if isinstance(node, ast.Constant) and node.value in names}
     assert len(names) >= 12 and found == {("utils/config_keys.py", "ld")}
