@@ -8,8 +8,8 @@ Writes snapshot/<note>/source_only.pth.
 from utils.cli import leave, run_stage
 from utils.config import Config
 
-USUAL_KEYS = ("note", "model", "init_weight", "num_classes", "source", "target", "num_steps", "learning_rate", "batch_size",
-              "crop_src", "device", "amp", "seed")  # --help shows them first
+USUAL_KEYS = ("note", "model", "init_weight", "num_classes", "source", "target", "num_steps", "learning_rate",
+              "batch_size", "crop_src", "device", "amp", "seed")  # --help shows them first
 
 
 def run(cfg: Config) -> None:
