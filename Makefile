@@ -44,6 +44,7 @@ lint: .venv/.installed-dev
 
 docs: .venv/.installed
 	$(RUN) -m utils.key_reference > docs/keys.md.new && mv docs/keys.md.new docs/keys.md
+	$(RUN) -m img.method
 
 bench: .venv/.installed
 	$(RUN) -m bench --markdown bench/RESULTS.md
