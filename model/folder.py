@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model.checkpoint_file import INPUT, read_content
 from utils.config import Config, config_of
-from utils.config_keys import KEYS, find_class
+from utils.config_keys import KEYS, NO_EFFECT, find_class
 from utils.config_values import nearest, shown
 from utils.constants import INPUTS, InputConvention
 from utils.errors import CheckpointError, ConfigError, first_line
@@ -59,13 +59,17 @@ def folder_config(folder: str | Path, words: Sequence[str] = ()) -> Config:
         network["model_args"] = None
     _require_plain_arguments(network, where)
     section = content.get("section")
-    if not isinstance(section, str) or not re.fullmatch(r"[^.=\s]+", section) or section in known | KEYS.keys():
+    if not isinstance(section, str) or not re.fullmatch(r"[^.=\s]+", section) or section in (*known, *KEYS, *NO_EFFECT):
         raise ConfigError(f"{where}: section: expected the name of a data set, found {shown(section)}.")
     data = {**content["input"], **content}
-    tree = {**network, "source": section, "target": section, "init_weight": str(folder),
+    tree = {**network, "source": section, "target": section,
             section: {"type": "folder", "data_dir": ".", "images": "{split}",
                       **{name: data[name] for name in _SECTION if data.get(name) is not None}}}
-    cfg = config_of(tree, where, list(words))
+    own = {} if any(word.startswith("init_weight=") for word in words) else {"init_weight": str(folder)}
+    try:
+        cfg = config_of(tree, where, list(words), **own)
+    except ConfigError as error:
+        raise ConfigError(str(error) if words or where in str(error) else f"{where}: {error}") from None
     _require_as_large(cfg, Path(folder))
     return cfg
 
@@ -185,8 +189,9 @@ def _require_as_large(cfg, folder):
         needed = 4 * width**2 * sum(n * 17 * 4**i for i, n in enumerate(layers))  # a block: 1x1, 3x3 and 1x1
     elif cfg.model.startswith("smp/") and cfg.options["model_args"]:
         with contextlib.suppress(Exception), torch.device("meta"):
-            network = cfg.network_class(cfg.options).segmenter(cfg.model, cfg.num_classes)
-            needed = sum(t.numel() * t.element_size() for t in network.state_dict().values())
+            family = cfg.network_class(cfg.options)
+            built = family._build(cfg.model, cfg.num_classes, family._arguments())
+            needed = sum(t.numel() * t.element_size() for t in built.state_dict().values())
     if needed > 2 * size + 2**20:
         raise CheckpointError(f"{folder}: {CONFIG}: the network that it describes has {needed} bytes of weights, "
                               f"{WEIGHTS} has {size}: they do not belong together.")

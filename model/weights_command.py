@@ -32,7 +32,7 @@ from utils.checkpoint import write_atomically
 from utils.cli import OneLineParser, guarded, path, tolerant_output
 from utils.config import Config, config_of, load_config
 from utils.config_values import expanded
-from utils.errors import CheckpointError, ConfigError
+from utils.errors import CheckpointError, ConfigError, one_line
 
 _STREET = (19, 16, 13)  # numbers of classes that are taken to be the street classes
 _PTH, _SAFETENSORS = (".pth", ".pt"), ".safetensors"
@@ -62,10 +62,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def main(source: str, out: str | None, given: argparse.Namespace, words: list[str]) -> None:
     """Describe the checkpoint `source` and, if given, write it to `out`. Raises UserError."""
     kind = _kind(out, given.overwrite) if out else None
-    print(content_line(source))
+    print(one_line(content_line(source)))
     cfg = _config(source, given.config, words)
     network, report = build_model(cfg, torch.device("cpu"), source)
-    print("\n".join(description(source, network, report, cfg)))
+    for line in description(source, network, report, cfg):
+        print(one_line(line))
     if not out:
         return
     if report.initialised:
@@ -75,7 +76,7 @@ def main(source: str, out: str | None, given: argparse.Namespace, words: list[st
         raise ConfigError(f"--names: {given.names} is for files of a DeepLabV2: leave it out, or write FILE.pth or "
                           "FILE.safetensors.")
     _write(network, cfg, source, out, kind, given.names)
-    print(f"written: {out}")
+    print(one_line(f"written: {out}"))
 
 
 def content_line(source: str) -> str:
@@ -109,9 +110,8 @@ def description(source: str, network: Segmenter, report: LoadReport, cfg: Config
             lines.append(f"head branches: {', '.join(looks[state] for state in untrained_branches(weights))}")
     lines += [f"network's input: {network.interface.input.words}", *f"loaded: {report}".splitlines()]
     if is_folder(source):
-        content = folder_content(source)
-        origin = content.get("provenance")
-        lines.append(f"classes: {some(content['classes'], 8)}")
+        origin = folder_content(source).get("provenance")
+        lines.append(f"classes: {some(cfg.target_data.classes, 8)}")
         lines += [f"{name}: {value}" for name, value in origin.items()] if isinstance(origin, dict) else []
     return lines
 
