@@ -1,7 +1,8 @@
 """The classes of a configuration's network and of its target's labels, and the protocols that compare the two."""
 from collections.abc import Mapping
+from typing import Any
 
-from dataset import labels
+from dataset import labels, segmentation
 from dataset.labels import Classes, ClassSet, Protocol
 from utils.config import Config, DataConfig
 from utils.config_values import nearest
@@ -47,6 +48,19 @@ def class_set(cfg: Config) -> ClassSet:
             raise ConfigError(f"{key}: {name!r} is the name of something else: choose another.")
         protocols[name] = _protocol(f"{key}: {name}", declared, own, network, origin, same)
     return ClassSet(network.names, network.palette, own.labels, protocols)
+
+
+def described(cfg: Config) -> dict[str, Any]:
+    """The network's classes in plain values: their names, `classes`; their colours, `palette`; and `label_ids`, id in
+    the target's label files -> class, None where the id is the class or where the labels have other classes."""
+    network, section = class_set(cfg), cfg.target_data
+    ids = section.label_ids
+    if section.type != "folder":
+        table = segmentation.label_table(section, cfg.num_classes)
+        ids = {i: int(table[i]) for i in sorted(segmentation.known_ids(section)) if table[i] != labels.IGNORE_INDEX}
+    own = network.names == network.labels.names
+    return {"classes": list(network.names), "palette": [list(colour) for colour in network.palette],
+            "label_ids": {str(i): c for i, c in ids.items()} if ids and own else None}
 
 
 def require_network_classes(cfg: Config, section_name: str) -> None:

@@ -11,12 +11,15 @@ import re
 import shlex
 import warnings
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from utils.errors import CheckpointError, first_line
 
+INPUT = "input"  # in the metadata of a state dict or of safetensors, the input that the network takes
 _HEAD = 4096  # bytes by which the kind is recognised
 _CONVERT = "convert it to a PyTorch state dict with this network's names (conv1 bn1 layer1..4 layer5.conv2d_list.0..3)"
 _JOIN = "join the state dicts of all parts into one file and give that"
@@ -89,6 +92,15 @@ def _no_file(path):
     if any(path.glob("*.distcp")):
         joined = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {shlex.quote(str(path))} net.pth"
         return f"is a folder of torch.distributed.checkpoint: make one file of it with `{joined}`"
+    with contextlib.suppress(OSError, ValueError, RecursionError):
+        found = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        known = {"model_type": "transformers", "_model_class": "smp"}
+        library = next((known[key] for key in known if key in found), None) if isinstance(found, dict) else None
+        if library == "transformers":
+            return f"is a folder of transformers, no model folder of this project: give it as model=hf/{path}"
+        if library:
+            return "is a folder of segmentation_models_pytorch, no model folder of this project: give the weights in " \
+                   f"it, {path / 'model.safetensors'}, and its network as model=smp/ARCH:ENCODER"
     return "is a folder: give the checkpoint file in it"
 
 
@@ -147,12 +159,17 @@ def _is_safetensors(path, head):
 
 def _read_safetensors(path):
     try:
-        from safetensors.torch import load_file  # late: few files need it
+        from safetensors import safe_open  # late: few files need it
     except ImportError:
         raise CheckpointError(f"{path}: is a safetensors file, and the package to read it is not there: "
                               "pip install safetensors.") from None
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            state: Any = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118
+            stated = (file.metadata() or {}).get(INPUT)
+        with contextlib.suppress(ValueError, RecursionError):
+            state._metadata = {"": {INPUT: json.loads(stated or "null")}}
+        return state
     except Exception as error:  # safetensors, torch and the system raise many kinds for damaged files
         raise CheckpointError(f"{path}: cannot be read as safetensors ({first_line(error)}): copy or download it "
                               "again, or give another.") from None

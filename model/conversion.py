@@ -49,6 +49,31 @@ def sum_of_heads(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return kept | {f"layer5.{k}": v + heads[1][k] for k, v in heads[0].items()}
 
 
+LAYOUTS = ("own", "authors", "advent", "multi-level")
+
+
+def in_layout(tensors: dict[str, Tensor], layout: str) -> dict[str, Tensor]:
+    """The tensors of a DeepLabV2 by the names that other code of the field loads; `convert` takes them back.
+
+    - own: this project's, AdaptSegNet's for one level, CCM's and CRST's.
+    - authors: the LDBE authors', with a second head on layer4, layer6, that is not used.
+    - advent: ADVENT's for one level, whose head is layer6.
+    - multi-level: AdaptSegNet's and ADVENT's for two levels: the head is layer6, and layer5 an auxiliary one on layer3.
+
+    A head that is not used has a random start, always the same.
+    """
+    head = {name.removeprefix("layer5."): tensor for name, tensor in tensors.items() if name.startswith("layer5.")}
+    rest, draw = {k: v for k, v in tensors.items() if not k.startswith("layer5.")}, torch.Generator().manual_seed(0)
+
+    def unused(tensor, divisor):
+        shape = (len(tensor), tensor.shape[1] // divisor, *tensor.shape[2:]) if tensor.ndim > 1 else tensor.shape
+        return torch.randn(shape, generator=draw).mul(WEIGHT_STD).to(tensor.dtype)
+    fifth = {f"layer5.{name}": unused(tensor, 2) for name, tensor in head.items()} if layout == "multi-level" else {}
+    sixth = {f"layer6.{name}": unused(tensor, 1) if layout == "authors" else tensor for name, tensor in head.items()}
+    return dict(tensors) if layout == "own" else {**tensors, **sixth} if layout == "authors" else {
+        **rest, **fifth, **sixth}
+
+
 def untrained_branches(weights: list[Tensor], heads: int = 1) -> list[bool | None]:
     """For each of a head's convolution weights, float [C, in, 3, 3]: True if it looks like its random start N(0, 0.01),
     False if it lies far from that, None in between. heads: the number of heads that `sum_of_heads` has added up.

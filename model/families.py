@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from model.examine import examine
+from model.folder import is_folder
 from model.interface import AUTO, Interface
 from model.segmenter import Segmenter
 from utils.config import Config
@@ -195,6 +196,9 @@ class HuggingFace(Foreign):
         if not (folder / "config.json").is_file():
             raise ConfigError(f"model: {name}: there is no {folder}/config.json: give a local folder as "
                               "save_pretrained writes it.")
+        if is_folder(folder):
+            raise ConfigError(f"model: {name}: that is a model folder of this project, no network of transformers: "
+                              "give it as init_weight, or to a script in place of --config.")
         if any(folder.glob("*.safetensors")) or any(folder.glob("pytorch_model*.bin")):
             return self._trained(name, folder, args)
         found = AutoConfig.from_pretrained(folder, local_files_only=True, **args)

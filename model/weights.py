@@ -2,7 +2,6 @@
 
 Loading is strict: a tensor that does not load is an error or one of the exceptions named here, never silently random.
 """
-import dataclasses
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.checkpoint_file import read_content
+from model.checkpoint_file import INPUT, read_content
 from model.conversion import convert, convert_input, recognise_input, sum_of_heads, untrained_branches
 from model.deeplabv2 import DeepLabV2
-from model.fit import counter, fault, finite, require_fit, require_in_range, require_same
+from model.fit import counter, fault, require_fit, require_in_range, require_same
+from model.folder import WEIGHTS, file_sha256, input_statement, is_folder, read_folder, stated_input
+from model.folder_writing import require_finite
 from model.foreign import Network, find_named, find_network, some
 from model.segmenter import Segmenter
 from utils.checkpoint import write_atomically
@@ -25,7 +26,6 @@ IMAGENET = "imagenet"  # the word for torchvision's ResNet-101 weights
 BOTH_HEADS = "layer5+layer6"  # behind the # of a checkpoint: the sum of two heads on the same features
 PLAIN = "same names"  # a LoadReport's format where the file's tensors were loaded as they are
 _HOUSE = "bgr255"  # name of the input that DeepLabV2 takes here
-_INPUT = "input"  # in the metadata of our files, the name of the input that the network takes
 _KNOWN_INPUT = {"Caffe initialisation": "bgr255", "torchvision ImageNet": "rgb01"}  # of initialisations without a head
 
 
@@ -70,21 +70,21 @@ class LoadReport:
 
 
 def read_network(source: str | Path, expected: set[str] | None = None) -> Network:
-    """Read the network in a file, `path` or `path#entry`, onto the CPU: a DeepLabV2, or, if given, one whose tensors
-    have the names `expected`.
+    """Read the network in a file, `path` or `path#entry`, or in a model folder onto the CPU: a DeepLabV2, or, if given,
+    one whose tensors have the names `expected`.
 
     No code in a file is run. Raises CheckpointError if the file is missing, is no checkpoint, needs more than plain
     tensors and containers, or holds several networks of which none is named; also if a tensor is not plain numbers,
     finite and stored in full.
     """
     path, entry, both = _split(source)
-    content = read_content(path)
+    content = read_folder(path) if is_folder(path) else read_content(path)
     network = find_named(content, str(path), expected, entry) if expected else find_network(content, str(path), entry)
     for name, tensor in network.tensors.items():
         if what := fault(tensor):
             raise CheckpointError(f"{path}: {name!r} {what}: this is no usable network, give another checkpoint.")
     if not both:
-        return replace(network, input="" if network.words else _stated_input(content))
+        return replace(network, input="" if network.words else stated_input(content))
     try:
         return Network(network.words, sum_of_heads(network.tensors), network.others)
     except ValueError as error:
@@ -94,9 +94,9 @@ def read_network(source: str | Path, expected: set[str] | None = None) -> Networ
 def load_weights(model: Segmenter | nn.Module, source: str | Path | None, init_input: str = "auto") -> LoadReport:
     """Load a checkpoint into a network and report what was loaded.
 
-    source: a file, `file#entry`, for DeepLabV2 the word `imagenet`, or None for a random start. init_input: the input
-    that a DeepLabV2's checkpoint was trained with, a name of INPUTS or `auto`; a file of `save_weights` states its
-    input, which takes precedence.
+    source: a file, `file#entry`, a model folder, for DeepLabV2 the word `imagenet`, or None for a random start.
+    init_input: the input that a DeepLabV2's checkpoint was trained with, a name of INPUTS or `auto`; what this project
+    has written states its input, which takes precedence.
 
     Every tensor must fit by name and shape, with these exceptions. Old files have no `num_batches_tracked`, and some
     hold it as a float or as [1]. DeepLabV2's initialisations (Caffe, ImageNet) have no head, which then keeps its
@@ -157,13 +157,24 @@ def save_weights(model: Segmenter | nn.Module, path: str | Path) -> None:
     path = Path(path)
     state: Any = model.state_dict()
     takes = model.interface.input if isinstance(model, Segmenter) else HOUSE_INPUT
-    named = next((name for name, convention in INPUTS.items() if convention == takes), None)
-    state._metadata.setdefault("", {})[_INPUT] = named or dataclasses.asdict(takes)
+    state._metadata.setdefault("", {})[INPUT] = input_statement(takes)
     state.update({k: v.detach().cpu().contiguous() for k, v in state.items()})
-    broken = [k for k, v in state.items() if not finite(v)]
-    if broken:
-        raise CheckpointError(f"{path}: not written, {some(broken)} hold NaN or infinite values: lower learning_rate.")
+    require_finite(path, state)
     write_atomically(path, lambda file: torch.save(state, file))
+
+
+def source_sha256(source: str | None) -> str | None:
+    """Hexadecimal SHA-256 of the file, or of the weights in the model folder, that a value of `init_weight` names; None
+    if it names none. Raises CheckpointError if the file cannot be read."""
+    if source in (None, IMAGENET):
+        return None
+    path = file_of(source)
+    return file_sha256(path / WEIGHTS if is_folder(path) else path)
+
+
+def file_of(source: str) -> Path:
+    """The file or folder that a value of `init_weight` names, without the name of a network in it."""
+    return _split(source)[0]
 
 
 def _split(source):
@@ -174,20 +185,6 @@ def _split(source):
         return Path(source), None, False
     both = entry == BOTH_HEADS or entry.endswith("." + BOTH_HEADS)
     return Path(name), entry.removesuffix(BOTH_HEADS).rstrip(".") or None if both else entry, both
-
-
-def _stated_input(content):
-    """The input that a file of `save_weights` states, a name of INPUTS or a convention; empty for other files, whose
-    metadata may be anything."""
-    metadata = getattr(content, "_metadata", None)
-    stated = metadata.get("") if isinstance(metadata, dict) else None
-    found = stated.get(_INPUT) if isinstance(stated, dict) else None
-    if isinstance(found, str):
-        return found if found in INPUTS else ""
-    try:
-        return InputConvention(found["order"], found["maximum"], tuple(found["mean"]), tuple(found["std"]))
-    except (TypeError, KeyError):
-        return ""
 
 
 def _imagenet() -> dict[str, Tensor]:
@@ -236,3 +233,9 @@ def _head_warnings(source, name, given, original, used):
         warnings.append("layer6, which is not used, looks trained too: if this file is CLAN's, whose authors score the "
                         f"sum of both heads, give {path}#{entry + '.' if entry else ''}{BOTH_HEADS}")
     return warnings
+
+
+if __name__ == "__main__":
+    from model.weights_command import run  # which imports this module once more, by its name
+    from utils.cli import leave
+    leave(run())

@@ -6,7 +6,7 @@ FOLDER holds tiny.yml, the toy world and the weights that the methods start from
 which has imported everything but has computed nothing. Each critical moment in it counts as an event: before and
 after a step and an optimiser step, inside a checkpoint's or state's file, before and after its renaming, at each image
 scored, inside each pseudo-label file, at each image validated. A fork told to die at event n sends itself SIGKILL
-there. Prints one line a trial; exit code 1 if a trial ends with other weights, pseudo labels or log.
+there. Prints one line a trial; exit code 1 if a trial ends with other weights, model folders, pseudo labels or log.
 """
 import contextlib
 import io
@@ -119,6 +119,8 @@ def outcome(stage: str) -> dict:
     return {"weights": {str(path): {k: v.numpy().tobytes() for k, v in torch.load(path, weights_only=True).items()}
                         for path in (Path(f"snapshot/tiny/{stage}.pth"), *beside) if path.suffix == ".pth"},
             "verdict": [path.read_text() for path in beside if path.suffix == ".json"],
+            "folders": {str(p): p.read_bytes() for folder in (stage, f"{stage}_chosen")
+                        for p in sorted(Path("snapshot/tiny", folder).rglob("*")) if p.is_file()},
             "pseudo labels": {str(p): p.read_bytes() for p in sorted(Path("plabel").rglob("*")) if p.is_file()},
             "log": [{k: v for k, v in event.items() if k != "seconds"} for event in events],
             "scores": Path(f"miou_result/tiny/{stage}.json").read_text(),
@@ -126,7 +128,8 @@ def outcome(stage: str) -> dict:
 
 
 def clear(stage):
-    for folder in ("log", "plabel", "miou_result", f"snapshot/tiny/{stage}.state"):
+    for folder in ("log", "plabel", "miou_result", *(f"snapshot/tiny/{stage}{end}" for end in (
+            "", "_chosen", ".state"))):
         shutil.rmtree(folder, ignore_errors=True)
     for file in Path("snapshot/tiny").glob(f"{stage}[._]*"):
         if file.is_file():

@@ -3,8 +3,9 @@
     python tests/same_bits.py OTHER_CHECKOUT [--python PY]
 
 Both run the same stages on one toy world, each stage from the other checkout's weights, so that a difference shows in
-the stage that makes it. Compared are weights, pseudo labels, scores and the numbers of the log, times aside; log and
-scores of this checkout may hold more than the other's, not less. One line a comparison; exit code 1 if any differs.
+the stage that makes it. Compared are weights, those of the model folders, pseudo labels, scores and the numbers of the
+log, times aside; folders, log and scores of this checkout may hold more than the other's, not less. One line a
+comparison; exit code 1 if any differs.
 """
 import argparse
 import json
@@ -44,10 +45,13 @@ def run(*commands: tuple[Path, list]) -> None:
 def results(folder: Path, note: str, stage: str) -> dict:
     """What a run has left, as nested dicts and lists of plain values."""
     tensors = torch.load(folder / "snapshot" / note / f"{stage}.pth", weights_only=True)
+    folders = {p.name: (p / "model.safetensors").read_bytes() for p in (folder / "snapshot" / note).glob(f"{stage}*")
+               if (p / "model.safetensors").is_file()}
     labels, events = {str(p.relative_to(folder)): p for p in (folder / "plabel" / note).rglob("*.png")}, {}
     for event in map(json.loads, (folder / "log" / note / f"{stage}.jsonl").read_text().splitlines()):
         events.setdefault(event["event"], []).append({k: v for k, v in event.items() if k != "seconds"})
     return {"weights": {k: (v.dtype, v.shape, v.contiguous().numpy().tobytes()) for k, v in tensors.items()},
+            "folders": folders,
             "pseudo labels": {k: (np.asarray(Image.open(p)).tolist(), p.read_bytes()) for k, p in labels.items()},
             "scores": json.loads((folder / "miou_result" / note / f"{stage}.json").read_text()), "log": events}
 
@@ -82,7 +86,7 @@ def main() -> int:
             run(*[(folder, [given.python, checkout / script, *more]) for folder, checkout in checkouts.items()])
             ours, theirs = (results(folder, note, stage) for folder in checkouts)
             for what in theirs:
-                found = differences(ours[what], theirs[what], more=what in ("scores", "log"))
+                found = differences(ours[what], theirs[what], more=what in ("folders", "scores", "log"))
                 print(f"{note}: {what}: {f'{len(found)} DIFFER, first {found[0]}' if found else 'equal'}", flush=True)
                 failed |= bool(found)
     return int(failed)

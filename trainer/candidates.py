@@ -155,8 +155,9 @@ class Candidates:
                 record["kept"] = False
                 (self.folder / f"{record['file']}.pth").unlink(missing_ok=True)
 
-    def hand_back(self) -> Path:
-        """Write `<stage>_chosen.pth` and `<stage>_verdict.json` beside the stage's checkpoint. Returns the former."""
+    def hand_back(self) -> tuple[Path, Verdict]:
+        """Write `<stage>_chosen.pth` and `<stage>_verdict.json` beside the stage's checkpoint. Returns the path of the
+        former, and the verdict."""
         verdict = self._decide()
         chosen = next(record for record in self.records if record["name"] == verdict.chosen)
         file = self.folder / f"{chosen['file']}.pth"
@@ -166,7 +167,7 @@ class Candidates:
         write_atomically(path, lambda file: file.write(weights))
         content = json.dumps(verdict.as_dict(), indent=1).encode()
         write_atomically(self.folder.with_name(f"{self.cfg.stage}{FILE}"), lambda file: file.write(content))
-        return path
+        return path, verdict
 
     # ---- as a part of the saved state --------------------------------------------------------------------------------
 

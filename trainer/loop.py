@@ -12,10 +12,11 @@ from dataset import inspection, loaders, segmentation
 from dataset.class_sets import class_set
 from model.alpha_bn import AlphaBatchNorm
 from model.build import build_model, pick_device
-from model.weights import save_weights
+from model.weights import save_weights, source_sha256
 from trainer import candidates
 from trainer.candidates import Candidates
 from trainer.checks import require_losses, require_parts, require_start, require_trained
+from trainer.handover import leave_folders, provenance
 from trainer.methods.base import Batch, Batches, Setting
 from trainer.optimisation import Optimisation
 from trainer.run_state import Position, newest_state, restore_parts, saved_state
@@ -72,6 +73,7 @@ class Trainer:
         self.network, report = build_model(cfg, self.device, load=not self._resumed)
         if not self._resumed:
             require_trained(cfg, report)
+        self.start = self._resumed.get("start") if self._resumed else source_sha256(cfg.init_weight)
         method.check_network(cfg, self.network)
         if not self.network.has_batch_norm:
             remarks.append("note: the network has no batch norm: fixbn and bn_stats have no effect")
@@ -210,16 +212,19 @@ class Trainer:
             raise
 
     def save(self) -> None:
-        """Write `<snapshot>/<note>/<stage>.pth` and, where there are candidates, the chosen one beside it."""
+        """Write `<snapshot>/<note>/<stage>.pth` and, where there are candidates, the chosen one beside it; each as a
+        model folder, too."""
         path = self.snapshot / f"{self.cfg.stage}.pth"
         save_weights(self.network, path)
-        self.log.say(f"saved {path}")
-        if self.candidates:
-            self.log.say(f"saved {self.candidates.hand_back()}")
+        chosen, verdict = self.candidates.hand_back() if self.candidates else (None, None)
+        origin = provenance(self.cfg, self.start, self.fingerprint, len(self.samples))
+        leave_folders(self.cfg, self.network, path, self.position.global_step, origin, chosen, verdict)
+        for written in (path, chosen) if chosen else (path,):
+            self.log.say(f"saved {written}" + (f" and {written.with_suffix('')}/" if self.cfg.model_folder else ""))
 
     def save_state(self) -> None:
         """Save all that a resumed run needs. If the disk refuses, say so and go on, as older states are still whole."""
-        state = saved_state(self.cfg, self.fingerprint, self.position, self._parts())
+        state = saved_state(self.cfg, self.fingerprint, self.start, self.position, self._parts())
         try:
             self._last_state = self.states.save(state)
         except CheckpointError as error:

@@ -33,10 +33,11 @@ class Position:
             setattr(self, name, value)
 
 
-def saved_state(cfg: Config, data: str, position: Position, parts: Mapping[str, Any]) -> dict[str, Any]:
+def saved_state(cfg: Config, data: str, start: str | None, position: Position,
+                parts: Mapping[str, Any]) -> dict[str, Any]:
     """The state to be saved. It holds plain tensors and values only, so that reading it runs no code. data:
-    `segmentation.fingerprint` of the training images."""
-    return {"version": STATE_VERSION, "config": to_yaml(cfg), "seed": cfg.seed, "data": data,
+    `segmentation.fingerprint` of the training images. start: SHA-256 of init_weight."""
+    return {"version": STATE_VERSION, "config": to_yaml(cfg), "seed": cfg.seed, "data": data, "start": start,
             "code": {key: file_digest(getattr(cfg, key)) for key in ("method", "model")},
             "position": dataclasses.asdict(position),
             "parts": {name: part.state_dict() for name, part in parts.items()}}

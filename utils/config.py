@@ -40,7 +40,11 @@ def load_config(path: str | Path, overrides: list[str] | tuple[str, ...] = (), *
 
 def parse_config(text: str, where: str, overrides: list[str] | tuple[str, ...] = (), **fixed: Any) -> Config:
     """`load_config` of a YAML text. where: its name in messages."""
-    content = parse_yaml(text, where)
+    return config_of(parse_yaml(text, where), where, overrides, **fixed)
+
+
+def config_of(content: dict, where: str, overrides: list[str] | tuple[str, ...] = (), **fixed: Any) -> Config:
+    """`parse_config` of a file's content that has been read: key or section -> value."""
     tree = _Tree(where, {**_chosen(content, where, overrides), **fixed})
     for name, value in content.items():
         tree.enter(name, value)

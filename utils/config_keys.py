@@ -97,8 +97,9 @@ class Config:
                           "method", may_change=True)
 
     num_classes: int = key(19, "C; street data sets: 19, 16 or 13", low=2, high=255, group="Network")
-    init_weight: str | None = key(None, "checkpoint to start from, or imagenet; None: random start. file.pth#NAME "
-                                  "takes the network NAME of a file with several", path=True, may_change=True)
+    init_weight: str | None = key(None, "checkpoint to start from, a file or a model folder, or imagenet; None: random "
+                                  "start. file.pth#NAME takes the network NAME of a file with several", path=True,
+                                  may_change=True)
     restore_from: str | None = key(None, "only None: use init_weight", path=True, may_change=True)
     fixbn: bool = key(True, "freeze weight and bias of every batch norm; its running statistics are still updated")
     bn_stats: str = key("batch", "batch-norm statistics of the network that labels the target, and of the teacher: "
@@ -172,6 +173,8 @@ class Config:
     tensorboard: bool = key(True, "write TensorBoard scalars", may_change=True)
     screen: bool = key(True, "progress bars in place of print_freq's lines, where the output is a terminal",
                        may_change=True)
+    model_folder: bool = key(True, "leave each network as a folder for other programs, too, beside its .pth file, as "
+                             "large as this one (docs/checkpoints.md)", may_change=True)
     snapshot: str = key("./snapshot", "folder of the checkpoints", path=True, may_change=True)
     result: str = key("./miou_result", "folder of the last validation's figures", path=True, may_change=True)
     log: str = key("./log", "folder of the JSON lines and TensorBoard scalars", path=True, may_change=True)
