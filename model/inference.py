@@ -112,18 +112,24 @@ def image_scores(model: Segmenter, images: Sequence[Tensor], sizes: Sequence[tup
 
 def _scores(model, inputs, sizes, flip):
     """`image_scores` of prepared inputs, float [B, K, h, w] each."""
-    maps = [(mirrored, x.shape[-2:], model.score_map(x.flip(-1) if mirrored else x))
-            for x in inputs for mirrored in ((False, True) if flip else (False,))]
+    maps = [(found, x.shape[-2:]) for x in inputs for found in _maps(model, x, flip)]
     for i, size in enumerate(sizes):
         if len(maps) == 1:
-            yield model.upsample(maps[0][2][i], tuple(size), maps[0][1])
+            yield model.upsample(maps[0][0][i], tuple(size), maps[0][1])
             continue
         total = None
-        for mirrored, shape, found in maps:  # upsampled first: a padded map is not symmetric
+        for found, shape in maps:
             probs = model.upsample(found[i], tuple(size), shape).softmax(0)
-            probs = probs.flip(-1) if mirrored else probs
             total = probs if total is None else total.add_(probs)
         yield total.div_(len(maps))
+
+
+def _maps(model, x, flip):
+    """The score map of x and, with `flip`, that of its mirror image, turned back. The image is padded first, so that
+    the padding lies behind the same side of both maps."""
+    yield model.score_map(x)
+    if flip:
+        yield model.score_map(model.interface.padded(x).flip(-1)).flip(-1)
 
 
 def prediction(scores: Tensor, logits: bool, confidence: bool = False) -> Prediction:
