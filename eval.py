@@ -12,19 +12,22 @@ from utils.cli import guarded, leave, parser, path
 from utils.config import load_config
 from utils.config_values import expanded
 from utils.errors import ConfigError, naming
+from utils.option_words import add_augmentation, split_overrides
 
 
 def main(given: argparse.Namespace) -> None:
     """Score the checkpoints, print the table and write the files that the options ask for."""
     from dataset.class_sets import class_set  # late, so that --help answers at once
     from dataset.inspection import never_seen
+    from model.inference import Augmentation
     from trainer import comparison, evaluate, verdict
-    overrides = [word for word in given.words if "=" in word and not _is_file(word)]
-    checkpoints = [expanded(word, "checkpoint") for word in given.words if word not in overrides]
-    cfg = load_config(given.config, overrides)
+    overrides, others = split_overrides(given.words)
+    checkpoints = [expanded(word, "checkpoint") for word in others]
+    cfg = load_config(given.config, [*overrides, *given.overrides])
+    augmentation = Augmentation(tuple(given.scales), given.flip)
     _require_writable("--json", given.json, ("",))  # now rather than after the evaluation
     _require_writable("--figure", given.figure, (".png", ".jpg", ".jpeg"))
-    scored = comparison.score_checkpoints(cfg, checkpoints)
+    scored = comparison.score_checkpoints(cfg, checkpoints, augmentation)
     classes = class_set(cfg)
     found = {name: verdict.beside(checkpoint) for name, checkpoint in zip(scored, checkpoints)}
     print(evaluate.score_table(scored, classes, {name: v["verdict"] for name, v in found.items() if v}))
@@ -34,14 +37,9 @@ def main(given: argparse.Namespace) -> None:
         with naming(given.json):
             Path(given.json).write_text(json.dumps(scored, indent=1) + "\n", encoding="utf-8")
     if given.figure:
-        picture = comparison.figure(cfg, checkpoints, given.images)
+        picture = comparison.figure(cfg, checkpoints, given.images, augmentation)
         with naming(given.figure):
             picture.save(given.figure)
-
-
-def _is_file(word: str) -> bool:
-    """Whether a word is the path of a file, which may hold a =, or such a path and #NAME."""
-    return any(os.path.exists(os.path.expanduser(name)) for name in (word, word.rpartition("#")[0]))
 
 
 def _require_writable(option: str, file: str | None, endings: tuple[str, ...]) -> None:
@@ -59,6 +57,8 @@ def run() -> int:
     """Parse the command line and evaluate; returns the exit code."""
     arguments = parser(__doc__, "config/ldbe_config.yml")
     arguments.add_argument("words", nargs="+", metavar="CKPT", help="checkpoints, and key=value overrides among them")
+    arguments.set_defaults(overrides=[])
+    add_augmentation(arguments)
     arguments.add_argument("--json", metavar="FILE", type=path, help="write the scores to FILE")
     arguments.add_argument("--figure", metavar="FILE", type=path,
                            help="write a grid: image, each checkpoint's labels, ground truth")

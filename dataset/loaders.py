@@ -40,11 +40,12 @@ def round_steps(cfg: Config, num_samples: int, epochs: int) -> int:
 
 
 def whole_image_loader(cfg: Config, section_name: str, samples: list[Sample], with_labels: bool,
-                       pin_memory: bool = False) -> "ReadingLoader":
-    """Whole images at the evaluation size (`views.WholeImages`): each sample once, in order, in batches of one."""
+                       pin_memory: bool = False, scales: tuple[float, ...] = (1.0,)) -> "ReadingLoader":
+    """Whole images at the evaluation size times each of the scales (`views.WholeImages`): each sample once, in order,
+    in batches of one."""
     section = cfg.section(section_name)
     table = segmentation.label_table(section, cfg.num_classes) if with_labels else None
-    return _image_loader(cfg, views.WholeImages(samples, section.input_size, table), pin_memory)
+    return _image_loader(cfg, views.WholeImages(samples, section.input_size, table, scales), pin_memory)
 
 
 def whole_label_loader(cfg: Config, section_name: str, samples: list[Sample],

@@ -49,12 +49,12 @@ class TrainingCrops:
 class WholeImages:
     """Whole images at the evaluation size `input_size`, (width, height).
 
-    Items: image uint8 [1, h, w, K] (RGB), size (H, W) of the file, name, and, if a table is given, label uint8 [H, W]
-    of train ids at the size of the file.
+    Items: those of `at_sizes`, name, and, if a table is given, label uint8 [H, W] of train ids at the size of the file.
     """
 
-    def __init__(self, samples: list[Sample], input_size: tuple[int, int], table: np.ndarray | None = None):
-        self.samples, self.input_size, self.table = samples, input_size, table
+    def __init__(self, samples: list[Sample], input_size: tuple[int, int], table: np.ndarray | None = None,
+                 scales: tuple[float, ...] = (1.0,)):
+        self.samples, self.input_size, self.table, self.scales = samples, input_size, table, scales
 
     def __len__(self):
         return len(self.samples)
@@ -67,10 +67,22 @@ class WholeImages:
         else:
             image, label = read_pair(sample, self.table)
             item["label"] = torch.from_numpy(label)
-        item["size"] = image.shape[:2]
-        width, height = self.input_size
-        item["image"] = torch.from_numpy(transforms.resize_image(image, (height, width))).unsqueeze(0)
-        return item
+        return {**item, **at_sizes(image, self.input_size, self.scales)}
+
+
+def at_sizes(image: np.ndarray, input_size: tuple[int, int], scales: tuple[float, ...]) -> dict[str, Any]:
+    """An image uint8 [H, W, K] as the network sees it: image uint8 [1, h, w, K], its (width, height) being input_size
+    times the first of the scales; with several scales `others`, a dict of the further ones; and size (H, W)."""
+    width, height = input_size
+    sizes = [(max(1, round(height * scale)), max(1, round(width * scale))) for scale in scales]
+    first, *others = (torch.from_numpy(transforms.resize_image(image, size)).unsqueeze(0) for size in sizes)
+    item = {"size": image.shape[:2], "image": first}
+    return {**item, "others": dict(zip(scales[1:], others))} if others else item
+
+
+def sizes_of(item: dict[str, Any]) -> list[torch.Tensor]:
+    """The image of an item at each of its scales."""
+    return [item["image"], *item.get("others", {}).values()]
 
 
 class WholeLabels:

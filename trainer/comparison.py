@@ -10,10 +10,11 @@ from dataset import inspection, loaders, missing_labels, segmentation
 from dataset.class_sets import class_set
 from dataset.labels import ClassSet
 from dataset.transforms import for_display
-from model.build import build_model, pick_device
+from model.build import pick_device
+from model.inference import Augmentation
 from trainer import evaluate, methods, verdict
 from utils.config import Config
-from utils.errors import CheckpointError, ConfigError, one_line
+from utils.errors import ConfigError, one_line
 from utils.progress import Progress
 from utils.visualize import IGNORE_COLOUR, colourise, grid
 
@@ -38,8 +39,10 @@ def headings(checkpoints: list[str]) -> list[str]:
     return names
 
 
-def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
+def score_checkpoints(cfg: Config, checkpoints: list[str],
+                      augmentation: Augmentation = evaluate.NO_AUGMENTATION) -> dict[str, dict]:
     """Scores of each checkpoint on the target's validation split: heading -> `evaluate.protocol_scores`, in order.
+    augmentation: at test time.
 
     At the end, remarks go to stderr: what was left out of the split, how a checkpoint was converted, and what is
     suspicious about it. Raises CheckpointError for a checkpoint that does not fit the network, or that leaves a part of
@@ -50,24 +53,22 @@ def score_checkpoints(cfg: Config, checkpoints: list[str]) -> dict[str, dict]:
     missing_labels.require_labels(cfg.target, cfg.target_data, "val", samples)
     remarks += inspection.unknown_ids(cfg, cfg.target, samples)
     for checkpoint in checkpoints:  # all of them first: a wrong name is found before the evaluations
-        _, loaded = build_model(cfg, device, checkpoint)
-        if loaded.initialised:
-            raise CheckpointError(f"{checkpoint}: is an initialisation without a head, no trained network "
-                                  f"({loaded.facts}).")
+        _, loaded = evaluate.trained_network(cfg, device, checkpoint)
         remarks += [f"{checkpoint}: {line}" for line in str(loaded).splitlines()] if loaded.remarkable else []
     scores = {}
     for name, checkpoint in zip(names, checkpoints):
-        model, _ = build_model(cfg, device, checkpoint)
-        loader = loaders.whole_image_loader(cfg, cfg.target, samples, True, device.type == "cuda")
+        model, _ = evaluate.trained_network(cfg, device, checkpoint)
+        loader = loaders.whole_image_loader(cfg, cfg.target, samples, True, device.type == "cuda", augmentation.scales)
         confusion = evaluate.evaluate(model, Progress(loader, name, cfg.print_freq, cfg.screen), len(classes), device,
-                                      num_labels=len(classes.labels))
+                                      num_labels=len(classes.labels), flip=augmentation.flip)
         scores[name] = evaluate.protocol_scores(confusion, classes)
     for remark in remarks:  # at the end, so that an error is the only line
         print(one_line(remark), file=sys.stderr)
     return scores
 
 
-def figure(cfg: Config, checkpoints: list[str], count: int) -> Image.Image:
+def figure(cfg: Config, checkpoints: list[str], count: int,
+           augmentation: Augmentation = evaluate.NO_AUGMENTATION) -> Image.Image:
     """A picture that compares predictions. Its columns are `count` images spread over the target's validation split.
     Its rows are the image and, for each protocol of `palettes`, every checkpoint's prediction and the ground truth."""
     device = pick_device(cfg.device)
@@ -77,10 +78,10 @@ def figure(cfg: Config, checkpoints: list[str], count: int) -> Image.Image:
     pairs = [segmentation.read_pair(s, table) for s in chosen]
     predicted = {}
     for name, checkpoint in zip(headings(checkpoints), checkpoints):
-        model, _ = build_model(cfg, device, checkpoint)
-        loader = loaders.whole_image_loader(cfg, cfg.target, chosen, False)
+        model, _ = evaluate.trained_network(cfg, device, checkpoint)
+        loader = loaders.whole_image_loader(cfg, cfg.target, chosen, False, scales=augmentation.scales)
         predicted[name] = [prediction.cpu().numpy().astype(np.uint8)
-                           for _, prediction in evaluate.predictions(model, loader, device)]
+                           for _, prediction in evaluate.predictions(model, loader, device, augmentation.flip)]
     rows = [("image", [Image.fromarray(for_display(image)) for image, _ in pairs])]
     drawn = palettes(class_set(cfg), tuple(cfg.target_data.protocols or ()))
     for protocol, (of_labels, of_network) in drawn.items():

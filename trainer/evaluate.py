@@ -5,31 +5,53 @@ import torch
 from torch import Tensor
 
 from dataset.labels import ClassSet
+from dataset.views import sizes_of
+from model.build import build_model
+from model.inference import Augmentation, image_scores
 from model.segmenter import Segmenter
+from model.weights import LoadReport
+from utils.config import Config
+from utils.errors import CheckpointError
 from utils.metrics import confusion_matrix, grouped_iou
 
+NO_AUGMENTATION = Augmentation()
 
-def predictions(model: Segmenter, loader: Iterable[dict], device: torch.device) -> Iterator[tuple[dict, Tensor]]:
+
+def trained_network(cfg: Config, device: torch.device, checkpoint: str) -> tuple[Segmenter, LoadReport]:
+    """The network of a checkpoint, and what was loaded. Raises CheckpointError for a checkpoint that does not fit the
+    network, or that leaves a part of it at random."""
+    network, loaded = build_model(cfg, device, checkpoint)
+    if loaded.initialised:
+        raise CheckpointError(f"{checkpoint}: is an initialisation without a head, no trained network "
+                              f"({loaded.facts}).")
+    return network, loaded
+
+
+def predictions(model: Segmenter, loader: Iterable[dict], device: torch.device,
+                flip: bool = False) -> Iterator[tuple[dict, Tensor]]:
     """Predict whole images, with the network in evaluation mode: yield each item of the loader with the predicted
-    train ids, int64 [H, W] at the file's own size."""
+    train ids, int64 [H, W] at the file's own size. Test-time augmentation (`model.inference.Augmentation`) is over the
+    sizes in which the loader gives an image and, with `flip`, over mirrored ones."""
     model.eval()
     for item in loader:
         with torch.no_grad():
-            image = model.prepare(item["image"].to(device, non_blocking=True))
-            prediction = model(image, size=tuple(item["size"]))[0].max(0).indices
+            images = [image.to(device, non_blocking=True) for image in sizes_of(item)]
+            scores, = image_scores(model, images, [item["size"]], flip)
+            prediction = scores.max(0).indices
         yield item, prediction  # outside, as the caller's code would run without gradients too
 
 
 def evaluate(model: Segmenter, loader: Iterable[dict], num_classes: int, device: torch.device,
-             check: Callable[[], None] = lambda: None, num_labels: int | None = None) -> Tensor:
+             check: Callable[[], None] = lambda: None, num_labels: int | None = None, flip: bool = False) -> Tensor:
     """Confusion matrix int64 [L, C] over all labelled images of the loader, on the CPU; rows are labels.
 
     Batch norms use their running statistics. check: called after each image; what it raises ends the evaluation.
-    num_labels: L, the number of the labels' classes, if they are not the network's own C = num_classes.
+    num_labels: L, the number of the labels' classes, if they are not the network's own C = num_classes. flip: as for
+    `predictions`.
     """
     rows = num_classes if num_labels is None else num_labels
     total = torch.zeros(rows, num_classes, dtype=torch.int64, device=device)
-    for item, prediction in predictions(model, loader, device):
+    for item, prediction in predictions(model, loader, device, flip):
         total += confusion_matrix(item["label"].to(device, non_blocking=True), prediction, num_classes, rows)
         check()
     return total.cpu()
