@@ -67,7 +67,8 @@ class Interface:
     def padded(self, x: Tensor) -> Tensor:
         """Pad x [B, K, H, W] below and on the right to multiples of `size_multiple`, with 0, the mean colour."""
         (height, width), (full_height, full_width) = x.shape[-2:], self._padded_size(x.shape[-2:])
-        if (height, width) == (full_height, full_width):
+        symbolic = isinstance(height, torch.SymInt)  # in an export: a comparison would fix what holds for every size
+        if self.size_multiple == 1 or not symbolic and (height, width) == (full_height, full_width):
             return x
         return F.pad(x, (0, full_width - width, 0, full_height - height))
 
@@ -88,6 +89,9 @@ class Interface:
         """Resize score maps bilinearly: [B, C, h, w] -> [B, C, *size]. Only that part of a map is kept which belongs to
         the image, of `image_size` (height, width) before padding."""
         padded, aligned = self._padded_size(image_size), self.align_corners
+        if tuple(size) == tuple(image_size):
+            whole = F.interpolate(scores, padded, mode="bilinear", align_corners=aligned)
+            return whole if self.size_multiple == 1 else whole[..., :size[0], :size[1]]
         wanted = [s * p / i for s, p, i in zip(size, padded, image_size)]  # of the whole map, at the scale of `size`
         if aligned or all(extent == int(extent) for extent in wanted):
             whole = F.interpolate(scores, tuple(map(round, wanted)), mode="bilinear", align_corners=aligned)
