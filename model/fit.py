@@ -1,5 +1,6 @@
 """Checks that a checkpoint's tensors fit the network; the errors say what to do if they do not."""
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,7 +91,7 @@ def _differences(expected, given, headless):
 
 def _misfit(expected, given, headless):
     """What does not fit, and what to do. If the file's network merely has another size, only that is said."""
-    mine, theirs = _size(expected), _size(given)
+    mine, theirs = size_of(expected), size_of(given)
     differing = [key for key in mine if theirs[key] not in (None, mine[key])]
     own = _of_size({**mine, **{k: v for k, v in theirs.items() if v is not None}}) if differing else None
     texts = {"num_classes": "{} classes", "layers": "layers={}", "width": "width={}"}
@@ -117,7 +118,7 @@ def _misfit(expected, given, headless):
     return f"{advice}; {', '.join(found)}"
 
 
-def _size(tensors):
+def size_of(tensors: dict[str, Tensor]) -> dict[str, Any]:
     """num_classes, layers and width of the DeepLabV2 with these tensors; None for what they do not show."""
     head, stem = tensors.get("layer5.conv2d_list.0.weight"), tensors.get("conv1.weight")
     parts = [name.split(".") for name in tensors]

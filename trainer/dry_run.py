@@ -29,7 +29,8 @@ def try_out(cfg: Config) -> None:
     reset_peak()
     with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=existing(cfg.snapshot), ignore_cleanup_errors=True) as own:
         apart: dict[str, Any] = {key: f"{own}/{key}" for key in _FOLDERS}
-        trial = Trial(dataclasses.replace(cfg, **apart, tensorboard=False, resume=False, overwrite=False))
+        trial = Trial(dataclasses.replace(cfg, **apart, tensorboard=False, resume=False, overwrite=False,
+                                          print_freq=10**6))
         try:
             trial.run()
         finally:
