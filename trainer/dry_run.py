@@ -6,6 +6,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from dataset.class_sets import class_set
 from trainer import forecast
 from trainer.forecast import amount, existing
@@ -56,7 +58,6 @@ def _facts(trial, free):
         most = max(trial.peaks.values())
         each = ", ".join(f"{title} {amount(size)}" for title, size in trial.peaks.items())
         if trial.trainer.device.type == "cuda":
-            import torch
             free = torch.cuda.get_device_properties(trial.trainer.device).total_memory
         lines.append(f"memory: {amount(most)} at most ({each}), of {amount(free)}")
         if most > 0.95 * free:

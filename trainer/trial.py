@@ -199,7 +199,7 @@ class Trial:
         for save in (trainer.save_state, trainer.save):
             seconds.append(self._seconds(save))
             sizes.append(_size_of(folder))
-        count = sum(2 + steps // cfg.save_freq for steps in self.steps)
+        count = 2 * len(self.steps) + sum(self.steps) // cfg.save_freq
         self.parts += [Part("saved states", count, seconds[0]), Part("results", 1, seconds[1])]
         held = min(count, cfg.keep + 1) + 1  # with the one at the round's start, and the one being written
         self.files += [Files("saved states", "snapshot", held * (sizes[1] - sizes[0]), kept=False),
