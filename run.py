@@ -1,6 +1,6 @@
 """Adapt a network to the unlabelled target domain, by LDBE's stages 1 and 2 or another method.
 
-    python run.py [--config config/ldbe_config.yml] [key=value ...]
+    python run.py [--config config/ldbe_config.yml] [--dry-run] [key=value ...]
 
 `method: ld` (label denoising) starts from a source-only network and writes snapshot/<note>/ld.pth; `method: be`
 (boundary enhancement) starts from that one (init_weight=snapshot/<note>/ld.pth) and writes snapshot/<note>/be.pth.
@@ -12,12 +12,15 @@ from utils.config import Config
 from utils.errors import ConfigError
 
 
-def run(cfg: Config) -> dict | None:
-    """Run the method of a configuration. Returns the scores of `Trainer.run`. Raises ConfigError for a method that
-    trains on the source."""
-    from trainer.loop import Trainer  # late, so that --help answers at once
+def run(cfg: Config, dry_run: bool = False) -> dict | None:
+    """Run the method of a configuration, or only try it. Returns the scores of `Trainer.run`. Raises ConfigError for a
+    method that trains on the source."""
+    from trainer.dry_run import try_out  # late, so that --help answers at once
+    from trainer.loop import Trainer
     if cfg.method_class.needs_source:
         raise ConfigError(f"method: {cfg.method!r} trains on the source and is no stage of run.py: run_so.py runs it.")
+    if dry_run:
+        return try_out(cfg)
     return Trainer(cfg).run()
 
 

@@ -1,6 +1,6 @@
 """Train a network on the labelled source domain (stage 0 of LDBE).
 
-    python run_so.py [--config config/so_config.yml] [key=value ...]
+    python run_so.py [--config config/so_config.yml] [--dry-run] [key=value ...]
 
 Writes snapshot/<note>/source_only.pth.
 """
@@ -12,10 +12,14 @@ USUAL_KEYS = ("note", "model", "init_weight", "num_classes", "source", "target",
               "batch_size", "crop_src", "device", "amp", "seed")  # --help shows them first
 
 
-def run(cfg: Config) -> None:
-    """Train as a configuration says."""
-    from trainer.loop import Trainer  # late, so that --help answers at once
-    Trainer(cfg).run()
+def run(cfg: Config, dry_run: bool = False) -> None:
+    """Train as a configuration says, or only try it."""
+    from trainer.dry_run import try_out  # late, so that --help answers at once
+    from trainer.loop import Trainer
+    if dry_run:
+        try_out(cfg)
+    else:
+        Trainer(cfg).run()
 
 
 if __name__ == "__main__":

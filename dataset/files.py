@@ -10,12 +10,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from PIL import Image
 
 from dataset import formats
 from utils.errors import DataError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -79,10 +82,7 @@ def read_label_ids(path: Path) -> np.ndarray:
     Raises DataError for other files.
     """
     with _opened(path, "a label") as picture:
-        if picture.ids is None:
-            raise DataError(f"{path}: cannot be read as a label ({picture.what}, expected one lossless channel of ids, "
-                            "or 16-bit RGB in a PNG): save the ids as a grey PNG of 8 or 16 bits.")
-        ids = picture.ids()
+        ids = _ids_of(path, picture)()
         if ids.dtype not in (np.uint8, np.uint16):
             if ids.min() < 0 or ids.max() > 65535:
                 raise ValueError(f"{picture.what} of ids {ids.min()}..{ids.max()}, expected 0..65535")
@@ -102,12 +102,33 @@ def read_size(path: Path, bands: Bands = RGB) -> tuple[int, int]:
         return picture.size[::-1] if picture.orientation > 4 else picture.size
 
 
+def read_label_size(path: Path) -> tuple[int, int]:
+    """(width, height) of a label as `read_label_ids` returns it, without decoding the ids. Raises DataError."""
+    with _opened(path, "a label") as picture:
+        _ids_of(path, picture)
+        return picture.size[::-1] if picture.orientation > 4 else picture.size
+
+
+def look(path: Path, read: Callable[[formats.Picture], Result]) -> Result:
+    """read(picture) of a file's picture, whose pixels can be decoded within the call. Raises DataError."""
+    with _opened(path, "an image") as picture:
+        return read(picture)
+
+
 def require_same_size(image_path: Path, size: tuple[int, int], label_path: Path, label: np.ndarray) -> None:
     """Raise DataError unless the label [H, W] has the image's size (width, height)."""
     if label.shape != size[::-1]:
         raise DataError(f"{label_path}: label is {label.shape[1]}x{label.shape[0]}{_as_displayed(label_path)}, its "
                         f"image {image_path} is {size[0]}x{size[1]}{_as_displayed(image_path)}: fix it or take the "
                         "pair out of the list.")
+
+
+def _ids_of(path: Path, picture: formats.Picture) -> Callable[[], np.ndarray]:
+    """A function that decodes the ids. Raises DataError if the header already shows that they cannot be read."""
+    if picture.ids is None:
+        raise DataError(f"{path}: cannot be read as a label ({picture.what}, expected one lossless channel of ids, or "
+                        "16-bit RGB in a PNG): save the ids as a grey PNG of 8 or 16 bits.")
+    return picture.ids
 
 
 def _pixels_of(path: Path, picture: formats.Picture, bands: Bands) -> Callable[[], np.ndarray]:

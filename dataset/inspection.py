@@ -51,6 +51,18 @@ def inspect(sample: Sample) -> Finding:
     return Finding(None, label_error, image.shape[1::-1], digest, pixels)
 
 
+def header_fault(sample: Sample) -> str | None:
+    """What the headers of a sample's files show to be wrong with them, without decoding a pixel; None: nothing."""
+    try:
+        size = files.read_size(sample.image, sample.bands)
+        if sample.label:
+            width, height = files.read_label_size(sample.label)
+            files.require_same_size(sample.image, size, sample.label, np.broadcast_to(np.uint8(0), (height, width)))
+    except DataError as error:
+        return str(error)
+    return None
+
+
 def findings(samples: list[Sample], workers: int, watch: Callable = iter) -> Iterator[Finding]:
     """`inspect` every sample, in order, in `workers` processes (0: in this one). watch(loader) -> iterator over it that
     shows the progress (`progress_of`)."""

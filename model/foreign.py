@@ -78,9 +78,14 @@ def find_network(content: object, path: str, entry: str | None = None) -> Networ
     if not tables:
         raise CheckpointError(f"{path}: holds no tensors under parameter names, not even behind {_MOST_WRAPPERS} "
                               f"wrappers{_entries(content)}: expected a state dict.")
-    found = _networks(tables)
-    found = [n for n in found if n.whole] or [n for n in found if not n.unusual]
-    return _one_of(found, tables, content, path, entry, "a DeepLabV2 on a ResNet", "DeepLabV2")
+    return _one_of(_usable(tables), tables, content, path, entry, "a DeepLabV2 on a ResNet", "DeepLabV2")
+
+
+def other_network(content: object) -> str:
+    """What kind of network a file's content seems to hold, if it is one that `find_network` does not find; else empty.
+    """
+    tables = _tables(content)
+    return "" if not tables or _usable(tables) else describe(_names(tables))
 
 
 def find_named(content: object, path: str, expected: set[str], entry: str | None = None) -> Network:
@@ -156,6 +161,12 @@ def _networks(tables):
             path = ".".join((*words, front)).split(".")
             found.append(Network(tuple(w for w in path if w and w not in _TECHNICAL), kept, tuple(others)))
     return found
+
+
+def _usable(tables):
+    """The ResNets in the tables that may be meant: those with a head, or, if there are none, those of usual names."""
+    found = _networks(tables)
+    return [n for n in found if n.whole] or [n for n in found if not n.unusual]
 
 
 def _named(words, table, expected, tables):

@@ -3,6 +3,7 @@ from model.deeplabv2 import DeepLabV2
 from model.families import HuggingFace, Network, Smp, Torchvision, UserNetwork
 from model.interface import Interface
 from model.segmenter import Segmenter
+from utils.config_keys import Recognised
 from utils.config_values import key, nearest
 from utils.constants import HOUSE_INPUT
 from utils.errors import ConfigError
@@ -26,6 +27,12 @@ def find(name: str) -> type[Network]:
     if is_user_code(name):
         return UserNetwork
     raise ConfigError(f"model: no network {name!r}{nearest(name, known())}; there are {', '.join(known())}.")
+
+
+def recognise(checkpoint: str) -> Recognised:
+    """What a checkpoint tells about a configuration; see `model.recognition`."""
+    from model.recognition import recognise  # late: it loads weights, which needs torch
+    return recognise(checkpoint)
 
 
 def deeplab(num_classes: int, layers: tuple[int, ...] = (3, 4, 23, 3), width: int = 64,

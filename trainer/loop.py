@@ -10,6 +10,7 @@ import torch
 
 from dataset import inspection, loaders, segmentation
 from dataset.class_sets import class_set
+from dataset.segmentation import Sample
 from model.alpha_bn import AlphaBatchNorm
 from model.build import build_model, pick_device
 from model.weights import save_weights, source_sha256
@@ -17,7 +18,7 @@ from trainer import candidates
 from trainer.candidates import Candidates
 from trainer.checks import require_losses, require_parts, require_start, require_trained
 from trainer.handover import leave_folders, provenance
-from trainer.methods.base import Batch, Batches, Setting
+from trainer.methods.base import Batch, Batches, Method, Setting
 from trainer.optimisation import Optimisation
 from trainer.run_state import Position, newest_state, restore_parts, saved_state
 from trainer.validation import Validation
@@ -82,8 +83,7 @@ class Trainer:
         self.network.training_norm = self.alpha_bn.normalise if self.alpha_bn else None
         self.optimisation: Optimisation | None = None  # of the round that runs, where the method trains
         self.log = self._new_log()
-        self.method = method(Setting(cfg, self.network, self.device, self.samples, class_set(cfg).names, self.position,
-                                     self.log, self.interrupt.check))
+        self.method = self.new_method(self.samples)
         self.position.round = self.method.first_round
         require_parts(cfg.method, self.method.parts())
         self.candidates = self._new_candidates()
@@ -141,7 +141,7 @@ class Trainer:
     def run_steps(self, loader: Batches, base_lr: float) -> None:
         """Take a step on every batch of `loader`, which begins at `position`. base_lr: `Method.base_lr`."""
         cfg, position, first = self.cfg, self.position, self.position.step
-        self._begin_optimisation()
+        self.begin_optimisation()
         total = first + len(loader)
         every = (cfg.candidate_freq or -(-total // 4)) if self.method.trains else total
         pace = Progress(loader, cfg.stage, 0, cfg.screen, "step", first)
@@ -243,7 +243,7 @@ class Trainer:
         saved = state["parts"]
         self.position.restore(state["position"])
         if "optimizer" in saved:
-            self._begin_optimisation()
+            self.begin_optimisation()
         restore_parts(self.cfg, self._last_state, self._parts(), saved)
         position = self.position
         if position.global_step and (position.step == 0 or position.global_step % self.cfg.val_freq == 0):
@@ -283,7 +283,13 @@ class Trainer:
         return Candidates(cfg, self.samples, class_set(cfg).names, self.device, self.log, self.interrupt.check,
                           lambda network: self.validation.miou(network, self.interrupt.check))
 
-    def _begin_optimisation(self):
+    def new_method(self, samples: list[Sample]) -> Method:
+        """The configuration's method, to train on these images."""
+        cfg = self.cfg
+        return cfg.method_class(Setting(cfg, self.network, self.device, samples, class_set(cfg).names, self.position,
+                                        self.log, self.interrupt.check))
+
+    def begin_optimisation(self) -> None:
         """Make the round's optimiser, unless `_restore` has made it already or the method does not train."""
         if self.optimisation is None and self.method.trains:
             self.optimisation = Optimisation(self.cfg, self.network, self.device)

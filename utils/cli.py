@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from utils.config import Config, config_help, load_config
+from utils.config import config_help, load_config
 from utils.config_values import HELP_WIDTH, expanded
 from utils.errors import ConfigError, NothingToDo, Stopped, UserError, one_line
 from utils.interrupt import signals_end
@@ -99,14 +99,17 @@ class _Tolerant(io.FileIO):
             return len(data)
 
 
-def run_stage(description: str, default_config: str, run: Callable[[Config], object],
+def run_stage(description: str, default_config: str, run: Callable[..., object],
               usual: Sequence[str] = TRAINING_KEYS, **fixed: Any) -> int:
     """Everything that a training script does: read the configuration, call `run(cfg)`, report an error as one line.
+    With the option --dry-run it calls `run(cfg, dry_run=True)`.
 
     usual: the keys that --help shows first. fixed: keys that the script itself sets. Returns the exit code.
     """
     arguments = parser(description, default_config, usual=usual)
     arguments.add_argument("--resume", action="store_true", help="the same as resume=true")
+    arguments.add_argument("--dry-run", action="store_true", help="try everything on a few images, say what the run "
+                           "takes (time, memory, disk), and leave nothing behind")
     arguments.add_argument("overrides", nargs="*", metavar="key=value",
                            help="set a key, e.g. batch_size=2 or cityscapes.data_dir=/data/cityscapes")
     given = arguments.parse_intermixed_args()
@@ -114,7 +117,7 @@ def run_stage(description: str, default_config: str, run: Callable[[Config], obj
     def main():
         resume = {"resume": True} if given.resume else {}
         cfg = load_config(given.config, given.overrides, **fixed, **resume)
-        run(cfg)
+        run(cfg, **({"dry_run": True} if given.dry_run else {}))
         return 0
     return guarded(main, given.debug)
 

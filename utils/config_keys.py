@@ -29,6 +29,24 @@ def find_class(choosing: str, name: str) -> type[Declares]:
 
 
 @dataclass(frozen=True)
+class Recognised:
+    """What a checkpoint tells about a configuration: values of general keys and of the network's own, values of keys of
+    the target's section, and remarks. weight: the network's memory for each pixel in training, beside that of
+    DeepLabV2 on a ResNet-101; None if not known."""
+
+    keys: Mapping[str, Any]
+    section: Mapping[str, Any]
+    remarks: tuple[str, ...]
+    weight: float | None = None
+
+
+def recognise(checkpoint: str) -> Recognised:
+    """What a checkpoint, a file or a folder, tells about a configuration. Raises CheckpointError if it cannot be read.
+    """
+    return importlib.import_module(_FINDERS["model"]).recognise(checkpoint)
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """A data-set section: the keys that describe one data set."""
 

@@ -1,0 +1,55 @@
+"""How much memory there is, and how much this process has taken at most."""
+import contextlib
+import os
+import re
+import sys
+from pathlib import Path
+
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_GROUPS = (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),  # of a container: version 2, version 1
+           ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"))
+_UNKNOWN = 8 * 2**30  # bytes, where no system tells
+
+
+def available_memory() -> int:
+    """Bytes that a new process can take without swapping: what the system has left, or what the limit of the container
+    leaves, whichever is less."""
+    found = [_number(r"MemAvailable:\s+(\d+) kB", _text("/proc/meminfo")) * 1024]
+    if not found[0] and hasattr(os, "sysconf"):
+        with contextlib.suppress(ValueError, OSError):
+            found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for limit, used in _GROUPS:
+        if most := _number(r"(\d+)\s*", _text(limit)):  # "max": none
+            found.append(max(1, most - _number(r"(\d+)\s*", _text(used))))
+    return min((n for n in found if n > 0), default=_UNKNOWN)
+
+
+def reset_peak() -> None:
+    """Let `peak_memory` count from now on, where the system can."""
+    with contextlib.suppress(OSError):
+        _CLEAR.write_text("5")
+
+
+def peak_memory() -> int:
+    """The most bytes of physical memory that this process has held since `reset_peak`, or since it began; 0 if the
+    system does not tell."""
+    if peak := _number(r"VmHWM:\s+(\d+) kB", _text(str(_STATUS))):
+        return peak * 1024
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _text(path):
+    try:
+        return Path(path).read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return ""
+
+
+def _number(pattern, text):
+    match = re.search(pattern, text)
+    return int(match[1]) if match else 0
