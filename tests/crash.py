@@ -120,7 +120,8 @@ def outcome(stage: str) -> dict:
                         for path in (Path(f"snapshot/tiny/{stage}.pth"), *beside) if path.suffix == ".pth"},
             "verdict": [path.read_text() for path in beside if path.suffix == ".json"],
             "pseudo labels": {str(p): p.read_bytes() for p in sorted(Path("plabel").rglob("*")) if p.is_file()},
-            "log": [{k: v for k, v in event.items() if k != "seconds"} for event in events],
+            "log": [{k: v for k, v in event.items() if k != "seconds"} for event in events
+                    if event["event"] not in ("machine", "cost")],  # of each process
             "scores": Path(f"miou_result/tiny/{stage}.json").read_text(),
             "files": sorted(str(p) for p in Path("snapshot").rglob("*"))}
 
