@@ -16,7 +16,7 @@ from dataset.transforms import for_display
 from dataset.views import WholeImages
 from model.segmenter import Segmenter
 from trainer import evaluate
-from trainer.comparison import palettes
+from trainer.comparison import palettes, spread
 from utils.config import Config
 from utils.errors import DataError
 from utils.logger import RunLog
@@ -34,8 +34,7 @@ class Pictures:
 
     def __init__(self, cfg: Config, samples: list[Sample], device: torch.device, log: RunLog):
         self.cfg, self.device, self.log = cfg, device, log
-        count = min(cfg.pictures, len(samples))
-        self.chosen = np.linspace(0, len(samples) - 1, count).round().astype(int).tolist() if count else []
+        self.chosen = spread(list(range(len(samples))), cfg.pictures)
         self.samples = samples
         self.class_set = class_set(cfg)
 

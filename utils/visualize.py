@@ -35,10 +35,14 @@ def grid(rows: list[tuple[str, list[Image.Image]]], cell: tuple[int, int]) -> Im
         top = _GAP + r * (height + _GAP)
         draw.text((left // 2, top + height // 2), caption, fill="black", font=font, anchor="mm", align="center")
         for c, picture in enumerate(pictures):
-            # Label colours must not be blended into colours that stand for other classes.
-            method = Image.Resampling.NEAREST if picture.width <= width else Image.Resampling.BOX
-            sheet.paste(picture.resize(cell, method), (left + c * (width + _GAP), top))
+            sheet.paste(resized(picture, cell), (left + c * (width + _GAP), top))
     return sheet
+
+
+def resized(picture: Image.Image, cell: tuple[int, int]) -> Image.Image:
+    """The picture at the size (width, height). When it is enlarged, label colours are not blended into colours that
+    stand for other classes."""
+    return picture.resize(cell, Image.Resampling.NEAREST if picture.width <= cell[0] else Image.Resampling.BOX)
 
 
 def dimmed(image: Image.Image, bright: np.ndarray) -> Image.Image:
