@@ -11,12 +11,12 @@ from trainer import report_pictures, verdict
 from trainer.report_data import REQUIRED, Stage
 from utils import svg_plot
 from utils.config import Config
-from utils.errors import UserError
+from utils.errors import UserError, one_line
 
+DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 _SENTENCES = {
-    verdict.KEEP: "the chosen network is more consistent and more informative than the one that the stage started from",
-    verdict.DOUBTFUL: "the chosen network scores about the same as the one that the stage started from; look at the "
-                      "pictures before you use it",
+    verdict.KEEP: "without labels, the chosen network scores higher than the one that the stage started from",
+    verdict.DOUBTFUL: "without labels, the chosen network scores about as high as the one that the stage started from",
     verdict.REJECT: "no state of this stage scores better than the network that it started from; the chosen file holds "
                     "that network"}
 
@@ -34,7 +34,8 @@ def page(cfg: Config, stages: list[Stage]) -> str:
         verdicts=[(stage, *explained(stage)) for stage in stages], iou=_iou_tables(stages, classes),
         decided=[(stage, found) for stage in stages if (found := decision(stage))],
         curves=[(stage, curves(stage)) for stage in stages], shares=_shares(stages, classes), pictures=pictures,
-        why_not=why_not, legend=list(zip(classes.names, classes.palette)) if classes else [],
+        why_not=why_not, gpu=any(stage.memory("gpu_memory") for stage in stages),
+        machines=_machines(stages), legend=list(zip(classes.names, classes.palette)) if classes else [],
         missing=[*(sentence for stage in stages for sentence in stage.missing), *missing], required=REQUIRED)
 
 
@@ -49,7 +50,8 @@ def explained(stage: Stage) -> tuple[str, str]:
                "it is trained with labels" if stage.needs_source else
                "switched off by score_images: 0" if stage.config.get("score_images") == 0 else "its file is gone")
         return "", f"No verdict: {why}."
-    text = f"{_SENTENCES[found['verdict']]} ({found['why']})."
+    why = found["why"].replace(" -> ", "\u00a0→\u00a0")
+    text = f"{_SENTENCES[found['verdict']]} ({why})."
     if not stage.verdict:
         return found["verdict"], f"So far, as the stage has not run to its end: {text}"
     if stage.chosen:
@@ -67,18 +69,21 @@ def decision(stage: Stage) -> dict[str, Any] | None:
 
 def number(value: Any, digits: int = 1) -> str:
     """A number with so many digits; a dash for None."""
-    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else "–"
+    return f"{value:.{digits}f}" if isinstance(value, (int, float)) else DASH
 
 
 def signed(value: float | None, digits: int = 1) -> str:
     """The same with its sign."""
-    return number(value, digits) if value is None else f"{value:+.{digits}f}".replace("-", "−")
+    text = number(value, digits)
+    if value is None or not float(text):
+        return text.removeprefix("-")
+    return f"{value:+.{digits}f}".replace("-", MINUS)
 
 
 def duration(seconds: float | None) -> str:
     """A time in words, such as `1 h 02 min`."""
     if seconds is None:
-        return "–"
+        return DASH
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes // 60} h {minutes % 60:02} min" if minutes >= 60 else \
         f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
@@ -94,7 +99,7 @@ def _plain(value):
 def _shown(value):
     """What the template prints: control characters, which HTML does not allow, are written as escapes."""
     if isinstance(value, str) and not hasattr(value, "__html__"):
-        return "".join(c if c.isprintable() or c in "\n\t " else repr(c)[1:-1] for c in value)
+        return "\n".join(one_line(line) for line in value.split("\n"))
     return value
 
 
@@ -108,15 +113,17 @@ def _classes(cfg: Config) -> tuple[ClassSet | None, list[str]]:
 
 
 def _iou_tables(stages, classes):
-    """[(protocol, [(class, colour or None, [(IoU, its change from the stage before)])])], of the stages with scores."""
+    """[(protocol, titles, [(class, colour or None, cells)], cells of the mIoU, largest change)], of the stages with
+    scores. A cell is (IoU, its change from the stage before)."""
     scored = [stage for stage in stages if stage.scores]
-    colours = {n: c for n, c in zip(classes.labels.names, classes.labels.palette)} if classes else {}
+    colours = dict(zip(classes.labels.names, classes.labels.palette)) if classes else {}
     tables = []
     for protocol in dict.fromkeys(p for stage in scored for p in stage.scores):
         columns = [stage.scores.get(protocol, {"iou": {}, "miou": None}) for stage in scored]
         names = list(dict.fromkeys(name for column in columns for name in column["iou"]))
         rows = [(name, colours.get(name), _changes([c["iou"].get(name) for c in columns])) for name in names]
-        tables.append((protocol, [stage.title for stage in scored], rows, _changes([c["miou"] for c in columns])))
+        tables.append((protocol, [stage.title for stage in scored], rows, _changes([c["miou"] for c in columns]),
+                       _largest(by for *_, cells in rows for _, by in cells)))
     return tables
 
 
@@ -125,8 +132,26 @@ def _changes(values):
     return [(now, None if None in (before, now) else now - before) for before, now in zip([None, *values], values)]
 
 
+def _machines(stages):
+    """[(event, titles of the stages that ran there)], each machine with its versions once."""
+    found: list[tuple[dict, list[str]]] = []
+    for stage in stages:
+        for event in stage.of("machine"):
+            facts = {k: v for k, v in event.items() if k not in ("event", "step", "seconds")}
+            title = f"{stage.title} from step {event['step']}" if event["step"] else stage.title
+            if facts not in [known for known, _ in found]:
+                found.append((facts, []))
+            next(titles for known, titles in found if known == facts).append(title)
+    return found
+
+
+def _largest(changes):
+    """The largest size of a change, at least one point: the length of a whole bar."""
+    return max([1.0, *(abs(by) for by in changes if by is not None)])
+
+
 def _shares(stages, classes):
-    """[(stage, [(class, colour, share before, of the last state, of the chosen one)])], shares in percent."""
+    """[(stage, [(class, colour, share before, of the last state, of the chosen one)], largest change)], in percent."""
     found = []
     for stage in stages:
         if decided := decision(stage):
@@ -135,30 +160,34 @@ def _shares(stages, classes):
             columns = [[100 * share for share in of[name]] for name in names]
             known = classes is not None and len(classes.names) == len(columns[0])
             titles = classes.names if known else [f"class {i}" for i in range(len(columns[0]))]
-            found.append((stage, list(zip(titles, classes.palette if known else [None] * len(titles), *columns))))
+            found.append((stage, list(zip(titles, classes.palette if known else [None] * len(titles), *columns)),
+                          _largest(c - b for b, _, c in zip(*columns))))
     return found
 
 
 # ---- plots -----------------------------------------------------------------------------------------------------------
 
-def curves(stage: Stage) -> list[tuple[str, Markup, list[tuple[Markup, str]]]]:
-    """The plots of a stage: (title, SVG, [(sign, name of the series)])."""
-    marks = [event["step"] for event in stage.of("pseudo_label")]
-    plots = [_lines("Losses", _series(stage.of("train"), "loss"), "loss", marks),
-             _lines("Learning rates", _series(stage.of("train"), "lr"), "rate", marks),
-             _lines("mIoU of the validations", _miou(stage), "mIoU, %", marks),
-             _lines("Trust in the candidates, found without labels", _trust(stage), "trust", marks)]
+Plot = tuple[str, Markup, list[tuple[Markup, str]]]  # title, SVG, [(sign, name of the series)]
+
+
+def curves(stage: Stage) -> list[list[Plot]]:
+    """The plots of a stage in groups: over the steps, and of its rounds of pseudo labels."""
     rounds = stage.of("pseudo_label")
-    names = [f"round {event.get('round')}" for event in rounds]
-    for key, title, label in (("threshold", "Thresholds of the pseudo labels", "confidence from which on a pixel is "
-                               "selected"), ("coverage", "Coverage of the pseudo labels", "selected share of the pixels"),
-                              ("accuracy", "Accuracy of the pseudo labels", "right share of the selected pixels")):
+    marks, names = [event["step"] for event in rounds], [f"round {event.get('round')}" for event in rounds]
+    over_steps = [_lines("Losses", _series(stage.of("train"), "loss"), "loss", marks),
+                  _lines("Learning rates", _series(stage.of("train"), "lr"), "rate", marks),
+                  _lines("mIoU of the validations", _miou(stage), "mIoU, %", marks),
+                  _lines("Trust in the candidates, found without labels", _trust(stage), "trust", marks)]
+    of_rounds = []
+    for key, label in (("threshold", "confidence from which on a pixel is selected"), ("coverage", "selected share of "
+                       "the pixels"), ("accuracy", "right share of the selected pixels")):
         rows = {name: [event.get(key, {}).get(name) for event in rounds]
                 for name in dict.fromkeys(name for event in rounds for name in event.get(key, {}))}
+        title = f"{key.capitalize()} of the pseudo labels"
         if rows:
-            plots.append((title, Markup(svg_plot.dots(rows, names, f"{stage.title}: {title}", label)),
-                          [(Markup(svg_plot.swatch(i, dotted=True)), name) for i, name in enumerate(names)]))
-    return [plot for plot in plots if plot[1]]
+            of_rounds.append((title, Markup(svg_plot.dots(rows, names, f"{stage.title}: {title}", label)),
+                              [(Markup(svg_plot.swatch(i, dotted=True)), name) for i, name in enumerate(names)]))
+    return [group for group in ([plot for plot in over_steps if plot[1]], of_rounds) if group]
 
 
 def _lines(title, series, y_label, marks):

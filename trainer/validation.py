@@ -18,8 +18,8 @@ class Validation:
     """Scores the network on the validation split and keeps the last scores, as a part of a run's saved state.
 
     scores: `evaluate.protocol_scores`; None before the first validation, and where the split cannot be scored. samples:
-    of the split, none where it cannot be scored. remarks: lines for the log, among them why it cannot. Building it raises DataError if only some of the
-    split's labels are there.
+    of the split, none where it cannot be scored. remarks: lines for the log, among them why it cannot. Building it
+    raises DataError if only some of the split's labels are there.
     """
 
     def __init__(self, cfg: Config, training_samples: list[Sample], pin_memory: bool):

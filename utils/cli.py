@@ -42,7 +42,8 @@ def parser(description: str, default_config: str, done: str = "0 done") -> argpa
         epilog=f"{config_help()}\n\nexit codes: {done}, {EXIT_USER_ERROR} wrong input (one line says what), "
                f"{EXIT_STOPPED} stopped by a signal with the state saved (resume goes on), "
                f"{EXIT_INTERRUPTED} stopped by a signal with nothing to save, {EXIT_UNEXPECTED} unexpected error")
-    result.add_argument("--config", default=default_file(default_config), metavar="FILE", help="YAML file (default: %(default)s)")
+    result.add_argument("--config", default=default_file(default_config), metavar="FILE",
+                        help="YAML file (default: %(default)s)")
     result.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return result
 

@@ -10,7 +10,7 @@ from markupsafe import escape
 
 SERIES = 8  # colours, dashes and shapes that are told apart
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "1 4", "10 2 2 2 2 2")
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 380, 230, 52, 12, 10, 36
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340, 220, 50, 12, 10, 38
 _ROW = 17  # height of a row of dots
 _FEW = 12  # points of a line up to which each has a dot
 
@@ -25,7 +25,7 @@ def lines(series: Mapping[str, Points], title: str, x_label: str, y_label: str,
     if not points:
         return ""
     (x_low, x_high), (y_low, y_high) = (_limits([p[axis] for p in points]) for axis in (0, 1))
-    y_ticks = ticks(y_low, y_high, 5)
+    y_ticks, (unit, y_label) = ticks(y_low, y_high, 5), _unit(max(abs(y_low), abs(y_high)), y_label)
     y_low, y_high = min(y_low, y_ticks[0]), max(y_high, y_ticks[-1])
 
     def at(x, y):
@@ -33,7 +33,8 @@ def lines(series: Mapping[str, Points], title: str, x_label: str, y_label: str,
                 _HEIGHT - _BOTTOM - (y - y_low) / (y_high - y_low) * (_HEIGHT - _TOP - _BOTTOM))
     parts = [_line("mark", at(x, y_low), at(x, y_high)) for x in marks if x_low < x < x_high]
     for y in y_ticks:
-        parts += [_line("grid", at(x_low, y), at(x_high, y)), _text(_LEFT - 6, at(x_low, y)[1] + 4, f"{y:g}", "end")]
+        parts += [_line("grid", at(x_low, y), at(x_high, y)),
+                  _text(_LEFT - 6, at(x_low, y)[1] + 4, f"{y / unit:g}", "end")]
     for x in (t for t in ticks(x_low, x_high, 5) if x_low <= t <= x_high):
         parts += [_line("axis", at(x, y_low), (at(x, y_low)[0], _HEIGHT - _BOTTOM + 4)),
                   _text(at(x, y_low)[0], _HEIGHT - _BOTTOM + 16, f"{x:g}", "middle")]
@@ -91,13 +92,21 @@ def shape(i: int, x: float, y: float, r: float) -> str:
 
 
 def ticks(low: float, high: float, count: int) -> list[float]:
-    """About `count` round numbers that span low..high: multiples of 1, 2 or 5 times a power of ten. The first is at most
-    `low`, the last at least `high`."""
+    """About `count` round numbers that span low..high: multiples of 1, 2 or 5 times a power of ten. The first is at
+    most `low`, the last at least `high`."""
     raw = (high - low) / count
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     return [float(f"{n * step:.12g}") for n in range(first, last + 1)]
+
+
+def _unit(largest, label):
+    """A power of ten in which numbers are short, and the label that says it."""
+    power = math.floor(math.log10(largest)) if largest else 0
+    if -3 < power < 5:
+        return 1.0, label
+    return 10.0 ** power, f"{label}, 10{str(power).translate(str.maketrans('-0123456789', '⁻⁰¹²³⁴⁵⁶⁷⁸⁹'))}"
 
 
 def _limits(values):
