@@ -311,7 +311,8 @@ class Trainer:
             self.states.clear()
             candidates.clear(cfg, finished=False)
         remove_unfinished(self.snapshot)
-        self.log.event("machine", self.position.global_step, versions=versions(), **machine(self.device))
+        self.log.event("machine", state["position"]["global_step"] if state else 0, versions=versions(),
+                       **machine(self.device))
         write_atomically(self.snapshot / f"{cfg.stage}.yml", lambda file: file.write(to_yaml(cfg).encode()))
         self.log.say(f"stage {cfg.stage}: {len(self.samples)} images, {cfg.num_classes} classes, {self.device}, "
                      f"seed {cfg.seed}")
