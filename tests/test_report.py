@@ -457,7 +457,8 @@ def test_dots_stand_at_their_values_and_none_has_no_dot():
 
 
 @pytest.mark.parametrize("seconds, text", [(None, report_page.DASH), (0, "0 s"), (59.4, "59 s"),
-                                           (59.6, "1 min 00 s"), (3599, "59 min 59 s"), (3600, "1 h 00 min"), (90061, "25 h 01 min")])
+                                           (59.6, "1 min 00 s"), (3599, "59 min 59 s"), (3600, "1 h 00 min"),
+                                           (90061, "25 h 01 min")])
 def test_durations(seconds, text):
     assert report_page.duration(seconds) == text
 
