@@ -19,9 +19,10 @@ def run(cfg: Config, dry_run: bool = False) -> dict | None:
     from trainer.loop import Trainer
     if cfg.method_class.needs_source:
         raise ConfigError(f"method: {cfg.method!r} trains on the source and is no stage of run.py: run_so.py runs it.")
-    if dry_run:
-        return try_out(cfg)
-    return Trainer(cfg).run()
+    if not dry_run:
+        return Trainer(cfg).run()
+    try_out(cfg)
+    return None
 
 
 if __name__ == "__main__":

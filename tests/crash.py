@@ -122,7 +122,8 @@ def outcome(stage: str) -> dict:
             "folders": {str(p): p.read_bytes() for folder in (stage, f"{stage}_chosen")
                         for p in sorted(Path("snapshot/tiny", folder).rglob("*")) if p.is_file()},
             "pseudo labels": {str(p): p.read_bytes() for p in sorted(Path("plabel").rglob("*")) if p.is_file()},
-            "log": [{k: v for k, v in event.items() if k != "seconds"} for event in events],
+            "log": [{k: v for k, v in event.items() if k != "seconds"} for event in events
+                    if event["event"] not in ("machine", "cost")],  # of each process
             "scores": Path(f"miou_result/tiny/{stage}.json").read_text(),
             "files": sorted(str(p) for p in Path("snapshot").rglob("*"))}
 

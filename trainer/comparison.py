@@ -8,7 +8,9 @@ from PIL import Image
 
 from dataset import inspection, loaders, missing_labels, segmentation
 from dataset.class_sets import class_set
+from dataset.files import read_image
 from dataset.labels import ClassSet
+from dataset.segmentation import Sample
 from dataset.transforms import for_display
 from model.build import pick_device
 from model.inference import Augmentation
@@ -70,26 +72,39 @@ def score_checkpoints(cfg: Config, checkpoints: list[str],
 def figure(cfg: Config, checkpoints: list[str], count: int,
            augmentation: Augmentation = evaluate.NO_AUGMENTATION) -> Image.Image:
     """A picture that compares predictions. Its columns are `count` images spread over the target's validation split.
-    Its rows are the image and, for each protocol of `palettes`, every checkpoint's prediction and the ground truth."""
-    device = pick_device(cfg.device)
-    samples = segmentation.find_samples(cfg.target, cfg.target_data, "val")
-    chosen = [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)]
-    table = segmentation.label_table(cfg.target_data, cfg.num_classes)
-    pairs = [segmentation.read_pair(s, table) for s in chosen]
+    Its rows are those of `figure_rows`."""
+    samples = spread(segmentation.find_samples(cfg.target, cfg.target_data, "val"), count)
+    width, height = cfg.target_data.input_size
+    rows = figure_rows(cfg, checkpoints, samples, True, augmentation)
+    return grid(rows, (_CELL_WIDTH, _CELL_WIDTH * height // width))
+
+
+def figure_rows(cfg: Config, checkpoints: list[str], samples: list[Sample], labelled: bool,
+                augmentation: Augmentation = evaluate.NO_AUGMENTATION) -> list[tuple[str, list[Image.Image]]]:
+    """Rows of pictures, (caption, one picture of each sample): the image and, for each protocol of `palettes`, every
+    checkpoint's prediction and, if the samples are labelled, the ground truth."""
+    device, table = pick_device(cfg.device), segmentation.label_table(cfg.target_data, cfg.num_classes)
+    images = [read_image(s.image, s.bands) for s in samples]
+    truth = [segmentation.read_pair(s, table)[1] for s in samples] if labelled else []
     predicted = {}
     for name, checkpoint in zip(headings(checkpoints), checkpoints):
         model, _ = evaluate.trained_network(cfg, device, checkpoint)
-        loader = loaders.whole_image_loader(cfg, cfg.target, chosen, False, scales=augmentation.scales)
+        loader = loaders.whole_image_loader(cfg, cfg.target, samples, False, scales=augmentation.scales)
         predicted[name] = [prediction.cpu().numpy().astype(np.uint8)
                            for _, prediction in evaluate.predictions(model, loader, device, augmentation.flip)]
-    rows = [("image", [Image.fromarray(for_display(image)) for image, _ in pairs])]
+    rows = [("image", [Image.fromarray(for_display(image)) for image in images])]
     drawn = palettes(class_set(cfg), tuple(cfg.target_data.protocols or ()))
     for protocol, (of_labels, of_network) in drawn.items():
         title = f"\n{protocol}" if len(drawn) > 1 else ""
         rows += [(name + title, [colourise(p, of_network) for p in pictures]) for name, pictures in predicted.items()]
-        rows.append((f"ground truth{title}", [colourise(label, of_labels) for _, label in pairs]))
-    width, height = cfg.target_data.input_size
-    return grid(rows, (_CELL_WIDTH, _CELL_WIDTH * height // width))
+        if labelled:
+            rows.append((f"ground truth{title}", [colourise(label, of_labels) for label in truth]))
+    return rows
+
+
+def spread(items: list, count: int) -> list:
+    """`count` of the items, or all if there are fewer, at equal distances from the first to the last."""
+    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
 
 
 def palettes(classes: ClassSet, declared: tuple[str, ...]) -> dict[str, tuple[list, list]]:

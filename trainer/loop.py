@@ -20,6 +20,7 @@ from trainer.checks import require_losses, require_parts, require_start, require
 from trainer.handover import leave_folders, provenance
 from trainer.methods.base import Batch, Batches, Method, Setting
 from trainer.optimisation import Optimisation
+from trainer.pictures import Pictures
 from trainer.run_state import Position, newest_state, restore_parts, saved_state
 from trainer.validation import Validation
 from trainer.verdict import start_remark
@@ -28,6 +29,7 @@ from utils.config import Config, config_remarks, to_yaml, with_drawn_seed
 from utils.errors import CheckpointError, ConfigError, NothingToDo, Stopped, TrainingError, one_line
 from utils.interrupt import Interrupt
 from utils.logger import RunLog
+from utils.machine import machine, peak_memory, versions
 from utils.progress import Progress
 
 RANK = 0  # of this process
@@ -87,6 +89,8 @@ class Trainer:
         self.position.round = self.method.first_round
         require_parts(cfg.method, self.method.parts())
         self.candidates = self._new_candidates()
+        self.pictures = Pictures(cfg, self.validation.samples if method.needs_source else self.samples, self.device,
+                                 self.log)
         self._start_writing(remarks, report)
 
     def run(self) -> dict | None:
@@ -105,6 +109,7 @@ class Trainer:
                     self.save()
                 self.validate()
                 self.validation.write()
+                self.log.event("cost", self.position.global_step, **peak_memory(self.device))
                 if self.cfg.train:
                     self.states.finish()
                     candidates.clear(self.cfg, finished=True)
@@ -130,6 +135,8 @@ class Trainer:
                 self._say_remarks()
                 position.prepared = True
                 self.save_state()
+            if position.step == 0:
+                self.show()
             self.run_steps(method.batches(position.round, position.step), method.base_lr(position.round))
             method.end_round(position.round)
             position.next_round()
@@ -137,6 +144,12 @@ class Trainer:
             self.consider()
             self.save_state()
             self.validate()
+        self.show()
+
+    def show(self) -> None:
+        """Show the network's predictions of a few images, and the pseudo labels that it trains or was trained on."""
+        last = min(self.position.round, self.method.rounds - 1)
+        self.pictures.show(self.position.global_step, self.network, self.method.pseudo_labelled(last))
 
     def run_steps(self, loader: Batches, base_lr: float) -> None:
         """Take a step on every batch of `loader`, which begins at `position`. base_lr: `Method.base_lr`."""
@@ -309,7 +322,8 @@ class Trainer:
             self.states.clear()
             candidates.clear(cfg, finished=False)
         remove_unfinished(self.snapshot)
-        self.log.open()
+        self.log.event("machine", state["position"]["global_step"] if state else 0, versions=versions(),
+                       **machine(self.device))
         write_atomically(self.snapshot / f"{cfg.stage}.yml", lambda file: file.write(to_yaml(cfg).encode()))
         self.log.say(f"stage {cfg.stage}: {len(self.samples)} images, {cfg.num_classes} classes, {self.device}, "
                      f"seed {cfg.seed}")

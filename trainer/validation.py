@@ -7,7 +7,7 @@ from dataset import inspection, loaders
 from dataset.class_sets import class_set
 from dataset.segmentation import Sample
 from model.segmenter import Segmenter
-from trainer import evaluate
+from trainer import evaluate, pictures
 from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.logger import RunLog
@@ -17,21 +17,23 @@ from utils.progress import Progress
 class Validation:
     """Scores the network on the validation split and keeps the last scores, as a part of a run's saved state.
 
-    scores: `evaluate.protocol_scores`; None before the first validation, and where the split cannot be scored. remarks:
-    lines for the log, among them why the split cannot be scored. Building it raises DataError if only some of the
-    split's labels are there.
+    scores: `evaluate.protocol_scores`; None before the first validation, and where the split cannot be scored. samples:
+    of the split, none where it cannot be scored. remarks: lines for the log, among them why it cannot. Building it
+    raises DataError if only some of the split's labels are there.
     """
 
     def __init__(self, cfg: Config, training_samples: list[Sample], pin_memory: bool):
         self.cfg, self._at = cfg, -1
         self.scores: dict[str, dict] | None = None
         self.class_set = class_set(cfg)
+        self.samples: list[Sample] = []
         self._loader, self.remarks = None, [f"{inspection.NO_VALIDATION}: val is False"]
         if not cfg.val:
             return
         samples, self.remarks = inspection.validation_samples(cfg)
         if not samples:
             return
+        self.samples = samples
         trained = {sample.image for sample in training_samples}
         if shared := sum(sample.image in trained for sample in samples):
             self.remarks.append(f"note: {shared} of the {len(samples)} validation images are trained on as well")
@@ -47,8 +49,10 @@ class Validation:
         `evaluate.evaluate`."""
         if not self.possible or self._at == step:
             return
-        self.scores, self._at = self.score(network, check), step
+        confusion = self._confusion(network, check)
+        self.scores, self._at = evaluate.protocol_scores(confusion, self.class_set), step
         log.event("val", step, **self.scores)
+        log.picture("confusion", step, lambda: pictures.confusion_picture(confusion.numpy(), self.class_set))
         log.say(f"step {step}: mIoU {evaluate.means(self.scores)}")
         if unseen := evaluate.unseen_classes(self.scores, self.class_set):
             seen = inspection.never_seen(self.cfg, self.cfg.target, unseen, "the validation labels")
@@ -56,10 +60,7 @@ class Validation:
 
     def score(self, network: Segmenter, check: Callable[[], None]) -> dict[str, dict]:
         """The scores of a network on the split, which must be one that can be scored."""
-        pace = Progress(self._loader, "validation", self.cfg.print_freq, self.cfg.screen)
-        device = next(network.parameters()).device
-        confusion = evaluate.evaluate(network, pace, self.cfg.num_classes, device, check, len(self.class_set.labels))
-        return evaluate.protocol_scores(confusion, self.class_set)
+        return evaluate.protocol_scores(self._confusion(network, check), self.class_set)
 
     def miou(self, network: Segmenter, check: Callable[[], None]) -> float | None:
         """The mIoU of a network on the split by the first protocol, in percent."""
@@ -79,3 +80,8 @@ class Validation:
     def load_state_dict(self, state: dict) -> None:
         """Go on from where `state_dict` was."""
         self.scores, self._at = state["scores"], state["at"]
+
+    def _confusion(self, network, check):
+        pace = Progress(self._loader, "validation", self.cfg.print_freq, self.cfg.screen)
+        device = next(network.parameters()).device
+        return evaluate.evaluate(network, pace, self.cfg.num_classes, device, check, len(self.class_set.labels))

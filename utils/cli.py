@@ -45,17 +45,21 @@ def parser(description: str, default_config: str, done: str = "0 done",
     directory, else beside the scripts. Calls `tolerant_output`.
     """
     tolerant_output()
-    if not os.path.exists(default_config):
-        default_config = str(Path(__file__).parent.parent / default_config)
     result = OneLineParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n\n".join((config_help(usual), textwrap.fill(
             f"Exit codes: {done}, {EXIT_USER_ERROR} wrong input (one line says what), {EXIT_STOPPED} stopped by a "
             f"signal with the state saved (resume goes on), {EXIT_INTERRUPTED} stopped by a signal with nothing to "
             f"save, {EXIT_UNEXPECTED} unexpected error.", HELP_WIDTH), "docs/keys.md has the keys as tables.")))
-    result.add_argument("--config", default=default_config, metavar="FILE", help="YAML file (default: %(default)s)")
+    result.add_argument("--config", default=default_file(default_config), metavar="FILE",
+                        help="YAML file (default: %(default)s)")
     result.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return result
+
+
+def default_file(name: str) -> str:
+    """The path of a configuration file of this project: in the working directory, else beside the scripts."""
+    return name if os.path.exists(name) else str(Path(__file__).parent.parent / name)
 
 
 def path(text: str) -> str:

@@ -188,14 +188,16 @@ class Config:
     keep: int = key(2, "saved states that are kept", low=1, may_change=True)
     val: bool = key(True, "validate, where the target's validation split has labels", may_change=True)
     val_freq: int = key(1000, "steps between validations; there is one after each round anyway", low=1, may_change=True)
-    tensorboard: bool = key(True, "write TensorBoard scalars", may_change=True)
+    tensorboard: bool = key(True, "write scalars and pictures for TensorBoard", may_change=True)
+    pictures: int = key(4, "target images, spread over the split, that TensorBoard shows with predictions and pseudo "
+                        "labels, each round; 0: none", low=0, high=64, may_change=True)
     screen: bool = key(True, "progress bars in place of print_freq's lines, where the output is a terminal",
                        may_change=True)
     model_folder: bool = key(True, "leave each network as a folder for other programs, too, beside its .pth file, as "
                              "large as this one (docs/checkpoints.md)", may_change=True)
     snapshot: str = key("./snapshot", "folder of the checkpoints", path=True, may_change=True)
     result: str = key("./miou_result", "folder of the last validation's figures", path=True, may_change=True)
-    log: str = key("./log", "folder of the JSON lines and TensorBoard scalars", path=True, may_change=True)
+    log: str = key("./log", "folder of the JSON lines and of what TensorBoard reads", path=True, may_change=True)
     plabel: str = key("./plabel", "folder of the pseudo labels", path=True, may_change=True)
 
     sections: Mapping[str, DataConfig] = dataclasses.field(default_factory=dict)

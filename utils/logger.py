@@ -1,11 +1,15 @@
-"""The log of a run: lines on the console, a JSON-lines file, TensorBoard scalars."""
+"""The log of a run: lines on the console, a JSON-lines file, TensorBoard scalars and pictures."""
 import contextlib
 import json
 import math
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
+
+import numpy as np
+from PIL import Image
 
 from utils import progress
 from utils.errors import UserError
@@ -14,8 +18,9 @@ from utils.errors import UserError
 class RunLog:
     """Writes `<folder>/<stage>.jsonl`, one event a line in strictly valid JSON (NaN becomes null).
 
-    tensorboard: also write TensorBoard scalars below `<folder>/<stage>/`. A stage that is run again starts a new log. A
-    resumed one gives the saved `state_dict` and its step; the log goes on from there, and later events are dropped.
+    tensorboard: also write scalars and pictures for TensorBoard below `<folder>/<stage>/`. A stage that is run again
+    starts a new log. A resumed one gives the saved `state_dict` and its step; the log goes on from there, and later
+    events are dropped.
     Nothing on the disk changes before `open`, or the first event.
     """
 
@@ -66,7 +71,14 @@ class RunLog:
             raise UserError(f"{self._events.name}: cannot be written ({error.strerror}): make room, or choose another "
                             "log folder.") from None
         if self._tensorboard:
-            self._to_board(kind, step, values)
+            self._to_board(lambda board: [board.add_scalar(tag, value, step) for tag, value in _flatten(kind, values)])
+
+    def picture(self, tag: str, step: int, draw: Callable[[], Image.Image | None]) -> None:
+        """Show a picture, RGB, in TensorBoard. draw: makes it, None if there is nothing to show; it is called only if
+        the picture is wanted."""
+        self.open()
+        if self._tensorboard and (picture := draw()):
+            self._to_board(lambda board: board.add_image(tag, np.asarray(picture), step, dataformats="HWC"))
 
     def close(self) -> None:
         """Close the files."""
@@ -77,15 +89,15 @@ class RunLog:
             if self._writer:
                 self._writer.close()
 
-    def _to_board(self, kind, step, values):
-        """Write scalars for TensorBoard. They repeat the JSON lines, so the run goes on if they cannot be written."""
+    def _to_board(self, write):
+        """Write something for TensorBoard, write(SummaryWriter). It repeats what is elsewhere, so the run goes on if it
+        cannot be written."""
         try:
             if self._writer is None:  # imported late: the import takes as long as a training step
                 from torch.utils.tensorboard import SummaryWriter
                 threading.excepthook = _without_disk_errors
                 self._writer = SummaryWriter(self._board, purge_step=None if self._step is None else self._step + 1)
-            for tag, value in _flatten(kind, values):
-                self._writer.add_scalar(tag, value, step)
+            write(self._writer)
             self._writer.flush()
         except OSError as error:
             self._tensorboard = False

@@ -131,6 +131,10 @@ class Method(Declares):
     def end_round(self, round_index: int) -> None:
         """Called after the last step of a round, before its state is saved."""
 
+    def pseudo_labelled(self, round_index: int) -> list[Sample] | None:
+        """The samples with a round's pseudo labels as their labels; None for a method without such files."""
+        return None
+
     def networks(self) -> Mapping[str, Segmenter]:
         """The networks that the run may hand back: a title, empty for the one that is trained, -> network."""
         return {"": self.network}
@@ -215,8 +219,11 @@ class SelfTraining(Method):
                      f"the target's pixels{right}")
 
     def batches(self, round_index, first):
-        return loaders.round_loader(self.cfg, self.pseudo_labels.samples(round_index), self.epochs, round_index, first,
+        return loaders.round_loader(self.cfg, self.pseudo_labelled(round_index), self.epochs, round_index, first,
                                     self.device.type == "cuda")
+
+    def pseudo_labelled(self, round_index):
+        return self.pseudo_labels.samples(round_index)
 
     def parts(self):
         return {"pseudo_labels": self.pseudo_labels}
