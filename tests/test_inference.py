@@ -1,7 +1,6 @@
 """Test-time augmentation against a plain float64 version, and tiles against the whole image."""
+import itertools
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -126,7 +125,7 @@ CUTS = st.integers(1, 8).flatmap(lambda m: st.integers(1, 6).flatmap(
 def test_tiles_cover_an_axis_and_their_weights_add_up_to_one(extent, cut):
     spans, weights = cut.spans(extent), cut.weights(extent)
     assert spans[0][0] == 0 and spans[-1][1] == extent and len(spans) == len(weights)
-    for (begin, end), (after, _) in zip(spans, spans[1:]):
+    for (begin, end), (after, _) in itertools.pairwise(spans):
         assert after % cut.multiple == 0 and end - begin == cut.tile and begin < after <= end - cut.overlap
     assert cut.tile - cut.multiple < spans[-1][1] - spans[-1][0] <= cut.tile or len(spans) == 1
     total, rim = np.zeros(extent), cut.overlap // 4
