@@ -20,10 +20,11 @@ from utils.errors import ConfigError, UserError
 
 ENDINGS = (".onnx", ".pt2")
 TOLERANCE = 1e-4
-# Batch, height and width of the images that a file is checked with; the first is traced. The sides are in units of at
-# least 32 pixels, and 11 pixels more. No two are equal, as an exporter may take equal sides for one.
-_CHECKED = ((2, 3, 4), (1, 2, 6), (3, 5, 2))
-_UNIT, _MORE = 32, 11
+# Batch, height and width of the images that a file is checked with; the first is traced. The sides are (n, more):
+# n times 32 or `size_multiple` pixels and a few more, as padding may be none. No two traced ones are equal, as an
+# exporter may take equal sides for one.
+_CHECKED = ((2, (3, 3), (4, 3)), (1, (2, 0), (6, 0)), (3, (5, 3), (2, 0)))
+_UNIT = 32
 _WEIGHTS = "model.safetensors"  # in a folder that a stage has left
 
 
@@ -206,8 +207,9 @@ def _logits(segmenter, pixels):
 def _images(segmenter, form):
     """The pixels that a file is checked with, uint8 [B, H, W, K] each."""
     unit, drawn = max(_UNIT, segmenter.interface.size_multiple), torch.Generator().manual_seed(0)
-    sizes = [(batch, h * unit + _MORE, w * unit + _MORE) for batch, h, w in _CHECKED] if not form.size else \
-        [(batch, *form.size) for batch in (2, 1)]
+    sizes = [(batch, *(n * unit + more for n, more in sides)) for batch, *sides in _CHECKED]
+    if form.size:
+        sizes = [(batch, *form.size) for batch in (2, 1)]
     return [torch.randint(256, (*size, len(segmenter.interface.input.mean)), dtype=torch.uint8, generator=drawn)
             for size in sizes]
 

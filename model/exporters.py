@@ -55,6 +55,9 @@ def as_onnx(exported: ExportedProgram, output: str, axes: tuple[tuple, tuple], o
                                      output_names=[output]).model_proto
     except Exception as error:
         raise ExportError(f"model: torch.onnx cannot write the network ({reason(error)}).") from error
+    found = next(entry.version for entry in made.opset_import if not entry.domain)
+    if opset and found != opset:  # it warns, but writes another one
+        raise ExportError(f"--opset: the exporter writes version {found} in place of {opset}: give that or another.")
     for value, names in zip((made.graph.input[0], made.graph.output[0]), axes):
         for axis, name in zip(value.type.tensor_type.shape.dim, names):
             if name:

@@ -62,7 +62,7 @@ class Interface:
 
     def _padded_size(self, size):
         multiple = self.size_multiple
-        return tuple(-(-extent // multiple) * multiple for extent in size)
+        return tuple((extent + multiple - 1) // multiple * multiple for extent in size)
 
     def padded(self, x: Tensor) -> Tensor:
         """Pad x [B, K, H, W] below and on the right to multiples of `size_multiple`, with 0, the mean colour."""
@@ -91,7 +91,7 @@ class Interface:
         padded, aligned = self._padded_size(image_size), self.align_corners
         if tuple(size) == tuple(image_size):
             whole = F.interpolate(scores, padded, mode="bilinear", align_corners=aligned)
-            return whole if self.size_multiple == 1 else whole[..., :size[0], :size[1]]
+            return whole if self.size_multiple == 1 else _corner(whole, size)
         wanted = [s * p / i for s, p, i in zip(size, padded, image_size)]  # of the whole map, at the scale of `size`
         if aligned or all(extent == int(extent) for extent in wanted):
             whole = F.interpolate(scores, tuple(map(round, wanted)), mode="bilinear", align_corners=aligned)
@@ -167,6 +167,15 @@ def described(found: object, depth: int = 2) -> str:
     if depth and isinstance(found, (tuple, list)):
         return f"a {type(found).__name__} ({', '.join(described(part, depth - 1) for part in found)})"
     return f"a {type(found).__name__}"
+
+
+def _corner(whole, size):
+    """The part [..., :height, :width] of maps [B, C, H, W]. Of symbolic sizes, in an export, it is copied by index: the
+    strides of a slice would fix whether there is any padding."""
+    if not isinstance(size[0], torch.SymInt):
+        return whole[..., :size[0], :size[1]]
+    rows, columns = (torch.arange(extent, device=whole.device) for extent in size)
+    return whole.index_select(2, rows).index_select(3, columns)
 
 
 @functools.cache
