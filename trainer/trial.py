@@ -174,7 +174,8 @@ class Trial:
     def _validate(self):
         """Score the network on images of the validation split."""
         def validate(count):
-            loader = loaders.whole_image_loader(cfg, cfg.target, spread(self.scored, count), True, device.type == "cuda")
+            samples = spread(self.scored, count)
+            loader = loaders.whole_image_loader(cfg, cfg.target, samples, True, device.type == "cuda")
             return self.watch.seconds(lambda: evaluate.evaluate(trainer.network, loader, cfg.num_classes, device,
                                                                 num_labels=len(class_set(cfg).labels)))
         cfg, trainer, device = self.cfg, self.trainer, self.trainer.device
@@ -202,8 +203,6 @@ class Trial:
         held = min(count, cfg.keep + 1) + 1  # with the one at the round's start, and the one being written
         self.files += [Files("saved states", "snapshot", held * (sizes[1] - sizes[0]), kept=False),
                        Files("results", "snapshot", sizes[2] - sizes[1])]
-
-    # ---- images -----------------------------------------------------------------------------------------------------
 
     def _images(self, count: int) -> Iterator[Tensor]:
         trainer = self.trainer
