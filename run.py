@@ -12,16 +12,17 @@ from utils.config import Config
 from utils.errors import ConfigError
 
 
-def run(cfg: Config, dry_run: bool = False) -> None:
-    """Run the method of a configuration, or only try it. Raises ConfigError for one that trains on the source."""
+def run(cfg: Config, dry_run: bool = False) -> dict | None:
+    """Run the method of a configuration, or only try it. Returns the scores of `Trainer.run`. Raises ConfigError for a
+    method that trains on the source."""
     from trainer.dry_run import try_out  # late, so that --help answers at once
     from trainer.loop import Trainer
     if cfg.method_class.needs_source:
         raise ConfigError(f"method: {cfg.method!r} trains on the source and is no stage of run.py: run_so.py runs it.")
-    if dry_run:
-        try_out(cfg)
-    else:
-        Trainer(cfg).run()
+    if not dry_run:
+        return Trainer(cfg).run()
+    try_out(cfg)
+    return None
 
 
 if __name__ == "__main__":

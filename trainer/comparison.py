@@ -17,6 +17,7 @@ from utils.errors import CheckpointError, ConfigError, one_line
 from utils.progress import Progress
 from utils.visualize import IGNORE_COLOUR, colourise, grid
 
+_CELL_WIDTH = 512  # of a figure's pictures: small images are enlarged, to show small things
 UNCLAIMED_COLOUR = (255, 255, 255)  # of predictions that no class of a protocol claims
 
 
@@ -87,7 +88,7 @@ def figure(cfg: Config, checkpoints: list[str], count: int) -> Image.Image:
         rows += [(name + title, [colourise(p, of_network) for p in pictures]) for name, pictures in predicted.items()]
         rows.append((f"ground truth{title}", [colourise(label, of_labels) for _, label in pairs]))
     width, height = cfg.target_data.input_size
-    return grid(rows, (width, height) if width <= 512 else (512, 512 * height // width))
+    return grid(rows, (_CELL_WIDTH, _CELL_WIDTH * height // width))
 
 
 def palettes(classes: ClassSet, declared: tuple[str, ...]) -> dict[str, tuple[list, list]]:
