@@ -91,6 +91,8 @@ def _network(given, found, count):
         values["init_weight"] = "source_only.pth"
         found.remarks.append("no --checkpoint: set init_weight to that of your network, and num_classes and classes "
                              "to its own")
+    if "num_classes" not in values and not given.classes:
+        comments["num_classes"] = "SET THIS, and classes below: those of your network"
     values["num_classes"] = count
     if "model" not in values and found.checkpoint.keys:
         values["model"], comments["model"] = "deeplab", "SET THIS: the checkpoint is of another network"

@@ -121,7 +121,7 @@ def _below(data_dir: str, folder: str) -> str:
 
 def _written(data_dir: str) -> str:
     """A data_dir as the configuration has it: a relative one begins with ./ so that it is read as what it is."""
-    return data_dir if os.path.isabs(data_dir) else "./" + os.path.normpath(data_dir)
+    return data_dir if os.path.isabs(data_dir) or data_dir == "." else "./" + os.path.normpath(data_dir)
 
 
 def _inside(path: str, folder: str) -> bool:

@@ -6,11 +6,13 @@ from dataclasses import dataclass
 
 from dataset import files
 from dataset.patterns import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, Pattern, Tree
+from dataset.survey import spread
 from utils.errors import DataError
 
 SPLITS = ("train", "val")
 _LESS_LIKELY = ("color", "colour", "instance", "panoptic", "vis", "overlay")  # in names of files beside the labels
 _SAMPLED, _TRIED = 40, 40  # images by which affixes are found; affixes that are tried on all images
+_COMPARED = 400_000  # names that are compared at most, with each of the affixes that images may have
 
 
 @dataclass(frozen=True)
@@ -34,7 +36,7 @@ def paired(tree: Tree, paths: Sequence[str], image_folder: str, label_paths: Seq
         return labels.get((name[0] if split_labels else "", name[1]), {})
     stems = [name[2] for name in images.values()]
     counts: Counter = Counter()
-    for path in _spread(list(images), _SAMPLED):
+    for path in spread(list(images), max(3, min(_SAMPLED, _COMPARED // max(1, len(label_paths))))):
         for before, behind in _affixes(stems):
             if core := _core(images[path][2], before, behind):
                 for stem, there in near(images[path]).items():
@@ -101,8 +103,3 @@ def _pattern(folder, before, behind, paths, sure):
     ending = Counter(os.path.splitext(path)[1] for path in paths).most_common(1)[0][0]
     name = f"{before}{{name}}{behind}{ending}"
     return name if folder == "." else f"{folder}/{name}"
-
-
-def _spread(items, count):
-    """At most `count` of a list's items, evenly spread."""
-    return items[:: -(-len(items) // count)] if items else items

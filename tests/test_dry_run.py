@@ -20,7 +20,7 @@ import run_so as run_so_script
 from dataset.toy import write_toy_world
 from model.deeplabv2 import DeepLabV2
 from model.weights import save_weights
-from trainer import forecast, trial
+from trainer import forecast, stopwatch, trial
 from trainer.loop import Trainer
 from utils.checkpoint import RunLock, StateFolder
 from utils.cli import run_stage
@@ -49,7 +49,8 @@ def template(tmp_path_factory):
 def here(template, tmp_path, monkeypatch):
     shutil.copytree(template, tmp_path / "here")
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(trial, "_ENOUGH", 0.01)
+    monkeypatch.setattr(trial, "ENOUGH", 0.01)
+    monkeypatch.setattr(stopwatch, "ENOUGH", 0.01)
     return tmp_path / "here"
 
 

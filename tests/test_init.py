@@ -1,6 +1,7 @@
 """dataset.init finds what is in a folder; what it writes is read, checked and run as it is."""
 import os
 import random
+import re
 import sys
 from pathlib import Path
 
@@ -400,7 +401,8 @@ def test_other_checkpoints(here, capsys):
     assert "another network than deeplab" in error and "segmentation_models_pytorch" in error and "SET THIS" in out
     out, _ = written(capsys, "--images", "data", "--checkpoint", "other.pth", "--model", "smp/Unet:resnet18")
     cfg = parse_config(out, "mine.yml")
-    assert (cfg.model, cfg.init_weight) == ("smp/Unet:resnet18", "other.pth") and "SET THIS" not in out
+    assert (cfg.model, cfg.init_weight) == ("smp/Unet:resnet18", "other.pth")
+    assert out.count("SET THIS") == 1 and re.search("num_classes: 19 .*SET THIS", out)
     Path("hf").mkdir()
     Path("hf/config.json").write_text('{"model_type": "segformer", "id2label": {"0": "a", "1": "b"}}')
     out, _ = written(capsys, "--images", "data", "--model", "hf/hf")

@@ -54,9 +54,9 @@ def _facts(trial, free):
              f"classes: {cfg.num_classes}, scored as {', '.join(class_set(cfg).protocols)}",
              f"network: {cfg.model}, {sum(numbers[0]) / 1e6:.3g} million parameters, {sum(numbers[1]) / 1e6:.3g} "
              f"million of them trained, on {trial.trainer.device}"]
-    if trial.peaks:
-        most = max(trial.peaks.values())
-        each = ", ".join(f"{title} {amount(size)}" for title, size in trial.peaks.items())
+    if trial.watch.peaks:
+        most = max(trial.watch.peaks.values())
+        each = ", ".join(f"{title} {amount(size)}" for title, size in trial.watch.peaks.items())
         if trial.trainer.device.type == "cuda":
             free = torch.cuda.get_device_properties(trial.trainer.device).total_memory
         lines.append(f"memory: {amount(most)} at most ({each}), of {amount(free)}")

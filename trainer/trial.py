@@ -1,7 +1,7 @@
 """The parts of a run, each done and timed on a few of its images."""
 import dataclasses
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,21 +11,19 @@ from torch import Tensor
 
 from dataset import inspection, loaders
 from dataset.class_sets import class_set
-from dataset.segmentation import Sample
+from dataset.survey import spread
 from model.weights import save_weights
 from trainer import evaluate, forecast
 from trainer.candidates import Candidates
 from trainer.forecast import Files, Part
 from trainer.loop import Trainer
 from trainer.methods.base import Batches, Method
+from trainer.stopwatch import ENOUGH, MOST, Stopwatch
 from utils.config import Config
 from utils.errors import DataError
 from utils.logger import RunLog
-from utils.memory import peak_memory, reset_peak
 from utils.progress import Progress, say
 
-_ENOUGH = 2.0  # seconds over which a part is timed, if it has as many images or steps
-_MOST = 64     # images or steps over which it is timed
 _SPARED = 6    # candidates beside the references whose weights a round's end leaves: the best five, and the chosen one
 
 
@@ -33,7 +31,7 @@ class Trial:
     """A run that is done on a few of its images. cfg: with folders for this trial alone.
 
     parts, files: what the whole run takes, once `run` has ended; a file's `folder` is a key of the configuration.
-    peaks: of what -> bytes of memory, of the GPU if the network is there.
+    watch: has the peaks of memory.
     """
 
     def __init__(self, cfg: Config):
@@ -42,7 +40,7 @@ class Trial:
         self.cfg = cfg = trainer.cfg
         self.parts = [Part("start", 1, time.monotonic() - began)]
         self.files: list[Files] = []
-        self.peaks: dict[str, int] = {}
+        self.watch = Stopwatch(trainer.device)
         trainer.log.close()
         trainer.log = _Unsaid(Path(cfg.log) / cfg.note, "dry-run", False)
         trainer.log.open()
@@ -61,7 +59,7 @@ class Trial:
         self._read_headers()
         if self.cfg.train:
             file = Path(self.cfg.snapshot) / "weights.pth"
-            self._save_seconds = self._seconds(lambda: save_weights(self.trainer.network, file))
+            self._save_seconds = self.watch.seconds(lambda: save_weights(self.trainer.network, file))
             self._weights = file.stat().st_size
             self._references()
             self._gather_statistics()
@@ -93,11 +91,11 @@ class Trial:
             cfg = dataclasses.replace(self.cfg, score_images=count)
             self._candidates = Candidates(cfg, trainer.samples, class_set(cfg).names, trainer.device, trainer.log,
                                           trainer.interrupt.check, lambda network: 0.0)
-            return self._seconds(lambda: self._candidates.begin(trainer.network)) - self._saving()
+            return self.watch.seconds(lambda: self._candidates.begin(trainer.network)) - self._saving()
         trainer = self.trainer
         if trainer.candidates:
             say("dry run: candidates")
-            each = self._per_item(begin, len(trainer.candidates.samples))
+            each = self.watch.per_item(begin, len(trainer.candidates.samples))
             self._add_scoring("references", each, len(self._candidates.records), 1)
 
     def _saving(self, before=0):
@@ -112,26 +110,26 @@ class Trial:
     def _gather_statistics(self):
         """Gather the target's batch-norm statistics, if `bn_source` asks for them."""
         def gather(count):
-            return self._seconds(lambda: trainer.alpha_bn.start(trainer.network, self._images(count)))
+            return self.watch.seconds(lambda: trainer.alpha_bn.start(trainer.network, self._images(count)))
         trainer = self.trainer
         if trainer.alpha_bn:
             say("dry run: statistics")
             total = len(trainer.samples)
-            self.parts.append(Part("statistics, images", total, self._per_item(gather, total)))
+            self.parts.append(Part("statistics, images", total, self.watch.per_item(gather, total)))
 
     def _prepare_round(self):
         """Build the method for a few images and let it prepare its first round."""
         def prepare(count):
             trainer.method = None  # before the next one is built: it may hold a copy of the network
-            trainer.method = trainer.new_method(_spread(trainer.samples, count))
-            return self._seconds(lambda: trainer.method.prepare_round(trainer.position.round))
+            trainer.method = trainer.new_method(spread(trainer.samples, count))
+            return self.watch.seconds(lambda: trainer.method.prepare_round(trainer.position.round))
         trainer, total, rounds = self.trainer, len(self.trainer.samples), len(self.steps)
         if type(trainer.method).prepare_round is Method.prepare_round:
-            prepare(min(total, _MOST))
+            prepare(min(total, MOST))
             return
         say("dry run: labelling")
-        self.parts.append(Part("labelling, images", total * rounds, self._per_item(prepare, total)))
-        self._note_peak("labelling")
+        self.parts.append(Part("labelling, images", total * rounds, self.watch.per_item(prepare, total)))
+        self.watch.note_peak("labelling")
         if size := _size_of(Path(self.cfg.plabel)):
             self.files.append(Files("pseudo labels", "plabel", size / len(trainer.method.samples) * total * rounds))
             with torch.no_grad():
@@ -148,14 +146,14 @@ class Trial:
         for item, waited in _again(method.batches(position.round, 0)):
             if trainer.optimisation:
                 trainer.optimisation.schedule(method.base_lr(position.round), position.step)
-            timed.append(waited + self._seconds(lambda item=item: trainer.step(item)))
+            timed.append(waited + self.watch.seconds(lambda item=item: trainer.step(item)))
             position.step += 1
             position.global_step += 1
-            if len(timed) > _MOST or sum(timed[1:]) >= _ENOUGH:
+            if len(timed) > MOST or sum(timed[1:]) >= ENOUGH:
                 break
         method.end_round(position.round)
         self.parts.append(Part("steps", sum(self.steps), float(np.mean(timed[1:] or [0.0]))))
-        self._note_peak("training")
+        self.watch.note_peak("training")
 
     def _consider(self):
         """Score the trained networks, as a run does several times in a round."""
@@ -163,11 +161,11 @@ class Trial:
         if not candidates:
             return
         before, images = len(candidates.records), len(candidates.samples)
-        seconds = self._seconds(lambda: candidates.consider(1, self.trainer.method.networks()))
+        seconds = self.watch.seconds(lambda: candidates.consider(1, self.trainer.method.networks()))
         added = len(candidates.records) - before
         looks = [forecast.looks(n, cfg.candidate_freq, self.trainer.method.trains) for n in self.steps]
         self._add_scoring("candidates", (seconds - self._saving(before)) / images, added, sum(looks))
-        self._note_peak("candidates")
+        self.watch.note_peak("candidates")
         most = forecast.most_weights(looks, before, added, _SPARED, cfg.keep_candidates)
         maps = sum(f.stat().st_size for f in candidates.folder.glob("*.npy")) / (before + added) / images
         maps *= len(self.trainer.candidates.samples) * (before + sum(looks) * added)
@@ -176,18 +174,19 @@ class Trial:
     def _validate(self):
         """Score the network on images of the validation split."""
         def validate(count):
-            loader = loaders.whole_image_loader(cfg, cfg.target, _spread(self.scored, count), True, self._on_gpu)
-            return self._seconds(lambda: evaluate.evaluate(trainer.network, loader, cfg.num_classes, trainer.device,
-                                                           num_labels=len(class_set(cfg).labels)))
-        cfg, trainer = self.cfg, self.trainer
+            samples = spread(self.scored, count)
+            loader = loaders.whole_image_loader(cfg, cfg.target, samples, True, device.type == "cuda")
+            return self.watch.seconds(lambda: evaluate.evaluate(trainer.network, loader, cfg.num_classes, device,
+                                                                num_labels=len(class_set(cfg).labels)))
+        cfg, trainer, device = self.cfg, self.trainer, self.trainer.device
         if self.scored:
             say("dry run: validation")
             times = forecast.validations(self.steps, cfg.val_freq)
             if cfg.select_by == "miou":
                 times += sum(part.count for part in self.parts if part.title in ("references", "candidates"))
-            each = self._per_item(validate, len(self.scored))
+            each = self.watch.per_item(validate, len(self.scored))
             self.parts.append(Part("validation, images", times * len(self.scored), each))
-            self._note_peak("validation")
+            self.watch.note_peak("validation")
 
     def _save(self):
         """Save state and results, and count their bytes."""
@@ -197,7 +196,7 @@ class Trial:
         sizes = [_size_of(folder)]
         seconds = []
         for save in (trainer.save_state, trainer.save):
-            seconds.append(self._seconds(save))
+            seconds.append(self.watch.seconds(save))
             sizes.append(_size_of(folder))
         count = 2 * len(self.steps) + sum(self.steps) // cfg.save_freq
         self.parts += [Part("saved states", count, seconds[0]), Part("results", 1, seconds[1])]
@@ -205,43 +204,10 @@ class Trial:
         self.files += [Files("saved states", "snapshot", held * (sizes[1] - sizes[0]), kept=False),
                        Files("results", "snapshot", sizes[2] - sizes[1])]
 
-    # ---- measuring ---------------------------------------------------------------------------------------------------
-
-    @property
-    def _on_gpu(self) -> bool:
-        return self.trainer.device.type == "cuda"
-
-    def _seconds(self, work: Callable[[], object]) -> float:
-        if self._on_gpu:
-            torch.cuda.synchronize(self.trainer.device)
-        began = time.perf_counter()
-        work()
-        if self._on_gpu:
-            torch.cuda.synchronize(self.trainer.device)
-        return time.perf_counter() - began
-
-    def _per_item(self, measure: Callable[[int], float], most: int) -> float:
-        """Seconds of each of the images that measure(count) takes seconds for. The first call warms up, unless it has
-        taken twice as long as is enough."""
-        count, seconds = 1, measure(1)
-        while count < min(most, _MOST) and seconds < (2 * _ENOUGH if count == 1 else _ENOUGH):
-            wanted = 4 if count == 1 else max(2 * count, int(1.2 * count * _ENOUGH / max(seconds, 1e-6)))
-            count = min(most, _MOST, wanted)
-            seconds = measure(count)
-        return seconds / count
-
-    def _note_peak(self, title):
-        if self._on_gpu:
-            self.peaks[title] = torch.cuda.max_memory_allocated(self.trainer.device)
-            torch.cuda.reset_peak_memory_stats(self.trainer.device)
-        else:
-            self.peaks[title] = peak_memory()
-            reset_peak()
-
     def _images(self, count: int) -> Iterator[Tensor]:
         trainer = self.trainer
-        loader = loaders.whole_image_loader(self.cfg, self.cfg.target, _spread(trainer.samples, count), False,
-                                            self._on_gpu)
+        loader = loaders.whole_image_loader(self.cfg, self.cfg.target, spread(trainer.samples, count), False,
+                                            trainer.device.type == "cuda")
         for item in loader:
             yield trainer.network.prepare(item["image"].to(trainer.device, non_blocking=True))
 
@@ -263,11 +229,6 @@ def _again(batches: Batches) -> Iterator[tuple[dict[str, Any], float]]:
             waited, some = time.perf_counter() - began if some else 0.0, True
             yield item, waited
             began = time.perf_counter()
-
-
-def _spread(samples: list[Sample], count: int) -> list[Sample]:
-    """`count` samples, evenly spread."""
-    return [samples[i] for i in np.linspace(0, len(samples) - 1, min(count, len(samples))).round().astype(int)]
 
 
 def _size_of(folder: Path) -> int:
