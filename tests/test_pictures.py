@@ -96,7 +96,7 @@ def test_generators_are_put_back():
         torch.manual_seed(1), np.random.seed(1), random.seed(1)
         expected = reader()
         torch.manual_seed(1), np.random.seed(1), random.seed(1)
-        with pytest.raises(KeyError), same_random_numbers():
+        with pytest.raises(KeyError), same_random_numbers(torch.device("cpu")):
             torch.rand(7), np.random.rand(7), random.random()
             raise KeyError
         assert reader() == expected

@@ -53,7 +53,7 @@ class Pictures:
         black = None
         for index in self.chosen:
             sample = self.samples[index]
-            with contextlib.suppress(DataError), same_random_numbers():
+            with contextlib.suppress(DataError), same_random_numbers(self.device):
                 image = Image.fromarray(for_display(read_image(sample.image, sample.bands)))
                 predicted = self._predicted(network, sample)
                 black = black or Image.new("RGB", image.size)
@@ -90,11 +90,12 @@ def confusion_picture(confusion: np.ndarray, classes: ClassSet) -> Image.Image:
 
 
 @contextlib.contextmanager
-def same_random_numbers() -> Iterator[None]:
-    """Put the global generators of torch, NumPy and Python back at the end to where they are now."""
+def same_random_numbers(device: torch.device) -> Iterator[None]:
+    """Put the global generators of torch (on the CPU and the device), NumPy and Python back at the end to where they
+    are now."""
     python, numpy = random.getstate(), np.random.get_state()
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng([device] if device.type == "cuda" else []):
             yield
     finally:
         random.setstate(python)

@@ -117,6 +117,8 @@ def _stage(name, snapshot, log, result):
     elif not checkpoint and config.get("train", True):
         missing.append(f"{name}: its checkpoint {snapshot / name}.pth is gone.")
     decided = verdict.beside(str(snapshot / f"{name}.pth")) if finished else None
+    if decided and not {"why", "collapsed", "candidates"} <= decided.keys():
+        decided = None
     return Stage(name, method.title if method and method.title else name, config, text, events, decided,
                  _scores(result / f"{name}.json", events, missing), finished, checkpoint, chosen, missing)
 
@@ -160,6 +162,7 @@ def _scores(path: Path, events: list[Event], missing: list[str]) -> dict[str, di
         pass
     except (OSError, ValueError) as error:
         missing.append(f"{path}: cannot be read ({error}): the scores are those of the log.")
+    found = found if isinstance(found, dict) else {}
     return {name: s for name, s in found.items() if isinstance(s, dict) and {"miou", "iou"} <= s.keys()}
 
 

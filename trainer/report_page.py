@@ -17,8 +17,9 @@ DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 _SENTENCES = {
     verdict.KEEP: "without labels, the chosen network scores higher than the one that the stage started from",
     verdict.DOUBTFUL: "without labels, the chosen network scores about as high as the one that the stage started from",
-    verdict.REJECT: "no state of this stage scores better than the network that it started from; the chosen file holds "
-                    "that network"}
+    verdict.REJECT: "without labels, no state of this stage scores higher than the network that it started from"}
+_ADVICE = {verdict.KEEP: "Use {}.", verdict.DOUBTFUL: "If its pictures convince you, use {}.",
+           verdict.REJECT: "Keep that network; {} is a copy of it."}
 
 
 def page(cfg: Config, stages: list[Stage]) -> str:
@@ -55,7 +56,7 @@ def explained(stage: Stage) -> tuple[str, str]:
     if not stage.verdict:
         return found["verdict"], f"So far, as the stage has not run to its end: {text}"
     if stage.chosen:
-        text += f" Use {stage.chosen}."
+        text += f" {_ADVICE[found['verdict']].format(stage.chosen)}"
     if found["collapsed"] and stage.checkpoint:
         text += f" The last state has collapsed: do not use {stage.checkpoint}."
     return found["verdict"], text[0].upper() + text[1:]
@@ -179,7 +180,7 @@ def curves(stage: Stage) -> list[list[Plot]]:
                   _lines("mIoU of the validations", _miou(stage), "mIoU, %", marks),
                   _lines("Trust in the candidates, found without labels", _trust(stage), "trust", marks)]
     of_rounds = []
-    for key, label in (("threshold", "confidence from which on a pixel is selected"), ("coverage", "selected share of "
+    for key, label in (("threshold", "lowest confidence that is selected"), ("coverage", "selected share of "
                        "the pixels"), ("accuracy", "right share of the selected pixels")):
         rows = {name: [event.get(key, {}).get(name) for event in rounds]
                 for name in dict.fromkeys(name for event in rounds for name in event.get(key, {}))}

@@ -10,7 +10,7 @@ from markupsafe import escape
 
 SERIES = 8  # colours, dashes and shapes that are told apart
 _DASHES = ("", "7 3", "2 3", "9 3 2 3", "12 4", "4 2", "1 4", "10 2 2 2 2 2")
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340, 220, 50, 12, 10, 38
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 340, 220, 48, 18, 10, 38
 _ROW = 17  # height of a row of dots
 _FEW = 12  # points of a line up to which each has a dot
 
@@ -58,7 +58,7 @@ def dots(rows: Mapping[str, Sequence[float | None]], names: Sequence[str], title
     height = _TOP + _ROW * len(rows) + _BOTTOM
 
     def at(value):
-        return left + value * (_WIDTH - left - 2 * _RIGHT)
+        return left + value * (_WIDTH - left - _RIGHT)
     parts, bottom = [], height - _BOTTOM
     for value in (0, 0.25, 0.5, 0.75, 1):
         parts += [_line("grid", (at(value), _TOP), (at(value), bottom)),
