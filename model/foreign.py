@@ -84,7 +84,7 @@ def find_network(content: object, path: str, entry: str | None = None) -> Networ
 def other_network(content: object) -> str:
     """What kind of network a file's content seems to hold, if it is one that `find_network` does not find; else empty.
     """
-    tables = _tables(content)
+    tables = tables_of(content)
     return "" if not tables or _usable(tables) else describe(_names(tables))
 
 
