@@ -251,7 +251,7 @@ def test_the_official_evaluation_gives_the_same_iou(here, monkeypatch):
     assert call(monkeypatch, "--input", "world/cityscapes/leftImg8bit/val", "--output", "out", "--save", "ids", "color",
                 "--ids", "label", config="street.yml", checkpoint="street.pth") == 0
     for label in Path("world/cityscapes/gtFine/val").rglob("*_labelIds.png"):  # it reads these too
-        ids = np.asarray(Image.open(label)).astype(np.int32)
+        ids = np.asarray(Image.open(label)).astype(np.uint16)
         Image.fromarray(ids).save(str(label).replace("labelIds", "instanceIds"))
     Path("scores").mkdir()
     environment = {**os.environ, "CITYSCAPES_DATASET": "world/cityscapes", "CITYSCAPES_RESULTS": "out/ids",
@@ -501,7 +501,7 @@ def test_numbers_that_are_not_finite_are_no_prediction(here, monkeypatch, capsys
     (["--input", "shots", "--tile", "64", "--size", "64", "64"], "--size: has no effect with --tile"),
     (["--input", "shots", "num_clases=5"], "'num_classes'"), (["num_clases=5", "--input", "shots"], "'num_classes'"),
     (["--input", "shots", "mine.input_size=0"], "mine.input_size"), (["x.png", "--input", "shots"], "'x.png'"),
-    (["--input", "~nobody/x"], "the home folder ~nobody"), (["--input", "key=value"], "--input"),
+    (["--input", "~nobody1/x"], "the home folder ~nobody1"), (["--input", "key=value"], "'key'"),
     (["--input", "shots", "device=cuda:77"], "device"), (["--save", "ids"], "--input")])
 def test_wrong_words_are_one_line_and_nothing_is_written(here, monkeypatch, capfd, words, said):
     before = tree(here)
@@ -532,3 +532,43 @@ def test_a_full_disk_ends_it_with_one_line(here, monkeypatch, capfd):
     monkeypatch.setattr(outputs, "write_atomically", full)
     assert call(monkeypatch, "--input", "shots", "--output", "out") == 2
     assert "No space left" in capfd.readouterr().err.splitlines()[-1]
+
+
+# ---- memory ----------------------------------------------------------------------------------------------------------
+
+LARGE = """
+import resource, sys
+import predict
+
+sys.argv = ["predict.py", *sys.argv[1:]]
+code = predict.run()
+scale = 2**20 if sys.platform != "darwin" else 2**30
+peaks = [resource.getrusage(who).ru_maxrss / scale for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+print("peaks", *peaks)
+sys.exit(code)
+"""
+LIMIT = 1.5  # GiB, of the process; and of each that reads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [[], ["--batch", "4", "--save", "ids", "overlay", "confidence", "worker=1"]],
+                         ids=["plain", "all"])
+def test_tiles_of_a_large_image_take_little_memory(here, words):
+    """6000 x 4000 pixels and 19 classes, of which the whole image's scores would take 1.7 GiB."""
+    from torchvision.models.segmentation import lraspp_mobilenet_v3_large
+    network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=19)
+    torch.save(network.state_dict(), "light.pth")
+    street = {"model": "torchvision/lraspp_mobilenet_v3_large", "init_weight": "None", "device": "cpu", "worker": 0,
+              "screen": False}
+    Path("light.yml").write_text(yaml.safe_dump(street))
+    y, x = np.mgrid[:4000, :6000]
+    Path("large").mkdir()
+    Image.fromarray(np.stack([x // 24, y // 16, (x + y) // 64], 2).astype(np.uint8)).save("large/large.png")
+    done = subprocess.run([sys.executable, "-c", LARGE, "--config", "light.yml", "--checkpoint", "light.pth", "--input",
+                           "large", "--output", "out", "--tile", "512", *words],
+                          env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert Image.open("out/ids/large.png").size == (6000, 4000)
+    peaks = [float(word) for word in done.stdout.split("peaks")[1].split()]
+    assert max(peaks) < LIMIT, peaks
+    print("peaks in GiB:", peaks)
