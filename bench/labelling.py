@@ -8,7 +8,8 @@ from bench import baseline
 from bench.harness import resident
 from bench.inputs import NUM_CLASSES, Inputs
 from dataset import loaders
-from trainer import evaluate
+from model.build import build_model
+from trainer import evaluate, prediction
 from utils.schedule import round_portion
 
 FEW, SOME = 10, 40  # images of the memory row
@@ -95,6 +96,19 @@ def validation(inputs: Inputs, variant: str, decoded: bool = False, **keys):
         return forward(network.eval(), inputs, "val"), inputs.size.images
     items = kept(lambda: map(pinned, inputs.loader("val")), decoded, DECODED)
     return lambda: evaluate.evaluate(network, items(), NUM_CLASSES, device), count
+
+
+def predict(inputs: Inputs, variant: str, model: str = "", **options):
+    """What predict.py does with the validation images once it has its network: reading, passes, ids in PNG files.
+    Units, floor and model as in `pseudo_label_round`. options: of `trainer.prediction.Request`."""
+    inputs = inputs.light(model) if model else inputs
+    cfg, count = inputs.config(), len(inputs.samples("val"))
+    network, _ = build_model(cfg, torch.device(inputs.device))
+    if variant == "floor":
+        return forward(network.eval(), inputs, "val"), count
+    request = prediction.Request((str(inputs.streets / "cityscapes/leftImg8bit/val"),), inputs.root / "predicted",
+                                 overwrite=True, **options)
+    return lambda: prediction.predict(network, cfg, request), count
 
 
 def forward(network: nn.Module, inputs: Inputs, split: str):

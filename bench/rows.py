@@ -51,6 +51,9 @@ def cpu_rows(size: Size) -> dict[str, list[Row]]:
         "round without the network": (labelling.round_growth, size.axes),
         "LD losses": (training.loss_growth, ("classes", "sides"))}
     return {
+        "predict": [Row(f"predict.py{name}, per image (floor: the network's passes)", labelling.predict,
+                        ("product", "floor"), ["product/floor <= 1.15"], settings)
+                    for name, settings in (("", {}), (" with a light network", LIGHT))],
         "round_memory": [Row(f"memory of a round, growth from {labelling.FEW} to {size.many} images (baseline scaled "
                              f"up from {labelling.SOME})", labelling.round_memory, PAIR, ["product <= 64"],
                              unit="MiB")],

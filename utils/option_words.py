@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from utils.errors import ConfigError
+
 _LARGEST_SCALE = 4
 
 
@@ -30,7 +32,7 @@ class Words(argparse.Action):
         namespace.overrides = [*getattr(namespace, "overrides", []), *overrides]
         try:
             found = [value for word in words for value in self.each(word)]
-        except ValueError as error:
+        except (ValueError, ConfigError) as error:
             raise argparse.ArgumentError(self, str(error)) from None
         setattr(namespace, self.dest, list(dict.fromkeys(found)))
 
