@@ -5,6 +5,7 @@
 import argparse
 import os
 import sys
+from pathlib import Path
 
 from utils.cli import guarded, leave, parser, path
 from utils.config import Config, load_config
@@ -49,11 +50,14 @@ def _configuration(given: argparse.Namespace) -> Config:
 
 
 def _require_writable(file: str, overwrite: bool) -> None:
-    """Raise ConfigError if the output is a folder, or a file that must not be overwritten."""
+    """Raise ConfigError if the output is a folder, in no folder, or a file that must not be overwritten."""
     if os.path.isdir(file):
         raise ConfigError(f"--output: {file!r} is a folder: give a file in it.")
     if os.path.exists(file) and not overwrite:
         raise ConfigError(f"--output: {file!r} exists: give another file, or --overwrite.")
+    above = next(folder for folder in Path(file).absolute().parents if folder.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+        raise ConfigError(f"--output: {file!r}: nothing can be written in {str(above)!r}: give another folder.")
 
 
 def run() -> int:
