@@ -48,7 +48,7 @@ class Trial:
         self.scored = inspection.validation_samples(cfg)[0] if trainer.validation.possible else []
         self._candidates: Candidates | None = None
         self._marks: list[float] = []  # when the scoring of an image began
-        self._scored = 0.0, 0.0        # what `_scoring` found last
+        self._took = 0.0, 0.0        # what `_scoring` found last
 
     def close(self) -> None:
         """Let go of the files."""
@@ -89,8 +89,8 @@ class Trial:
             cfg = dataclasses.replace(self.cfg, score_images=count)
             self._candidates = Candidates(cfg, trainer.samples, class_set(cfg).names, trainer.device, trainer.log,
                                           self._mark, lambda network: 0.0)
-            self._scored = self._scoring(lambda: self._candidates.begin(trainer.network))
-            return self._scored[0] * count
+            self._took = self._scoring(lambda: self._candidates.begin(trainer.network))
+            return self._took[0] * count
         trainer = self.trainer
         if trainer.candidates:
             say("dry run: candidates")
@@ -113,7 +113,7 @@ class Trial:
 
     def _add_scoring(self, title, number, times):
         """Add candidates of which `number` together were scored last, and which come `times` times."""
-        each, rest = self._scored
+        each, rest = self._took
         self.parts.append(Part(title, number * times, (each * len(self.trainer.candidates.samples) + rest) / number))
 
     def _gather_statistics(self):
@@ -170,7 +170,7 @@ class Trial:
         if not candidates:
             return
         before, images = len(candidates.records), len(candidates.samples)
-        self._scored = self._scoring(lambda: candidates.consider(1, self.trainer.method.networks()))
+        self._took = self._scoring(lambda: candidates.consider(1, self.trainer.method.networks()))
         added = len(candidates.records) - before
         looks = [forecast.looks(n, cfg.candidate_freq, self.trainer.method.trains) for n in self.steps]
         self._add_scoring("candidates", added, sum(looks))
