@@ -36,24 +36,26 @@ def configuration(given: argparse.Namespace) -> tuple[str, list[str]]:
     found = look(given.images, given.labels, recognise(checkpoint) if checkpoint else Recognised({}, {}, ()))
     section, notes, count = section_of(found, _names(given.classes), given.lists)
     values, comments = _network(given, found, count)
-    sizes = sizes_for(found.images.sizes, memory := _memory(given.memory), found.checkpoint.weight or 1.0)
+    weight = None if given.model else found.checkpoint.weight
+    sizes = sizes_for(found.images.sizes, memory := _memory(given.memory), weight or 1.0)
     if not sizes.fits:
         found.remarks.append(f"training takes about {sizes.memory / 2**30:.1f} GiB at its least, more than is there "
                              f"({memory / 2**30:.1f} GiB): use a smaller network, or another machine")
     section["input_size"] = list(sizes.input_size)
-    text = filled(_header(given, found), {**values, **_training(found, sizes, comments)}, comments,
+    text = filled(_header(given, found), {**values, **_training(found, sizes, comments, weight)}, comments,
                   {key: section[key] for key in _ORDER if key in section}, notes)
     parse_config(text, "the configuration found")
+    found.write_lists()
     return text, found.remarks
 
 
-def _training(found, sizes, comments):
+def _training(found, sizes, comments, weight):
     """The keys of sizes and steps."""
     epochs, steps = steps_for(len(found.train), sizes.batch_size)
     values = {"input_tgt": sizes.input_tgt, "crop_tgt": sizes.crop_tgt, "batch_size": sizes.batch_size,
               "epochs": epochs, "num_steps": steps}
     comments["batch_size"] = f"about {sizes.memory / 2**30:.1f} GiB" + (
-        "" if found.checkpoint.weight else " with a ResNet-101") + " at this crop_tgt; run.py --dry-run measures it"
+        "" if weight else " with a ResNet-101") + " at this crop_tgt; run.py --dry-run measures it"
     if sizes.input_size[0] < sizes.input_size[1]:
         comments["input_tgt"] = "the width in input_size below: crops at the scale at which images are labelled"
     if sizes.checkpointing:

@@ -1,7 +1,7 @@
 """What is found of images, labels and a checkpoint, and the data-set section that says it."""
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ _ROLES = {"train": "train", "training": "train", "val": "val", "valid": "val", "
 
 @dataclass
 class Found:
-    """What was found, and what is said about it. train, val: the images of both splits, which may be the same ones."""
+    """What was found, and what is said about it. train, val: the images of both splits, which may be the same ones.
+    lists: lists of images that are to be written, file -> text."""
 
     layout: Layout
     train: list[Sample]
@@ -30,6 +31,14 @@ class Found:
     labels: Labels
     checkpoint: Recognised
     remarks: list[str]
+    lists: dict[Path, str] = field(default_factory=dict)
+
+    def write_lists(self) -> None:
+        """Write the lists, and say so in the remarks. Raises CheckpointError if the disk refuses."""
+        for file, text in self.lists.items():
+            _write(file, text.encode())
+            self.remarks.append(f"wrote {file}: {text.count(chr(10))} images")
+
 
 def look(images: str, labels_: str | None, told: Recognised) -> Found:
     """Find images and labels, and what they hold. told: what the checkpoint tells."""
@@ -128,9 +137,9 @@ def _enter_lists(found, section, lists):
         found.remarks.append(f"the folders' names tell what images are for ({counts}), but all are adapted to: call "
                              "the folders train and val, or give --lists DIR, into which lists of them are written")
         return found.val
-    section["data_list"] = _write_list(lists, "train.txt", found, by_role["train"])
+    section["data_list"] = _list_of(lists, "train.txt", found, by_role["train"])
     if by_role["val"]:
-        section["data_list_val"] = _write_list(lists, "val.txt", found, by_role["val"])
+        section["data_list_val"] = _list_of(lists, "val.txt", found, by_role["val"])
     found.train, found.val = by_role["train"], by_role["val"]
     return found.val
 
@@ -152,15 +161,20 @@ def _enter_labels(found, meant, scored, section, notes, lists):
         if meant.label_ids:
             section["label_ids"] = meant.label_ids
         if 0 < len(labelled) < len(scored):
-            section["data_list_val"] = _write_list(lists, "val.txt", found, labelled)
+            section["data_list_val"] = _list_of(lists, "val.txt", found, labelled)
         return
     found.remarks.append(notes["left out"])
 
 
-def _write_list(folder, name, found, samples):
-    """Write a list of images, by their paths below data_dir; returns its path."""
-    lines = [s.image.relative_to(found.layout.data_dir).as_posix() + "\n" for s in samples]
+def _list_of(folder, name, found, samples):
+    """Prepare a list of images, by their paths below data_dir; returns its path."""
+    lines = [s.image.relative_to(found.layout.data_dir).as_posix() for s in samples]
+    if odd := next((line for line in lines if not line.isprintable()), None):
+        raise DataError(f"--lists: {odd!r} cannot be named in a list: rename the file.")
     file = Path(folder) / name
-    write_atomically(file, lambda opened: opened.write("".join(lines).encode()))
-    found.remarks.append(f"wrote {file}: {len(lines)} images")
+    found.lists[file] = "".join(f"{line}\n" for line in lines)
     return str(file) if file.is_absolute() else f"./{os.path.normpath(file)}"
+
+
+def _write(file, content):
+    write_atomically(file, lambda opened: opened.write(content))

@@ -285,6 +285,29 @@ def test_one_line_says_what_is_wrong_with_the_rest(net, here, capsys):
         refused(capsys, words, said)
 
 
+def test_folders_that_no_pattern_can_name(here, net, capsys):
+    photo(here / "a{b}" / "1.png")
+    label(here / "gt" / "1.png", [0, 1])
+    refused(capsys, ["--images", "a{b}", "--labels", "gt"], ("a{b}", "rename"))
+    for odd in ("two\nlines", os.fsdecode(b"not \xff utf8")):
+        photo(here / odd / "1.png")
+        refused(capsys, ["--images", odd], ("rename the folder",))
+    photo(here / "lists" / "training" / "a\tb.png")
+    photo(here / "lists" / "validation" / "c.png")
+    refused(capsys, ["--images", "lists", "--lists", "out"], ("cannot be named in a list",))
+    assert not Path("out").exists()
+
+
+def test_the_split_beside_is_named(here, net, capsys):
+    split(here / "data")
+    out, error = written(capsys, "--images", "data/train", "--checkpoint", net[3])
+    assert parse_config(out, "mine.yml").target_data.images == "." and "--images" in error and "takes both" in error
+    out, _ = written(capsys, "--images", "data/val", "--checkpoint", net[3])
+    (here / "data/train").rename(here / "data/other")
+    out, _ = written(capsys, "--images", "data", "--checkpoint", net[3])
+    assert parse_config(out, "mine.yml").target_data.images == "val"
+
+
 def test_remarks_go_to_stderr_and_name_what_is_left_to_do(here, capsys):
     flat(here / "data")
     out, error = written(capsys, "--images", "data")

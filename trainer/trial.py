@@ -12,7 +12,6 @@ from torch import Tensor
 from dataset import inspection, loaders
 from dataset.class_sets import class_set
 from dataset.survey import spread
-from model.weights import save_weights
 from trainer import evaluate, forecast
 from trainer.candidates import Candidates
 from trainer.forecast import Files, Part
@@ -47,7 +46,9 @@ class Trial:
         method: Method | None = trainer.method
         self.steps = [len(method.batches(r, 0)) for r in range(method.first_round, method.rounds)] if cfg.train else []
         self.scored = inspection.validation_samples(cfg)[0] if trainer.validation.possible else []
-        self._save_seconds, self._weights, self._candidates = 0.0, 0, None
+        self._candidates: Candidates | None = None
+        self._marks: list[float] = []  # when the scoring of an image began
+        self._took = 0.0, 0.0        # what `_scoring` found last
 
     def close(self) -> None:
         """Let go of the files."""
@@ -58,9 +59,6 @@ class Trial:
         """Do every part, in the order of a run."""
         self._read_headers()
         if self.cfg.train:
-            file = Path(self.cfg.snapshot) / "weights.pth"
-            self._save_seconds = self.watch.seconds(lambda: save_weights(self.trainer.network, file))
-            self._weights = file.stat().st_size
             self._references()
             self._gather_statistics()
             self._prepare_round()
@@ -90,22 +88,33 @@ class Trial:
         def begin(count):
             cfg = dataclasses.replace(self.cfg, score_images=count)
             self._candidates = Candidates(cfg, trainer.samples, class_set(cfg).names, trainer.device, trainer.log,
-                                          trainer.interrupt.check, lambda network: 0.0)
-            return self.watch.seconds(lambda: self._candidates.begin(trainer.network)) - self._saving()
+                                          self._mark, lambda network: 0.0)
+            self._took = self._scoring(lambda: self._candidates.begin(trainer.network))
+            return self._took[0] * count
         trainer = self.trainer
         if trainer.candidates:
             say("dry run: candidates")
-            each = self.watch.per_item(begin, len(trainer.candidates.samples))
-            self._add_scoring("references", each, len(self._candidates.records), 1)
+            self.watch.per_item(begin, len(trainer.candidates.samples))
+            self._add_scoring("references", len(self._candidates.records), 1)
 
-    def _saving(self, before=0):
-        """Seconds that the weights of the candidates from number `before` on took to be written."""
-        return self._save_seconds * (len(self._candidates.records) - before)
+    def _mark(self):
+        self._marks.append(time.perf_counter())
 
-    def _add_scoring(self, title, each, number, times):
-        """Add candidates of which `number` together take `each` seconds an image, and which come `times` times."""
-        images = len(self.trainer.candidates.samples)
-        self.parts.append(Part(title, number * times, max(0.0, each) * images / number + self._save_seconds))
+    def _scoring(self, work):
+        """(seconds for each image, other seconds) of scoring candidates, which calls `_mark` before every image."""
+        count = len(self._candidates.samples)
+        self._marks.clear()
+        seconds = self.watch.seconds(work)
+        if count == 1:
+            return seconds, 0.0
+        passes = [self._marks[i: i + count] for i in range(0, len(self._marks), count)]
+        each = sum((marks[-1] - marks[0]) / (count - 1) for marks in passes)
+        return each, max(0.0, seconds - each * count)
+
+    def _add_scoring(self, title, number, times):
+        """Add candidates of which `number` together were scored last, and which come `times` times."""
+        each, rest = self._took
+        self.parts.append(Part(title, number * times, (each * len(self.trainer.candidates.samples) + rest) / number))
 
     def _gather_statistics(self):
         """Gather the target's batch-norm statistics, if `bn_source` asks for them."""
@@ -161,15 +170,16 @@ class Trial:
         if not candidates:
             return
         before, images = len(candidates.records), len(candidates.samples)
-        seconds = self.watch.seconds(lambda: candidates.consider(1, self.trainer.method.networks()))
+        self._took = self._scoring(lambda: candidates.consider(1, self.trainer.method.networks()))
         added = len(candidates.records) - before
         looks = [forecast.looks(n, cfg.candidate_freq, self.trainer.method.trains) for n in self.steps]
-        self._add_scoring("candidates", (seconds - self._saving(before)) / images, added, sum(looks))
+        self._add_scoring("candidates", added, sum(looks))
         self.watch.note_peak("candidates")
         most = forecast.most_weights(looks, before, added, _SPARED, cfg.keep_candidates)
-        maps = sum(f.stat().st_size for f in candidates.folder.glob("*.npy")) / (before + added) / images
-        maps *= len(self.trainer.candidates.samples) * (before + sum(looks) * added)
-        self.files.append(Files("candidates", "snapshot", most * self._weights + maps, kept=cfg.keep_candidates))
+        sizes = [[f.stat().st_size for f in candidates.folder.glob(f"*.{kind}")] for kind in ("pth", "npy")]
+        maps = sum(sizes[1]) / len(sizes[1]) * len(self.trainer.candidates.samples) / images
+        size = most * max(sizes[0]) + (before + sum(looks) * added) * maps
+        self.files.append(Files("candidates", "snapshot", size, kept=cfg.keep_candidates))
 
     def _validate(self):
         """Score the network on images of the validation split."""
