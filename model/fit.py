@@ -91,7 +91,7 @@ def _differences(expected, given, headless):
 
 def _misfit(expected, given, headless):
     """What does not fit, and what to do. If the file's network merely has another size, only that is said."""
-    mine, theirs = size_of(expected), size_of(given)
+    mine, theirs = deeplab_size(expected), deeplab_size(given)
     differing = [key for key in mine if theirs[key] not in (None, mine[key])]
     own = _of_size({**mine, **{k: v for k, v in theirs.items() if v is not None}}) if differing else None
     texts = {"num_classes": "{} classes", "layers": "layers={}", "width": "width={}"}
@@ -118,7 +118,7 @@ def _misfit(expected, given, headless):
     return f"{advice}; {', '.join(found)}"
 
 
-def size_of(tensors: dict[str, Tensor]) -> dict[str, Any]:
+def deeplab_size(tensors: dict[str, Tensor]) -> dict[str, Any]:
     """num_classes, layers and width of the DeepLabV2 with these tensors; None for what they do not show."""
     head, stem = tensors.get("layer5.conv2d_list.0.weight"), tensors.get("conv1.weight")
     parts = [name.split(".") for name in tensors]

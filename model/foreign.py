@@ -2,6 +2,7 @@
 import re
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -73,7 +74,7 @@ def find_network(content: object, path: str, entry: str | None = None) -> Networ
     must have exactly one network, behind entries and prefixes of usual names. Raises CheckpointError, which starts with
     `path` and lists what the file holds.
     """
-    tables = _tables(content)
+    tables = tables_of(content)
     if not tables:
         raise CheckpointError(f"{path}: holds no tensors under parameter names, not even behind {_MOST_WRAPPERS} "
                               f"wrappers{_entries(content)}: expected a state dict.")
@@ -83,14 +84,14 @@ def find_network(content: object, path: str, entry: str | None = None) -> Networ
 def other_network(content: object) -> str:
     """What kind of network a file's content seems to hold, if it is one that `find_network` does not find; else empty.
     """
-    tables = _tables(content)
+    tables = tables_of(content)
     return "" if not tables or _usable(tables) else describe(_names(tables))
 
 
 def find_named(content: object, path: str, expected: set[str], entry: str | None = None) -> Network:
     """`find_network` for a network whose tensors have the names `expected`, behind any prefix. It is the one with at
     least half of these names, else the one with most of them, so that an error can say which are missing."""
-    tables = _tables(content)
+    tables = tables_of(content)
     if not tables:
         raise CheckpointError(f"{path}: holds no tensors under parameter names, not even behind {_MOST_WRAPPERS} "
                               f"wrappers{_entries(content)}: expected a state dict.")
@@ -124,10 +125,12 @@ def _one_of(found, tables, content, path, entry, what, short):
     return found[0]
 
 
-def _tables(content):
+def tables_of(content: object) -> list[tuple[tuple[str, ...], dict[str, Tensor]]]:
     """[(words, tensors)] of every dictionary of tensors in nested dictionaries and lists, each once even if it is found
     in several places. words: the keys that lead to it."""
-    found, seen, waiting = [], set(), [((), content)] if isinstance(content, (dict, list, tuple)) else []
+    found: list[tuple[tuple[str, ...], dict[str, Tensor]]] = []
+    waiting: list[Any] = [((), content)] if isinstance(content, (dict, list, tuple)) else []
+    seen: set[int] = set()
     for words, node in waiting:  # which grows meanwhile
         if id(node) in seen or len(words) > _MOST_WRAPPERS:
             continue

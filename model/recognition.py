@@ -8,7 +8,7 @@ from typing import Any
 from model.checkpoint_file import read_content
 from model.conversion import convert
 from model.deeplabv2 import DeepLabV2
-from model.fit import size_of
+from model.fit import deeplab_size
 from model.foreign import other_network
 from model.weights import load_weights, read_network
 from utils.config_keys import Recognised, known_classes
@@ -27,7 +27,7 @@ def recognise(checkpoint: str) -> Recognised:
     if other := other_network(content):
         return _of_other(checkpoint, content, other)
     kind, given, _ = convert(read_network(checkpoint).tensors)
-    size = size_of(given)
+    size = deeplab_size(given)
     if size["num_classes"] is None:
         raise CheckpointError(f"{checkpoint}: is an initialisation without a head ({kind}), no trained network: give "
                               "the checkpoint of one that is.")
