@@ -147,13 +147,14 @@ def _apart(paths, root, label_paths, label_root):
 
 def _folder(paths: Sequence[str], root: str, tight: bool = False) -> str:
     """The pattern of the folder of these paths, all below `root`: with {split} if folders of them are called train or
-    val, and * for folders above it that differ. tight: with the folders below {split} that all share."""
+    val, and * for folders above it that differ. tight: with the folders further below that all share."""
     start = root.count("/") + 1 if root else 0
     parts = [path.split("/")[:-1] for path in paths]
     places = Counter(next((i for i in range(start, len(p)) if p[i] in SPLITS), None) for p in parts)
     at = max((place for place in places if place is not None), key=lambda place: places[place], default=None)
     if at is None:
-        return root or "."
+        shared = _common_folder(paths) if tight else ""
+        return (shared if not set(shared) & set("{}*") else "") or root or "."
     parts = [p for p in parts if len(p) > at and p[at] in SPLITS]
     shared = [level[0] if len(set(level)) == 1 and not set(level[0]) & set("{}*") else "*" for level in zip(*parts)]
     below = []

@@ -130,6 +130,13 @@ def split_outside(root):
     return root, root, "{split}/images"
 
 
+def two_folders(root):
+    for i in range(3):
+        photo(root / "Images" / "a" / f"{i}.png")
+        label(root / "Labels" / "a" / f"{i}.png", [0, 1, 2])
+    return root, root, "Images/a"
+
+
 def prefixes(root):
     for i in range(12):
         photo(root / "in" / f"img_{i}.png")
@@ -163,8 +170,8 @@ def deep(root):
     return root, None, "."
 
 
-FAMILY = (flat, split, nested, weather_first, beside_with_endings, same_stems, split_outside, prefixes, portrait, mixed,
-          grey, deep)
+FAMILY = (flat, split, nested, weather_first, beside_with_endings, same_stems, split_outside, two_folders,
+          prefixes, portrait, mixed, grey, deep)
 ODD = ("plain", "a b", "Straße ü", "a: b", "it's \"x\" #1", "- {x}*", "~", "yes", "100%", "[a b]", "!t", "&x |")
 
 
