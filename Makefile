@@ -1,6 +1,6 @@
 # make demo   the three stages on the toy world, a table and a figure, in about ten minutes on 2 cores
-# make test   the default test suite;   make test-slow   every test;   make lint   style, docstrings, types
-# make docs   write docs/keys.md again from the declared keys
+# make test   the default test suite;   make test-slow   the slower tests;   make lint   style, docstrings, types
+# make docs   write docs/keys.md again from the declared keys, and draw img/method.svg
 # make bench  every piece's cost beside the published recipe's, into bench/RESULTS.md (an hour); make bench-ROW  one row
 # make toy-table  the tables of docs/results.md: the demo on seeds 0, 1, 2;   make methods-table  that of docs/methods.md
 # make label-free  the tables of docs/label_free.md (two hours);   DATA=folder  with pairs of one's own
@@ -30,13 +30,14 @@ demo: .venv/.installed
 	$(RUN) run.py --config $(TOY)/be_config.yml seed=$(SEED)
 	$(RUN) eval.py --config $(TOY)/be_config.yml snapshot/toy/source_only.pth snapshot/toy/ld.pth snapshot/toy/be.pth \
 		snapshot/toy/be_chosen.pth --json miou_result/toy/table.json --figure miou_result/toy/figure.png
-	@echo "figure: miou_result/toy/figure.png; checkpoints: snapshot/toy/"
+	$(RUN) -m trainer.report toy --config $(TOY)/be_config.yml
+	@echo "figure: miou_result/toy/figure.png; page: miou_result/toy/report.html; checkpoints: snapshot/toy/"
 
 test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile -m "not slow" tests
 
 test-slow: .venv/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal -m slow tests
 
 lint: .venv/.installed-dev
 	$(RUN) -m ruff check
@@ -44,6 +45,7 @@ lint: .venv/.installed-dev
 
 docs: .venv/.installed
 	$(RUN) -m utils.key_reference > docs/keys.md.new && mv docs/keys.md.new docs/keys.md
+	$(RUN) -m img.method
 
 bench: .venv/.installed
 	$(RUN) -m bench --markdown bench/RESULTS.md

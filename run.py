@@ -12,12 +12,13 @@ from utils.config import Config
 from utils.errors import ConfigError
 
 
-def run(cfg: Config) -> None:
-    """Run the method of a configuration. Raises ConfigError for one that trains on the source."""
+def run(cfg: Config) -> dict | None:
+    """Run the method of a configuration. Returns the scores of `Trainer.run`. Raises ConfigError for a method that
+    trains on the source."""
     from trainer.loop import Trainer  # late, so that --help answers at once
     if cfg.method_class.needs_source:
         raise ConfigError(f"method: {cfg.method!r} trains on the source and is no stage of run.py: run_so.py runs it.")
-    Trainer(cfg).run()
+    return Trainer(cfg).run()
 
 
 if __name__ == "__main__":

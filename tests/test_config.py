@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from utils.cli import TRAINING_KEYS
 from utils.config import KEYS, NO_EFFECT, SECTION_KEYS, Config, config_help, config_remarks, load_config, to_yaml
 from utils.config_keys import known_classes
 from utils.errors import ConfigError
@@ -305,17 +306,21 @@ def test_random_configurations_read_back(load):
 
 
 def test_help_lists_every_key_with_its_default():
-    text = config_help()
+    text = config_help(TRAINING_KEYS)
+    assert max(map(len, text.splitlines())) <= 120
+    words = " ".join(text.split())
     for keys in (KEYS, SECTION_KEYS):
         for name, key in keys.items():
-            assert f"\n  {name}: " in text and key.meaning in text
+            assert text.count(f"\n  {name}: ") == 1 and key.meaning in words
     assert "learning_rate: number, default 0.0001" in text
     computed = {"sections", "options", "ignored_keys", "other_keys", "given_keys"}
     assert {f.name for f in dataclasses.fields(Config)} == {*KEYS, *computed}
     for choosing in ("method", "model"):
         for owner, cls in known_classes(choosing).items():
             for name, key in cls.keys.items():
-                assert f"\n  {name}: " in text and key.meaning in text, owner
+                assert f"\n  {name}: " in text and key.meaning in words, owner
+    first = re.findall(r"^  (\w+): ", text, re.MULTILINE)
+    assert tuple(first[:len(TRAINING_KEYS)]) == TRAINING_KEYS
 
 
 def test_keys_without_effect_and_a_missing_method_are_said(load):

@@ -5,6 +5,7 @@ import importlib.util
 import re
 import shlex
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 import run as run_script
 from dataset import check
+from img import method
 from trainer import comparison, methods
 from trainer.methods.base import SelfTraining
 from utils import key_reference
@@ -131,6 +133,11 @@ def test_named_targets_are_in_the_makefile(page):
 
 def test_the_key_reference_is_the_declarations():
     assert text_of(ROOT / "docs" / "keys.md") == key_reference.page(), "run `make docs`"
+
+
+def test_the_figure_of_the_method_is_what_its_script_draws():
+    assert text_of(ROOT / "img" / "method.svg") == method.figure(), "run `make docs`"
+    assert ElementTree.fromstring(method.figure()).tag.endswith("svg")
 
 
 def test_every_method_has_its_row_with_its_own_keys():

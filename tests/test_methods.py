@@ -100,8 +100,9 @@ def test_keys_are_in_the_help_and_in_the_saved_configuration(trained, name):
     text, saved = config_help(), yaml.safe_load(Path(f"snapshot/tiny/{name}.yml").read_text())
     for k, declared in find(name).keys.items():
         lines = text.split("\n")
-        at = [i for i, line in enumerate(lines) if line == declared.help_line(k).split("\n")[0]]
-        assert any(name in lines[i + 2].partition("of: ")[2].split(", ") for i in at), k
+        own = declared.help_line(k).split("\n")
+        at = [i + len(own) for i in range(len(lines)) if lines[i:i + len(own)] == own]
+        assert any(name in lines[i].partition("of: ")[2].split(", ") for i in at), k
         assert k in saved and saved[k] == trained[name].cfg.options[k]
     others = {k for cls in known().values() for k in cls.keys} - set(find(name).keys)
     assert not others & set(saved)

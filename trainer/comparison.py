@@ -19,6 +19,7 @@ from utils.errors import CheckpointError, ConfigError, one_line
 from utils.progress import Progress
 from utils.visualize import IGNORE_COLOUR, colourise, grid
 
+_CELL_WIDTH = 512  # of a figure's pictures: small images are enlarged, to show small things
 UNCLAIMED_COLOUR = (255, 255, 255)  # of predictions that no class of a protocol claims
 
 
@@ -74,7 +75,7 @@ def figure(cfg: Config, checkpoints: list[str], count: int) -> Image.Image:
     samples = spread(segmentation.find_samples(cfg.target, cfg.target_data, "val"), count)
     width, height = cfg.target_data.input_size
     return grid(figure_rows(cfg, checkpoints, samples, labelled=True),
-                (width, height) if width <= 512 else (512, 512 * height // width))
+                (_CELL_WIDTH, _CELL_WIDTH * height // width))
 
 
 def figure_rows(cfg: Config, checkpoints: list[str], samples: list[Sample],
@@ -82,21 +83,20 @@ def figure_rows(cfg: Config, checkpoints: list[str], samples: list[Sample],
     """Rows of pictures, (caption, one picture of each sample): the image and, for each protocol of `palettes`, every
     checkpoint's prediction and, if the samples are labelled, the ground truth."""
     device, table = pick_device(cfg.device), segmentation.label_table(cfg.target_data, cfg.num_classes)
-    images = [read_image(s.image, s.bands) for s in samples]
-    truth = [segmentation.read_pair(s, table)[1] for s in samples] if labelled else []
+    pairs = [segmentation.read_pair(s, table) if labelled else (read_image(s.image, s.bands), None) for s in samples]
     predicted = {}
     for name, checkpoint in zip(headings(checkpoints), checkpoints):
         model, _ = build_model(cfg, device, checkpoint)
         loader = loaders.whole_image_loader(cfg, cfg.target, samples, False)
         predicted[name] = [prediction.cpu().numpy().astype(np.uint8)
                            for _, prediction in evaluate.predictions(model, loader, device)]
-    rows = [("image", [Image.fromarray(for_display(image)) for image in images])]
+    rows = [("image", [Image.fromarray(for_display(image)) for image, _ in pairs])]
     drawn = palettes(class_set(cfg), tuple(cfg.target_data.protocols or ()))
     for protocol, (of_labels, of_network) in drawn.items():
         title = f"\n{protocol}" if len(drawn) > 1 else ""
         rows += [(name + title, [colourise(p, of_network) for p in pictures]) for name, pictures in predicted.items()]
         if labelled:
-            rows.append((f"ground truth{title}", [colourise(label, of_labels) for label in truth]))
+            rows.append((f"ground truth{title}", [colourise(label, of_labels) for _, label in pairs]))
     return rows
 
 

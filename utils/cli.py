@@ -5,12 +5,13 @@ import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+import textwrap
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from utils.config import Config, config_help, load_config
-from utils.config_values import expanded
+from utils.config_values import HELP_WIDTH, expanded
 from utils.errors import ConfigError, NothingToDo, Stopped, UserError, one_line
 from utils.interrupt import signals_end
 from utils.user_code import fault_in_run
@@ -29,19 +30,27 @@ class OneLineParser(argparse.ArgumentParser):
         self.exit(EXIT_USER_ERROR, f"error: {one_line(message)} (see --help)\n")
 
 
-def parser(description: str, default_config: str, done: str = "0 done") -> argparse.ArgumentParser:
+# The keys that --help shows first, of a script that trains and of one that applies a trained network.
+TRAINING_KEYS = ("note", "method", "model", "init_weight", "num_classes", "target", "epochs", "round", "learning_rate",
+                 "batch_size", "crop_tgt", "device", "amp", "seed")
+APPLYING_KEYS = ("model", "num_classes", "target", "device", "amp", "worker")
+
+
+def parser(description: str, default_config: str, done: str = "0 done",
+           usual: Sequence[str] = APPLYING_KEYS) -> argparse.ArgumentParser:
     """The argument parser of a script, with `--config` and `--debug`.
 
-    Its help ends with every configuration key (type, default, meaning) and the exit codes; `done` describes those of a
-    script that has run to its end. `default_config` is looked for in the working directory, else beside the scripts.
-    Calls `tolerant_output`.
+    Its help ends with every configuration key (type, default, meaning), the `usual` ones first, and the exit codes;
+    `done` describes those of a script that has run to its end. `default_config` is looked for in the working
+    directory, else beside the scripts. Calls `tolerant_output`.
     """
     tolerant_output()
     result = OneLineParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"{config_help()}\n\nexit codes: {done}, {EXIT_USER_ERROR} wrong input (one line says what), "
-               f"{EXIT_STOPPED} stopped by a signal with the state saved (resume goes on), "
-               f"{EXIT_INTERRUPTED} stopped by a signal with nothing to save, {EXIT_UNEXPECTED} unexpected error")
+        epilog="\n\n".join((config_help(usual), textwrap.fill(
+            f"Exit codes: {done}, {EXIT_USER_ERROR} wrong input (one line says what), {EXIT_STOPPED} stopped by a "
+            f"signal with the state saved (resume goes on), {EXIT_INTERRUPTED} stopped by a signal with nothing to "
+            f"save, {EXIT_UNEXPECTED} unexpected error.", HELP_WIDTH), "docs/keys.md has the keys as tables.")))
     result.add_argument("--config", default=default_file(default_config), metavar="FILE",
                         help="YAML file (default: %(default)s)")
     result.add_argument("--debug", action="store_true", help="show where in the code an error arose")
@@ -94,12 +103,13 @@ class _Tolerant(io.FileIO):
             return len(data)
 
 
-def run_stage(description: str, default_config: str, run: Callable[[Config], object], **fixed: Any) -> int:
+def run_stage(description: str, default_config: str, run: Callable[[Config], object],
+              usual: Sequence[str] = TRAINING_KEYS, **fixed: Any) -> int:
     """Everything that a training script does: read the configuration, call `run(cfg)`, report an error as one line.
 
-    fixed: keys that the script itself sets. Returns the exit code.
+    usual: the keys that --help shows first. fixed: keys that the script itself sets. Returns the exit code.
     """
-    arguments = parser(description, default_config)
+    arguments = parser(description, default_config, usual=usual)
     arguments.add_argument("--resume", action="store_true", help="the same as resume=true")
     arguments.add_argument("overrides", nargs="*", metavar="key=value",
                            help="set a key, e.g. batch_size=2 or cityscapes.data_dir=/data/cityscapes")

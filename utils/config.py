@@ -2,6 +2,7 @@
 loaded configuration is read-only."""
 import dataclasses
 import secrets
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -21,7 +22,7 @@ from utils.config_keys import (
     known_classes,
 )
 from utils.config_rules import check_rules
-from utils.config_values import Key, nearest
+from utils.config_values import HELP_WIDTH, Key, nearest
 from utils.errors import ConfigError
 from utils.yaml_text import parse_yaml, read_text
 
@@ -106,21 +107,21 @@ def config_remarks(cfg: Config) -> list[str]:
     return lines
 
 
-def config_help() -> str:
-    """The text of --help on keys: every key with type, default and meaning, by group."""
-    lines = []
-    for name, declared in KEYS.items():
-        if declared.group:
-            lines.append(f"\n{declared.group}:")
-        lines.append(declared.help_line(name))
+def config_help(usual: Sequence[str] = ()) -> str:
+    """The text of --help on keys: each key with type, default and meaning; the usual ones first, the rest by group."""
+    declared = {**{name: k for name, k, _ in keys_by_owner("method")}, **KEYS}
+    groups: dict[str, list[str]] = {"The usual keys": [declared[name].help_line(name) for name in usual]}
+    lines: list[str] = []
+    for name, k in KEYS.items():
+        lines = groups.setdefault(k.group, []) if k.group else lines
+        lines += [] if name in usual else [k.help_line(name)]
     for choosing, what in _OWNERS.items():
-        lines.append(f"\nKeys of one {what} or several; those of another {what} than the one that runs have no effect:")
-        lines += [f"{k.help_line(name)}\n      of: {', '.join(owners)}" for name, k, owners in keys_by_owner(choosing)]
-    lines.append("\nA data-set section (gta5, synthia, cityscapes, or a name of your own with `type: folder`), set as "
-                 "section.key=value:")
-    lines += [declared.help_line(name) for name, declared in SECTION_KEYS.items()]
-    lines.append(f"\nAccepted without effect: {', '.join(NO_EFFECT)}.")
-    return "\n".join(lines).strip("\n")
+        groups[f"Keys of one {what} or several; those of another {what} than the one that runs have no effect"] = [
+            f"{k.help_line(name)}\n      of: {', '.join(owners)}" for name, k, owners in keys_by_owner(choosing)]
+    groups["Keys of a data-set section (gta5, synthia, cityscapes, or a name of your own with `type: folder`), set as "
+           "section.key=value"] = [k.help_line(name) for name, k in SECTION_KEYS.items()]
+    shown = ["\n".join([textwrap.fill(f"{title}:", HELP_WIDTH), *lines]) for title, lines in groups.items() if lines]
+    return "\n\n".join([*shown, textwrap.fill(f"Accepted without effect: {', '.join(NO_EFFECT)}.", HELP_WIDTH)])
 
 
 def keys_by_owner(choosing: str) -> list[tuple[str, Key, list[str]]]:

@@ -4,6 +4,7 @@ import difflib
 import os
 import re
 import reprlib
+import textwrap
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -13,6 +14,8 @@ from typing import Any, ClassVar
 
 from utils.errors import ConfigError
 from utils.yaml_text import NONE_WORDS, to_bool, to_float, to_int, to_str, value_of
+
+HELP_WIDTH = 100  # characters of a line of --help
 
 
 @dataclass(frozen=True)
@@ -65,10 +68,13 @@ class Key:
         return self.read(value, where)
 
     def help_line(self, name: str) -> str:
-        """The key's two lines in --help: kind, choices and default, then the meaning."""
+        """The key's lines in --help: kind, choices and default, then the meaning."""
         default = "required" if self.default is None and not self.optional else f"default {plain(self.default)}"
         choices = f" ({' | '.join(self.choices)})" if self.choices else ""
-        return f"  {name}: {kind_name(self.kind)}{choices}, {default}\n      {self.meaning}"
+        return "\n".join(textwrap.fill(text, HELP_WIDTH, initial_indent=indent, subsequent_indent=" " * 6,
+                                       break_long_words=False, break_on_hyphens=False)
+                         for indent, text in (("  ", f"{name}: {kind_name(self.kind)}{choices}, {default}"),
+                                              (" " * 6, self.meaning)))
 
     def _convert(self, kind, value, where):
         if isinstance(kind, list):

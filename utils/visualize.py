@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from utils.errors import one_line
 
-_GAP, _CAPTION_WIDTH, _MARGIN = 4, 96, 4
+_GAP, _CAPTION_WIDTH, _MARGIN, _CELL_WIDTH = 4, 96, 4, 256  # of a caption in letters of 14 pixels, beside such cells
 _SIDES = 4, 30  # of a matrix's cell: smallest and largest, pixels
 _FULL = (8, 48, 107)  # colour of 1 in a matrix; 0 is white
 IGNORE_COLOUR = (0, 0, 0)
@@ -26,9 +26,10 @@ def grid(rows: list[tuple[str, list[Image.Image]]], cell: tuple[int, int]) -> Im
     A caption may have several lines. cell: (width, height) in pixels to which each picture is resized.
     """
     width, height = cell
-    columns, font = max(len(pictures) for _, pictures in rows), ImageFont.load_default(size=14)
+    scale = max(1.0, width / _CELL_WIDTH)  # captions grow with the cells
+    columns, font = max(len(pictures) for _, pictures in rows), ImageFont.load_default(size=14 * scale)
     lines = [line for caption, _ in rows for line in caption.splitlines()]
-    left = max(_CAPTION_WIDTH, *(int(font.getlength(line)) + 2 * _MARGIN for line in lines))
+    left = max(round(_CAPTION_WIDTH * scale), *(int(font.getlength(line)) + 2 * _MARGIN for line in lines))
     sheet = Image.new("RGB", (left + columns * (width + _GAP), len(rows) * (height + _GAP) + _GAP), "white")
     draw = ImageDraw.Draw(sheet)
     for r, (caption, pictures) in enumerate(rows):
