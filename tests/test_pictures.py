@@ -13,8 +13,11 @@ from test_pipeline import call, toy_world, weights, world  # noqa: F401
 import run as run_script
 import run_so as run_so_script
 from dataset.class_sets import class_set
+from model.build import build_model
 from trainer import pictures
+from trainer.loop import Trainer
 from trainer.pictures import Pictures, confusion_picture, same_random_numbers
+from utils.cli import EXIT_STOPPED
 from utils.config import load_config
 from utils.machine import machine, peak_memory
 from utils.visualize import dimmed, matrix, with_legend
@@ -91,6 +94,24 @@ def test_pictures_change_nothing_although_the_network_draws_at_random(started, m
     assert not Path("log/off/ld").exists()
 
 
+def test_a_resumed_run_shows_what_a_whole_one_shows(started, monkeypatch):
+    assert call(monkeypatch, run_script, *LD, "note=whole") == 0
+    plain = Trainer.step
+    def stop(self, item):
+        self.interrupt.requested = "SIGTERM" if self.position.global_step == 0 else None
+        return plain(self, item)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", stop)
+        assert call(patch, run_script, *LD, "note=cut") == EXIT_STOPPED
+    assert call(monkeypatch, run_script, *LD, "note=cut", "--resume") == 0
+    whole, cut = weights("snapshot/whole/ld.pth"), weights("snapshot/cut/ld.pth")
+    assert all(cut[k].equal(v) for k, v in whole.items())
+    (whole, _), (cut, _) = board("ld", "whole"), board("ld", "cut")
+    for tag in ("images", "confusion"):
+        assert {step: image.encoded_image_string for step, image in whole[tag].items()} == {
+            step: image.encoded_image_string for step, image in cut[tag].items()}
+
+
 def test_generators_are_put_back():
     for reader in (lambda: torch.rand(3).tolist(), lambda: np.random.rand(3).tolist(), random.random):
         torch.manual_seed(1), np.random.seed(1), random.seed(1)
@@ -106,8 +127,6 @@ def test_an_image_that_cannot_be_read_is_left_out(started, monkeypatch):
     drawn = []
     monkeypatch.setattr(pictures, "grid", lambda found, cell: drawn.append(dict(found)) or Image.new("RGB", (90, 90)))
     cfg = load_config("tiny.yml", ["init_weight=snapshot/tiny/source_only.pth", "pictures=3"])
-    from model.build import build_model
-    from trainer.loop import Trainer
     trainer = Trainer(cfg)
     network, _ = build_model(cfg, torch.device("cpu"))
     trainer.samples[2].image.write_bytes(b"no image")

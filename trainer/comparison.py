@@ -84,21 +84,20 @@ def figure_rows(cfg: Config, checkpoints: list[str], samples: list[Sample], labe
     """Rows of pictures, (caption, one picture of each sample): the image and, for each protocol of `palettes`, every
     checkpoint's prediction and, if the samples are labelled, the ground truth."""
     device, table = pick_device(cfg.device), segmentation.label_table(cfg.target_data, cfg.num_classes)
-    images = [read_image(s.image, s.bands) for s in samples]
-    truth = [segmentation.read_pair(s, table)[1] for s in samples] if labelled else []
+    pairs = [segmentation.read_pair(s, table) if labelled else (read_image(s.image, s.bands), None) for s in samples]
     predicted = {}
     for name, checkpoint in zip(headings(checkpoints), checkpoints):
         model, _ = evaluate.trained_network(cfg, device, checkpoint)
         loader = loaders.whole_image_loader(cfg, cfg.target, samples, False, scales=augmentation.scales)
         predicted[name] = [prediction.cpu().numpy().astype(np.uint8)
                            for _, prediction in evaluate.predictions(model, loader, device, augmentation.flip)]
-    rows = [("image", [Image.fromarray(for_display(image)) for image in images])]
+    rows = [("image", [Image.fromarray(for_display(image)) for image, _ in pairs])]
     drawn = palettes(class_set(cfg), tuple(cfg.target_data.protocols or ()))
     for protocol, (of_labels, of_network) in drawn.items():
         title = f"\n{protocol}" if len(drawn) > 1 else ""
         rows += [(name + title, [colourise(p, of_network) for p in pictures]) for name, pictures in predicted.items()]
         if labelled:
-            rows.append((f"ground truth{title}", [colourise(label, of_labels) for label in truth]))
+            rows.append((f"ground truth{title}", [colourise(label, of_labels) for _, label in pairs]))
     return rows
 
 

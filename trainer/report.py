@@ -51,7 +51,7 @@ def configuration(note: str, given: str, words: list[str]) -> Config:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command-line program; returns its exit code."""
-    options = parser(__doc__, _DEFAULT)
+    options = parser(__doc__, _DEFAULT, usual=("pictures", "snapshot", "log", "result", "plabel", "target", "device"))
     options.prog = "python -m trainer.report"
     options.set_defaults(config=OWN)
     options.add_argument("note", metavar="NOTE", help="name of the run")

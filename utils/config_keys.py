@@ -189,8 +189,8 @@ class Config:
     val: bool = key(True, "validate, where the target's validation split has labels", may_change=True)
     val_freq: int = key(1000, "steps between validations; there is one after each round anyway", low=1, may_change=True)
     tensorboard: bool = key(True, "write scalars and pictures for TensorBoard", may_change=True)
-    pictures: int = key(4, "target images, spread over the split, that TensorBoard shows with predictions and pseudo "
-                        "labels, each round; 0: none", low=0, high=64, may_change=True)
+    pictures: int = key(4, "target images, spread over the split, that TensorBoard (each round) and the report show "
+                        "with predictions and pseudo labels; 0: none", low=0, high=64, may_change=True)
     screen: bool = key(True, "progress bars in place of print_freq's lines, where the output is a terminal",
                        may_change=True)
     model_folder: bool = key(True, "leave each network as a folder for other programs, too, beside its .pth file, as "
