@@ -19,7 +19,7 @@ from utils.errors import ConfigError
 
 PLANS = ("toy", "data", "own")
 WORDS = ("worker=0", "screen=False", "tensorboard=False", "resume=True", "val=False", "plabel_accuracy=False",
-         "keep_candidates=True")
+         "keep_candidates=True", "model_folder=False")
 NOT_FINITE = "is not finite"  # in the error of a run whose numbers have overflown
 
 

@@ -28,6 +28,9 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TRANSFORMERS = "hf/transformers"  # `model` of a network of transformers, whose folder is inside ours
 SAFE = r"deeplab|torchvision/\w+|smp/\w+:[\w.-]+|" + TRANSFORMERS  # values of `model` that name no user's code
 DOWNLOADS = ("weights", "weights_backbone", "encoder_weights")  # arguments by which libraries download weights
+_FETCHES = {  # entries of a configuration of transformers -> whether a value has it fetch weights or code
+    "use_pretrained_backbone": bool, "quantization_config": bool,
+    **dict.fromkeys(("attn_implementation", "_attn_implementation"), lambda value: "/" in str(value))}
 _LARGEST = 2**22  # bytes of a config.json
 _SECTION = ("input_size", "bands", "value_range", "classes", "palette", "label_ids")  # keys of the section
 
@@ -153,6 +156,8 @@ def _model(model, folder, where, trusted):
         inner = os.path.join(os.path.abspath(folder), "transformers")
         if ".py:" in inner:
             raise ConfigError(f"{where}: a folder with '.py:' in its path cannot be loaded: rename it.")
+        if not trusted:
+            _require_nothing_fetched(Path(inner, CONFIG), where)
         return f"hf/{inner}"
     if re.fullmatch(SAFE, model):
         return model
@@ -162,6 +167,19 @@ def _model(model, folder, where, trusted):
         raise ConfigError(f"{where}: the network is Python code, {model}, which a folder cannot have run: if you trust "
                           f"that file and have it, add model={model} (with the path where it is).")
     return model
+
+
+def _require_nothing_fetched(path, where):
+    """Raise ConfigError if a configuration of transformers has it fetch anything."""
+    waiting = []
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # of which transformers will tell
+        waiting += [json.loads(path.read_bytes())]
+    for part in waiting:  # which grows meanwhile
+        entries = part if isinstance(part, dict) else dict(enumerate(part)) if isinstance(part, list) else {}
+        waiting += entries.values()
+        if name := next((name for name, fetches in _FETCHES.items() if fetches(entries.get(name, ""))), None):
+            raise ConfigError(f"{where}: transformers/{CONFIG} has {name}={shown(entries[name])}, for which a folder "
+                              f"cannot ask: if you trust it, give model=hf/{path.parent}.")
 
 
 def _require_plain_arguments(network, where):

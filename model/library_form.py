@@ -51,6 +51,8 @@ def _write_transformers(folder: Path, network: Any, tensors: dict[str, Tensor], 
     from transformers.utils import logging
     logging.disable_progress_bar()  # it is drawn where the output is no terminal, too
     own, network.config = network.config, copy.deepcopy(network.config)
+    if getattr(network.config, "use_pretrained_backbone", False):
+        network.config.use_pretrained_backbone = False  # its weights are among these
     if len(names) == network.config.num_labels:
         network.config.id2label = dict(enumerate(names))
         network.config.label2id = {name: i for i, name in enumerate(names)}

@@ -42,9 +42,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
     """The command-line program; returns its exit code."""
     tolerant_output()
     options = OneLineParser(prog="python -m model.weights", description=__doc__,
-                            formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("words", nargs="+", metavar="IN [OUT]", help="the checkpoint, what to write, and key=value "
-                         "words of its configuration among them")
+                            usage="%(prog)s IN [OUT] [options] [key=value ...]",
+                            formatter_class=argparse.RawDescriptionHelpFormatter,
+                            epilog="exit codes: 0 done, 2 wrong input (one line says what), 130 stopped by a signal")
+    options.add_argument("words", nargs="+", metavar="WORD", help="IN, OUT, and key=value words of the "
+                         "configuration among them")
     options.add_argument("--config", metavar="FILE", type=path, help="configuration of the network")
     options.add_argument("--names", choices=LAYOUTS, default="own",
                          help="names of a DeepLabV2's tensors in OUT: own (AdaptSegNet's, CCM's and CRST's too), "

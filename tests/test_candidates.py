@@ -81,7 +81,7 @@ def test_scoring_changes_nothing_that_is_trained(world, monkeypatch):
     for method in ("ld", "mean_teacher", "bn_adapt"):
         assert same(weights(f"snapshot/tiny/{method}.pth"), weights(f"snapshot/without/{method}.pth"))
     assert sorted(p.name for p in Path("snapshot/without").iterdir() if "_" in p.name) == [
-        "bn_adapt.pth", "bn_adapt.state", "bn_adapt.yml", "mean_teacher.pth", "mean_teacher.state", "mean_teacher.yml"]
+        f"{method}{end}" for method in ("bn_adapt", "mean_teacher") for end in ("", ".pth", ".state", ".yml")]
     assert not list(Path("snapshot").rglob("*.candidates"))
 
 

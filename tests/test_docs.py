@@ -100,7 +100,7 @@ PLACEHOLDERS = {"trainer/methods/NAME.py", "mine.py", "mynet.py"}
 @by_page
 def test_named_functions_exist(page):
     for name, in named(page, rf"(?:{'|'.join(ROOMS)})(?:\.\w+)+"):
-        if not name.endswith((".py", ".md", ".pth", ".yml")):
+        if not name.endswith((".py", ".md", ".pth", ".yml", ".safetensors")):
             assert found(name), name
 
 

@@ -334,6 +334,10 @@ def test_code_in_the_folder_of_transformers_is_not_run(tmp_path, monkeypatch):
     (inner / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     assert "custom code" in refusal(tmp_path / "net") and not (tmp_path / "ran").exists()
+    for name, value in (("use_pretrained_backbone", True), ("quantization_config", {"quant_method": "x"}),
+                        ("attn_implementation", "someone/kernel")):
+        (inner / "config.json").write_text(json.dumps({**content, "backbone_config": [{name: value}]}))
+        assert f"transformers/config.json has {name}=" in refusal(tmp_path / "net")
 
 
 def test_a_half_replaced_folder_is_seen(good, tmp_path, monkeypatch):
@@ -446,6 +450,23 @@ def test_a_stage_leaves_its_folders_from_which_the_next_starts(tmp_path, monkeyp
     assert call(monkeypatch, run_script, "method=ld", "init_weight=start", "model_folder=false") == 0
     assert "ld/" not in capsys.readouterr().out and sorted(p.name for p in Path("snapshot/tiny").iterdir()) == [
         ".lock", "ld.pth", "ld.state", "ld.yml", "ld_chosen.pth", "ld_verdict.json"]
+
+
+def test_a_resumed_run_names_the_weights_that_it_began_with(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_toy_world(tmp_path / "world", seed=5, size=(128, 64), source=1, synthia=0, train=3, val=2)
+    tiny = copy.deepcopy({**TINY, "tensorboard": False, "val": False, "round": 1, "score_images": 0, "save_freq": 1})
+    (tmp_path / "tiny.yml").write_text(yaml.safe_dump(tiny))
+    save_weights(network_of({"layers": [1, 1, 1, 1], "width": 8, "classes": 19})[1], "start.pth")
+    began = file_sha256("start.pth")
+    monkeypatch.setattr("trainer.loop.Trainer.save", lambda self: os.kill(os.getpid(), 15) or self.interrupt.check())
+    assert call(monkeypatch, run_script, "method=entmin", "init_weight=start.pth") == 75
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    Path("start.pth").write_bytes(b"")
+    assert call(monkeypatch, run_script, "method=entmin", "init_weight=start.pth", "--resume") == 0
+    found = json.loads(Path("snapshot/tiny/entmin/config.json").read_text())["provenance"]
+    assert found["init_weight_sha256"] == began and found["verdict"] is None
 
 
 def test_the_examples_of_the_page_run(tmp_path, monkeypatch):

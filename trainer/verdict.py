@@ -166,6 +166,7 @@ def start_remark(init_weight: str | None) -> list[str]:
     found = beside(init_weight) if init_weight else None
     if found is None or Path(init_weight).stem.endswith(CHOSEN) or found["last"] == found["chosen"]:
         return []
-    better = Path(init_weight).with_name(f"{Path(init_weight).stem}{CHOSEN}.pth")
+    path = Path(init_weight)
+    better = path.with_name(f"{path.stem}{CHOSEN}{'.pth' if path.suffix else ''}")  # without: a model folder
     return [f"note: init_weight: that stage's verdict was {found['verdict']}, and it chose {found['chosen']!r}: "
             f"init_weight={better} starts from that one"]
