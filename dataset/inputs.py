@@ -92,8 +92,8 @@ def _before_magic(parts: Iterable[str]) -> list[str]:
 
 class InputImages:
     """Images to be predicted. Items: name, and those of `views.at_sizes`; without an input_size (width, height) the
-    image has its own size, and no scales. photo: uint8 [H, W, 3] of it as well, for pictures. A file that cannot be
-    read gives an item with `name` and `error`, the message."""
+    image has its own size, and no scales. photo: uint8 [H, W, 3] of it as well, for pictures, unless the image is
+    that. A file that cannot be read gives an item with `name` and `error`, the message."""
 
     def __init__(self, samples: list[Sample], input_size: tuple[int, int] | None, scales: tuple[float, ...] = (1.0,),
                  photo: bool = False):
@@ -109,5 +109,6 @@ class InputImages:
         except DataError as error:
             return {"name": sample.name, "error": str(error)}
         scaled = at_sizes(image, self.input_size or image.shape[1::-1], self.scales if self.input_size else (1.0,))
-        photo = {"photo": torch.from_numpy(np.ascontiguousarray(for_display(image)))} if self.photo else {}
-        return {"name": sample.name, **scaled, **photo}
+        if self.photo and (self.input_size or image.shape[2] != 3):
+            scaled["photo"] = torch.from_numpy(np.ascontiguousarray(for_display(image)))
+        return {"name": sample.name, **scaled}

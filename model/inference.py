@@ -138,9 +138,8 @@ def prediction(scores: Tensor, logits: bool, confidence: bool = False) -> Predic
     sure = None
     if confidence:
         sure = top.float().clone()
-        for part in tiles(top.numel(), len(scores), scores.device) if logits else ():
-            z = scores.flatten(1)[:, part].float()
-            sure.view(-1)[part] = 1 / (z - top.flatten()[part]).exp_().sum(0)
+        for rows in tiles(len(top), len(scores) * top.shape[1], scores.device) if logits else ():
+            sure[rows] = 1 / (scores[:, rows].float() - top[rows]).exp_().sum(0)
     return Prediction(ids.to(torch.uint8), sure, top.isfinite().all())
 
 
@@ -151,24 +150,25 @@ def predict_tiled(model: Segmenter, pixels: Tensor, cut: Tiling, augmentation: A
     The tiles' scores (`image_scores`) are blended by `Tiling.weights`. Of all scores no more than those of one strip
     of tiles, as wide as the image, are kept at a time. batch: tiles of one pass.
     """
-    found, kept = [], None
+    found, kept, space = [], None, None
     rows = cut.weights(pixels.shape[0])
     for (top, bottom), (first, weights) in zip(cut.spans(pixels.shape[0]), rows):
         strip = _strip(model, pixels[top:bottom], slice(first - top, first - top + len(weights)), cut, augmentation,
-                       batch)
+                       batch, space)
+        space = strip if space is None else space
         strip *= weights.to(strip.device)[:, None]
         if kept is not None:
             strip[:, :kept.shape[1]] += kept
         done = strip.shape[1] - (cut.overlap // 2 if len(found) + 1 < len(rows) else 0)
         found.append(prediction(strip[:, :done], augmentation.passes == 1, confidence))
         kept = strip[:, done:].clone()
-        del strip  # before the next one is made
     ids, sure, finite = zip(*found)
     return Prediction(torch.cat(ids), torch.cat(sure) if confidence else None, torch.stack(finite).all())
 
 
-def _strip(model, pixels, rows, cut, augmentation, batch):
-    """Scores float [C, n, W] of those `rows` (a slice) of a strip uint8 [h, W, K], blended from left to right."""
+def _strip(model, pixels, rows, cut, augmentation, batch, space):
+    """Scores float [C, n, W] of those `rows` (a slice) of a strip uint8 [h, W, K], blended from left to right. space:
+    an earlier strip's scores, whose memory is used if it is enough."""
     width, device = pixels.shape[1], next(model.parameters()).device
     waiting = list(zip(cut.spans(width), cut.weights(width)))
     total = None
@@ -182,7 +182,8 @@ def _strip(model, pixels, rows, cut, augmentation, batch):
         for ((begin, _), (first, weights)), found in zip(group, scores):
             part = found[:, rows, first - begin: first - begin + len(weights)]
             if total is None:
-                total = part.new_zeros(len(part), part.shape[1], width)
+                fits = space is not None and space.shape[1] >= part.shape[1]
+                total = space[:, :part.shape[1]].zero_() if fits else part.new_zeros(*part.shape[:2], width)
             total[:, :, first: first + len(weights)] += part * weights.to(device)
     return total
 

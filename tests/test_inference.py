@@ -1,7 +1,6 @@
 """Test-time augmentation against a plain float64 version, and tiles against the whole image."""
 import itertools
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from trainer import evaluate
 from utils.constants import INPUTS, InputConvention
 from utils.errors import ConfigError
 
-ROOT = Path(__file__).parent.parent
 PLAIN = InputConvention("rgb", 255, (0.0, 0.0, 0.0))  # pixels as they are
 CPU = torch.device("cpu")
 
@@ -84,7 +82,7 @@ def test_one_pass_is_made_of_each_size_and_no_more():
     assert calls[1:] == [(2, 3, 16, 24)] * 2 + [(2, 3, 8, 12)] * 2
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.integers(1, 5), st.integers(0, 100), st.booleans())
 def test_a_batch_gives_what_each_image_alone_gives(count, seed, flip):
     """To float32's rounding: convolutions of several images may be computed in another order."""
@@ -120,7 +118,7 @@ CUTS = st.integers(1, 8).flatmap(lambda m: st.integers(1, 6).flatmap(
     lambda o: st.integers(2 * o, 2 * o + 6).map(lambda t: Tiling(t * m, o * m, m))))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(1, 400), CUTS)
 def test_tiles_cover_an_axis_and_their_weights_add_up_to_one(extent, cut):
     spans, weights = cut.spans(extent), cut.weights(extent)
@@ -153,7 +151,7 @@ class Exact(nn.Module):
         return self.wide(self.stem(x))
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(height=st.integers(1, 130), width=st.integers(1, 130), stride=st.sampled_from([1, 2, 4]),
        radius=st.integers(0, 2), overlap=st.integers(1, 3), tile=st.integers(0, 4), batch=st.integers(1, 3),
        flip=st.booleans(), seed=st.integers(0, 5))

@@ -134,7 +134,7 @@ def _settings(cfg: Config, request: Request, key: outputs.Legend, cut: Tiling | 
 def _predict(network: Segmenter, cfg: Config, request: Request, images: InputImages, cut: Tiling | None,
              key: outputs.Legend, manifest: Manifest, skipped: int) -> list[str]:
     """Predict all images and write their pictures; lines about those that failed."""
-    device, failed = next(network.parameters()).device, []
+    device, confident, failed = next(network.parameters()).device, "confidence" in request.save, []
     samples = {sample.name: sample for sample in images.samples}
     network.eval()
     workers = min(worker_count(cfg), 1) if cut else worker_count(cfg)  # large images: few of them in memory
@@ -143,7 +143,7 @@ def _predict(network: Segmenter, cfg: Config, request: Request, images: InputIma
 
     def write(item, ids, confidence):
         drawn = outputs.pictures(request.save, ids().numpy(), key, confidence and confidence().numpy(),
-                                 item["photo"].numpy() if "photo" in item else None)
+                                 item["photo"].numpy())
         sizes = {kind: outputs.write_png(outputs.output_path(request.output, kind, item["name"]), picture)
                  for kind, picture in drawn.items()}
         manifest.add(samples[item["name"]], sizes)
@@ -155,8 +155,8 @@ def _predict(network: Segmenter, cfg: Config, request: Request, images: InputIma
                 failed.append(item.get("error") or f"{samples[item['name']].image}: the network's outputs are not "
                               "finite: set amp=off or bf16, or check the image and the checkpoint.")
                 continue
-            writers.submit(write, {k: v for k, v in item.items() if k in ("name", "photo")}, host_copy(found.ids),
-                           host_copy(found.confidence) if "confidence" in request.save else None)
+            writers.submit(write, {"name": item["name"], "photo": item.get("photo", item["image"][0])},
+                           host_copy(found.ids), host_copy(found.confidence) if confident else None)
     return failed
 
 
