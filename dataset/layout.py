@@ -153,8 +153,8 @@ def _folder(paths: Sequence[str], root: str, tight: bool = False) -> str:
     places = Counter(next((i for i in range(start, len(p)) if p[i] in SPLITS), None) for p in parts)
     at = max((place for place in places if place is not None), key=lambda place: places[place], default=None)
     if at is None:
-        shared = _common_folder(paths) if tight else ""
-        return (shared if not set(shared) & set("{}*") else "") or root or "."
+        inner = _common_folder(paths) if tight else ""
+        return (inner if not set(inner) & set("{}*") else "") or root or "."
     parts = [p for p in parts if len(p) > at and p[at] in SPLITS]
     shared = [level[0] if len(set(level)) == 1 and not set(level[0]) & set("{}*") else "*" for level in zip(*parts)]
     below = []

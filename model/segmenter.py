@@ -1,6 +1,5 @@
 """A wrapper that gives every network the same input and output: pixels in, one score per class out. Only this module
 and `interface.py` know what the wrapped network itself takes and returns."""
-import contextlib
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -181,13 +180,12 @@ class Segmenter(nn.Module):
         if batch_size == 1:
             norms |= {norm: functools.partial(self._normalised, norm, norms.get(norm, norm.forward))
                       for norm in self._watched if norm.training}
-        normed = functools.partial(_replaced, norms)
         again = self._checkpointing and self.training and torch.is_grad_enabled()
         if again or self._fused:
             for block in self._blocks:
                 call = self._fused.get(block, block.forward)
-                forwards[block] = functools.partial(recompute.recomputed, call, block, again=normed) if again else call
-        return _both(normed(), _replaced(forwards))
+                forwards[block] = functools.partial(recompute.recomputed, call, block) if again else call
+        return recompute.replaced_forwards({**norms, **forwards})
 
     def _normalised(self, norm, plain, x):
         """A batch norm's forward pass, in which a single value per channel, which has no variance, is normalised by
@@ -223,25 +221,3 @@ class Segmenter(nn.Module):
 
 def _last_with_parameters(network):
     return [name for name, module in network.named_modules() if any(True for _ in module.parameters(recurse=False))][-1]
-
-
-@contextlib.contextmanager
-def _replaced(forwards):
-    """Within, modules have other forward passes, {module: function}; afterwards their own ones."""
-    before = {module: module.__dict__.get("forward") for module in forwards}
-    try:
-        for module, forward in forwards.items():
-            module.__dict__["forward"] = forward
-        yield
-    finally:
-        for module, own in before.items():
-            if own is None:
-                module.__dict__.pop("forward", None)
-            else:
-                module.__dict__["forward"] = own
-
-
-@contextlib.contextmanager
-def _both(first, second):
-    with first, second:
-        yield

@@ -11,6 +11,7 @@ from torch import nn
 import run as run_script
 from model.alpha_bn import AlphaBatchNorm
 from model.interface import Interface
+from model.networks import deeplab
 from model.segmenter import Segmenter
 from trainer.loop import Trainer
 from utils.cli import EXIT_STOPPED
@@ -125,6 +126,19 @@ def test_recomputed_blocks_give_the_same_gradients_and_statistics():
         made.checkpointing = checkpointing
         made.train()(images(2)).square().sum().backward()
         found.append([p.grad for p in made.parameters()] + list(made.network.buffers()))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_a_recomputed_deeplab_gives_the_same_gradients_and_statistics(share):
+    found = []
+    for checkpointing in (False, True):
+        torch.manual_seed(0)
+        made = deeplab(5, (1, 2, 4, 1), 4)
+        made.training_norm, made.checkpointing = AlphaBatchNorm(made, share).normalise, checkpointing
+        made.train()(images(2)).square().sum().backward()
+        found.append([p.grad for p in made.parameters()] + list(made.network.buffers()))
+        assert not any("forward" in module.__dict__ for module in made.modules())
     torch.testing.assert_close(*found)
 
 

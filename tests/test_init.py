@@ -481,3 +481,10 @@ def test_memory_as_given_decides(here, net, capsys):
         sizes.append(cfg.batch_size * cfg.crop_tgt**2)
         assert ("more than is there" in error) == (gib == "1.2") and cfg.checkpointing == (gib == "1.2")
     assert sizes == sorted(set(sizes))
+
+
+def test_little_memory_is_run_as_well(here, net, monkeypatch, capsys):
+    flat(here / "data")
+    out, error = written(capsys, "--images", "data", "--checkpoint", net[3], "--memory", "0.5")
+    assert parse_config(out, "mine.yml").checkpointing and "more than is there" in error
+    run(monkeypatch, out)
