@@ -230,8 +230,8 @@ def test_the_page_shows_the_numbers_of_the_files(inside, capsys):
         assert [row[1:4] for row in shares[1:]] == [[f"{100 * x:.2f}" for x in row] for row in zip(*columns)]
         assert [row[0] for row in candidates[1:]] == list(of)
         for row in candidates[1:]:
-            assert row[1:-2] == [report_page.number(of[row[0]]["scores"][name], 3) for name in candidates[0][1:-2]]
-            assert ("chosen" in row[-1]) == (row[0] == decided["chosen"])
+            assert row[2:-1] == [report_page.number(of[row[0]]["scores"][name], 3) for name in candidates[0][2:-1]]
+            assert ("chosen" in row[1]) == (row[0] == decided["chosen"])
 
 
 def test_the_pictures_are_the_networks_predictions(inside):

@@ -50,7 +50,7 @@ def _predictions(cfg, stages):
     if last.verdict and last.chosen and last.verdict["chosen"] != last.verdict["last"]:
         files.append(str(last.chosen))
     if not files:
-        raise UserError("no stage has left a checkpoint")
+        raise UserError("no stage has left a checkpoint.")
     samples, title = segmentation.find_split(cfg.target, cfg.target_data, "val", required=False)[0], "validation"
     if not samples:
         samples, title = segmentation.find_split(cfg.target, cfg.target_data, "train")[0], "training"
