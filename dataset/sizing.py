@@ -5,11 +5,10 @@ from dataclasses import dataclass
 
 STEP = 32  # sizes are multiples of this, as most networks want them
 LABELLED = 1024 * 512  # pixels of a whole image at most: those of the paper
-_BASE = 1.0 * 2**30  # bytes: Python, its libraries, the weights and what the optimiser keeps of them
-# Bytes for each pixel of a batch in training, of DeepLabV2 on a ResNet-101 with the settings of config/own_config.yml:
-# `run.py --dry-run` measured 3.94 GiB with 4 crops of 256 x 256 on a CPU.
-_PER_PIXEL = 11.5 * 2**10
-_RECOMPUTED = 0.4  # of that, with checkpointing
+# Bytes in training, of DeepLabV2 on a ResNet-101 with the settings of config/own_config.yml: of Python, its libraries,
+# the weights and what the optimiser keeps of them; for each pixel of a batch; the latter's part with checkpointing.
+# `run.py --dry-run` measured on a CPU 3.94 GiB with 4 crops of 256 x 256, and 1.68 GiB with 2 of 192 x 192, recomputed.
+_BASE, _PER_PIXEL, _RECOMPUTED = 1.2 * 2**30, 11 * 2**10, 0.6
 _FIXED_STEPS, _EPOCHS = 100, (2, 20)
 
 

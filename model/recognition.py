@@ -2,8 +2,8 @@
 import importlib
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from model.checkpoint_file import read_content
 from model.conversion import convert
@@ -47,16 +47,16 @@ def _of_deeplab(checkpoint, kind, size):
     values = {"model": "deeplab", "init_weight": checkpoint, **size, "head_branches": branches}
     keys = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()
             if k not in defaults or v != defaults[k].default}
-    weight = _memory(size) / _memory({"layers": defaults["layers"].default, "width": defaults["width"].default})
-    return Recognised(keys, {}, tuple(f"{checkpoint}: {text}" for text in (report.facts, *report.warnings)), weight)
+    return Recognised(keys, {}, tuple(f"{checkpoint}: {text}" for text in (report.facts, *report.warnings)),
+                      _weight(size["layers"], size["width"]))
 
 
-def _memory(size: dict[str, Any]) -> float:
-    """What a DeepLabV2 keeps for each pixel in training, up to a factor: the channels of the stem and of each block, by
-    their resolution."""
-    width, shares = size["width"], (1 / 16, 1 / 64, 1 / 64, 1 / 64)
-    blocks = sum(n * 2**i * share for i, (n, share) in enumerate(zip(size["layers"], shares)))
-    return width * (4 * blocks + 0.75)
+def _weight(layers: Sequence[int], width: int) -> float:
+    """What a DeepLabV2 keeps for each pixel in training, beside one on a ResNet-101: the channels of the stem and of
+    each block, by their resolution."""
+    def kept(layers, width):
+        return width * (0.75 + 4 * sum(n * 2**i / (64 if i else 16) for i, n in enumerate(layers)))
+    return kept(layers, width) / kept((3, 4, 23, 3), 64)
 
 
 def _of_other(checkpoint, content, looks):
@@ -77,7 +77,8 @@ def _of_folder(folder):
         section = {key: getattr(cfg.target_data, key) for key in ("input_size", "classes", "palette", "bands",
                                                                   "value_range")}
         return Recognised({"model": cfg.model, "init_weight": folder, "num_classes": cfg.num_classes, **keys},
-                          {k: v for k, v in section.items() if v is not None}, ())
+                          {k: v for k, v in section.items() if v is not None}, (),
+                          _weight(cfg.options["layers"], cfg.options["width"]) if cfg.model == "deeplab" else None)
     try:
         found = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         names = {int(i): str(name) for i, name in found.get("id2label", {}).items()}

@@ -422,6 +422,7 @@ def test_a_deeplab_is_recognised(layers, width, count, trained, here):
     branches = {"head_branches": trained} if trained < 4 else {}
     assert found.keys == {"model": "deeplab", "init_weight": "net.pth", "num_classes": count, "layers": list(layers),
                           "width": width, **branches}
+    assert 0 < found.weight < 0.2
 
 
 def test_other_checkpoints(here, capsys):
