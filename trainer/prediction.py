@@ -145,7 +145,7 @@ def _predict(network: Segmenter, cfg: Config, request: Request, images: InputIma
         drawn = outputs.pictures(request.save, ids().numpy(), key, confidence and confidence().numpy(),
                                  item["photo"].numpy())
         sizes = {kind: outputs.write_png(outputs.output_path(request.output, kind, item["name"]), picture)
-                 for kind, picture in drawn.items()}
+                 for kind, picture in drawn}
         manifest.add(samples[item["name"]], sizes)
 
     with Background(_WRITERS, pending=_WRITERS if cut else 2 * _WRITERS) as writers:
@@ -156,8 +156,13 @@ def _predict(network: Segmenter, cfg: Config, request: Request, images: InputIma
                               "finite: set amp=off or bf16, or check the image and the checkpoint.")
                 continue
             writers.submit(write, {"name": item["name"], "photo": item.get("photo", item["image"][0])},
-                           host_copy(found.ids), host_copy(found.confidence) if confident else None)
+                           host_copy(found.ids), host_copy(_grey(found.confidence)) if confident else None)
     return failed
+
+
+def _grey(confidence):
+    """The confidence float32 [H, W] in 0..1 as uint8, round(255 p); it is computed in place."""
+    return confidence.mul_(255).round_().to(torch.uint8)
 
 
 def _predictions(network: Segmenter, items: Iterable[dict], request: Request, cut: Tiling | None,
