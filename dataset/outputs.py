@@ -1,7 +1,7 @@
 """Files of a prediction: label ids as indexed PNG, colours, overlay on the photo, confidence; and what they mean."""
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,22 +64,21 @@ def _label_ids(cfg: Config, names: tuple[str, ...]) -> tuple[int, ...]:
 
 
 def pictures(kinds: Sequence[str], ids: np.ndarray, key: Legend, confidence: np.ndarray | None,
-             photo: np.ndarray | None) -> dict[str, Image.Image]:
-    """The pictures of one image, {kind: picture}.
+             photo: np.ndarray | None) -> Iterator[tuple[str, Image.Image]]:
+    """The pictures of one image, (kind, picture), one after the other, as large ones take much memory.
 
-    ids: uint8 [H, W] numbers of the network's classes. confidence: float32 [H, W] in 0..1, for that kind. photo: uint8
-    [H, W, 3], for the overlay, which is the mean of photo and colours.
+    ids: uint8 [H, W] numbers of the network's classes. confidence: uint8 [H, W], for that kind. photo: uint8 [H, W, 3],
+    for the overlay, which is the mean of photo and colours.
     """
-    found = {}
-    colours = colourise(ids, key.palette) if {"color", "overlay"} & set(kinds) else None
     for kind in kinds:
         if kind == "ids":
-            found[kind] = _indexed(ids, key)
+            yield kind, _indexed(ids, key)
         elif kind == "confidence":
-            found[kind] = Image.fromarray(np.rint(255 * confidence).astype(np.uint8))
+            yield kind, Image.fromarray(confidence)
+        elif kind == "color":
+            yield kind, colourise(ids, key.palette)
         else:
-            found[kind] = colours if kind == "color" else Image.blend(Image.fromarray(photo), colours, 0.5)
-    return found
+            yield kind, Image.blend(Image.fromarray(photo), colourise(ids, key.palette), 0.5)
 
 
 def _indexed(ids, key):

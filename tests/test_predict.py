@@ -382,6 +382,22 @@ def test_predictions_of_another_checkpoint_are_refused_and_the_same_one_elsewher
     assert "made with other weights" in capsys.readouterr().err
 
 
+def test_predictions_of_another_folders_images_are_not_overwritten_unasked(here, monkeypatch, capsys):
+    words = ("--output", "out", "--input")
+    assert call(monkeypatch, *words, "shots") == 0
+    for name, seed in (("grey", 1), ("new", 2)):
+        Path("other").mkdir(exist_ok=True)
+        Path(f"other/{name}.png").write_bytes(png(noise(20, 30, seed=seed), 8, 0))
+    before = tree(here)
+    assert call(monkeypatch, *words, "other") == 2
+    assert "holds the prediction of another image named 'grey', " in capsys.readouterr().err and tree(here) == before
+    assert call(monkeypatch, *words, "other/new.png") == 0
+    Path("shots").rename("moved")  # the same files at another place
+    assert call(monkeypatch, *words, "moved") == 0
+    assert "6 were there already" in capsys.readouterr().out
+    assert call(monkeypatch, *words, "other", "--overwrite") == 0
+
+
 def test_files_of_others_are_not_overwritten_unasked(here, monkeypatch, capsys):
     Path("out/ids").mkdir(parents=True)
     Path("out/ids/grey.png").write_bytes(b"mine")
@@ -544,17 +560,16 @@ from bench.harness import resident
 
 sys.argv = ["predict.py", *sys.argv[1:]]
 code = predict.run()
-print("peak", resident("VmHWM") / 1024)  # not ru_maxrss, which begins with the parent's
+print("peak", resident("VmHWM") / 1024)  # GiB; not ru_maxrss, which begins with the parent's
 sys.exit(code)
 """
-LIMIT = 1.5  # GiB
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("words", [[], ["--batch", "4", "--save", "ids", "overlay", "confidence", "worker=1"]],
-                         ids=["plain", "all"])
-def test_tiles_of_a_large_image_take_little_memory(here, words):
+@pytest.mark.parametrize("words, limit", [
+    ([], 1.5), (["--batch", "4", "--save", "ids", "overlay", "confidence", "worker=1"], 2)], ids=["plain", "all"])
+def test_tiles_of_a_large_image_take_little_memory(here, words, limit):
     """6000 x 4000 pixels and 19 classes, of which the whole image's scores would take 1.7 GiB."""
     from torchvision.models.segmentation import lraspp_mobilenet_v3_large
     network = lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=19)
@@ -569,4 +584,4 @@ def test_tiles_of_a_large_image_take_little_memory(here, words):
                           env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert Image.open("out/ids/large.png").size == (6000, 4000)
-    assert float(done.stdout.split("peak")[1]) < LIMIT
+    assert float(done.stdout.split("peak")[1]) < limit

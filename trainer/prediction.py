@@ -37,7 +37,7 @@ class Request:
     `outputs.KINDS`. ids: `outputs.TRAIN` or `outputs.LABEL`. size: (width, height) at which the network sees the
     images, by default the target's `input_size`. tile: side of the tiles into which an image is cut at its own size,
     None: not at all; overlap: of neighbouring tiles. batch: images, or tiles, of one pass. overwrite: predict again
-    what is there already, whoever made it.
+    what is there already, whoever made it. Raises ConfigError if these do not go together.
     """
 
     inputs: tuple[str, ...]
@@ -50,6 +50,19 @@ class Request:
     overlap: int | None = None
     batch: int = 1
     overwrite: bool = False
+
+    def __post_init__(self):
+        for kind in self.save:
+            if kind not in outputs.KINDS:
+                raise ConfigError(f"--save: expected {', '.join(outputs.KINDS)}, found {kind!r}"
+                                  f"{nearest(kind, outputs.KINDS)}.")
+        if self.tile and self.size:
+            raise ConfigError("--size: has no effect with --tile, which cuts each image at its own size: leave one "
+                              "out.")
+        if self.overlap is not None and not self.tile:
+            raise ConfigError("--overlap: has no effect without --tile: give both, or leave it out.")
+        if not self.save or not self.inputs:
+            raise ConfigError("--input, --save: expected at least one word each.")
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,6 @@ class Outcome:
 def predict_files(cfg: Config, checkpoint: str, request: Request) -> Outcome:
     """Predict images with the network of a checkpoint. Nothing is written before configuration, images' names and
     checkpoint have been found right."""
-    _check(request)
     found = _inputs(cfg, request)
     key = outputs.legend(cfg, request.ids)
     network, loaded = trained_network(cfg, pick_device(cfg.device), checkpoint)
@@ -99,20 +111,6 @@ def predict(network: Segmenter, cfg: Config, request: Request, found: tuple[list
         failed = _predict(network, cfg, request, images, cut, key, manifest, len(samples) - len(waiting))
     return Outcome(len(waiting) - len(failed), len(samples) - len(waiting), failed,
                    [folder / kind for kind in request.save], remarks)
-
-
-def _check(request):
-    """Raise ConfigError if the options do not go together."""
-    for kind in request.save:
-        if kind not in outputs.KINDS:
-            raise ConfigError(f"--save: expected {', '.join(outputs.KINDS)}, found {kind!r}"
-                              f"{nearest(kind, outputs.KINDS)}.")
-    if request.tile and request.size:
-        raise ConfigError("--size: has no effect with --tile, which cuts each image at its own size: leave one out.")
-    if request.overlap is not None and not request.tile:
-        raise ConfigError("--overlap: has no effect without --tile: give both, or leave it out.")
-    if not request.save or not request.inputs:
-        raise ConfigError("--input, --save: at least one word each.")
 
 
 def _inputs(cfg, request):
@@ -145,7 +143,7 @@ def _predict(network: Segmenter, cfg: Config, request: Request, images: InputIma
         drawn = outputs.pictures(request.save, ids().numpy(), key, confidence and confidence().numpy(),
                                  item["photo"].numpy())
         sizes = {kind: outputs.write_png(outputs.output_path(request.output, kind, item["name"]), picture)
-                 for kind, picture in drawn.items()}
+                 for kind, picture in drawn}
         manifest.add(samples[item["name"]], sizes)
 
     with Background(_WRITERS, pending=_WRITERS if cut else 2 * _WRITERS) as writers:
@@ -156,8 +154,13 @@ def _predict(network: Segmenter, cfg: Config, request: Request, images: InputIma
                               "finite: set amp=off or bf16, or check the image and the checkpoint.")
                 continue
             writers.submit(write, {"name": item["name"], "photo": item.get("photo", item["image"][0])},
-                           host_copy(found.ids), host_copy(found.confidence) if confident else None)
+                           host_copy(found.ids), host_copy(_grey(found.confidence)) if confident else None)
     return failed
+
+
+def _grey(confidence):
+    """The confidence float32 [H, W] in 0..1 as uint8, round(255 p); it is computed in place."""
+    return confidence.mul_(255).round_().to(torch.uint8)
 
 
 def _predictions(network: Segmenter, items: Iterable[dict], request: Request, cut: Tiling | None,

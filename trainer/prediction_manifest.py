@@ -1,5 +1,6 @@
 """Which images of a folder of predictions are done: a file that lets a prediction go on where it was stopped."""
 import json
+import os
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +20,8 @@ class Manifest:
     its pictures are. It survives a process that is killed at any moment.
 
     Entering its `with` block locks the folder and reads the file. Raises ConfigError if the folder is in use, if its
-    pictures were made with other settings, or if pictures lie there that no manifest names, unless `overwrite`.
+    pictures were made with other settings or, under a name, of another image, or if pictures lie there that no manifest
+    names, unless `overwrite`.
     """
 
     def __init__(self, folder: Path, kinds: Sequence[str], overwrite: bool, samples: list[Sample],
@@ -41,7 +43,8 @@ class Manifest:
     def add(self, sample: Sample, sizes: dict[str, int]) -> None:
         """Note that the pictures of an image are written. sizes: bytes of each."""
         with self._writing, naming(self.path):
-            self._file.write(_line({"name": sample.name, "source": _state(sample.image), "written": sizes}))
+            self._file.write(_line({"name": sample.name, "image": os.path.realpath(sample.image),
+                                    "source": _state(sample.image), "written": sizes}))
             self._file.flush()
 
     def __enter__(self):
@@ -85,6 +88,12 @@ class Manifest:
                 raise ConfigError(f"--output: the predictions in {str(self.folder)!r} were made with other {name} "
                                   f"({_short(before.get(name))}; now {_short(now[name])}): {choose}.")
         self._done = {entry.pop("name"): entry for entry in lines[1:] if "name" in entry}
+        for sample in self.samples:
+            entry = self._done.get(sample.name, {})
+            other = entry.get("image", path := os.path.realpath(sample.image))
+            if other != path and entry.get("source") != _state(sample.image):
+                raise ConfigError(f"--output: {str(self.folder)!r} holds the prediction of another image named "
+                                  f"{sample.name!r}, {other}: {choose}.")
 
 
 def _line(entry):
