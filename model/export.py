@@ -21,10 +21,10 @@ from utils.errors import ConfigError, UserError
 ENDINGS = (".onnx", ".pt2")
 TOLERANCE = 1e-4
 # Batch, height and width of the images that a file is checked with; the first is traced. The sides are (n, more):
-# n times 32 or `size_multiple` pixels and a few more, as padding may be none. No two traced ones are equal, as an
+# n times 64 or `size_multiple` pixels and a few more, as padding may be none. No two traced ones are equal, as an
 # exporter may take equal sides for one.
-_CHECKED = ((2, (3, 3), (4, 3)), (1, (2, 0), (6, 0)), (3, (5, 3), (2, 0)))
-_UNIT = 32
+_CHECKED = ((2, (3, 3), (4, 3)), (1, (2, 0), (6, 0)), (3, (5, 3), (2, 0)), (1, (3, 25), (2, 19)))
+_UNIT = 64
 _WEIGHTS = "model.safetensors"  # in a folder that a stage has left
 
 
@@ -85,9 +85,9 @@ def export(segmenter: Segmenter, file: str | Path, form: Form | None = None, met
     facts = {**_conventions(plain, form), **(metadata or {})}
     try:
         content, apart = _checked(plain, ending, form, facts, tolerance)
-    except ExportError as error:
+    except UserError as error:
         if form.size is None and usual_size and _fits(plain, ending, replace(form, size=usual_size), tolerance):
-            raise ExportError(f"{error} For one size it can be written: --size {usual_size[0]} {usual_size[1]}, or "
+            raise type(error)(f"{error} For one size it can be written: --size {usual_size[0]} {usual_size[1]}, or "
                               "another height and width.") from error
         raise
     write_atomically(file, lambda opened: opened.write(content))
@@ -169,7 +169,7 @@ def _conventions(segmenter, form):
 def _fits(segmenter, ending, form, tolerance):
     try:
         _checked(segmenter, ending, form, {}, tolerance)
-    except ExportError:
+    except UserError:
         return False
     return True
 
@@ -179,7 +179,7 @@ def _checked(segmenter, ending, form, facts, tolerance):
     """(content of the file, its largest deviation from the network or None). Raises ExportError."""
     tried, load = _images(segmenter, form), exporters.onnx_function if ending == ".onnx" else exporters.pt2_function
     examples = [pixels if form.pixels else segmenter.prepare(pixels) for pixels in tried]
-    first = _logits(segmenter, tried[0])  # before tracing: what the interface keeps must be real tensors by then
+    logits = [_logits(segmenter, tried[0])]  # before tracing: what the interface keeps must be real tensors by then
     traced_for = f"images of {_text(tried[0].shape[1:3])} pixels" if form.size else "images of any size"
     exported = exporters.traced(_Program(segmenter, form).eval(), examples[0], form.free, traced_for)
     content = _content(exported, ending, form, facts)
@@ -187,11 +187,14 @@ def _checked(segmenter, ending, form, facts, tolerance):
         run = load(content)
     except Exception as error:
         raise ExportError(f"model: the exported network cannot be loaded ({reason(error)}).") from error
-    if run is None:
-        return content, None
-    apart = [_compared(run, given, _logits(segmenter, pixels) if i else first, form, tolerance)
-             for i, (given, pixels) in enumerate(zip(examples, tried))]
-    return content, max(apart)
+    logits += [_logits(segmenter, pixels) for pixels in tried[1:]]
+    if ending == ".onnx":  # which does not know the conditions under which the trace holds; the program does
+        _apart(exported.module(), examples, logits, form, tolerance)
+    return content, run and _apart(run, examples, logits, form, tolerance)
+
+
+def _apart(run, examples, logits, form, tolerance):
+    return max(_compared(run, images, expected, form, tolerance) for images, expected in zip(examples, logits))
 
 
 def _logits(segmenter, pixels):

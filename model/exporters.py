@@ -107,7 +107,8 @@ def reason(error: BaseException) -> str:
     place, _, _ = fault(error, Path.cwd()).partition(f"{type(error).__name__}: ")
     first = lines[1:] if lines and lines[0].startswith("Constraints violated") else lines  # the next one says which
     said = first[0].partition(". ")[0] if first else ""
-    return f"{place}{type(error).__name__}: {said}"[:300].rstrip(": ")
+    at = "" if place.startswith("<") else place  # code that the exporter has made is no file
+    return f"{at}{type(error).__name__}: {said}"[:300].rstrip(": ")
 
 
 @contextlib.contextmanager

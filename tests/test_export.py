@@ -54,6 +54,10 @@ class OneSize(Net):
     def forward(self, x):
         return super().forward(x + float(x.shape[2]) / 100)
 
+class BySize(Net):
+    def forward(self, x):
+        return super().forward(x if x.shape[3] > 200 else -x)
+
 class Loud(Net):
     def forward(self, x):
         print("loud")
@@ -220,7 +224,7 @@ def test_one_size(mine, ending):
     with pytest.raises(ExportError) as refused:
         export(segmenter, f"net{ending}", usual_size=(48, 64))
     text = str(refused.value)
-    assert "cannot trace the network for images of any size" in text and "constant (99)" in text
+    assert "cannot trace the network for images of any size" in text and "constant (195)" in text
     assert text.endswith("For one size it can be written: --size 48 64, or another height and width.")
     assert "\n" not in text and not Path(f"net{ending}").exists()
     export(segmenter, f"net{ending}", Form(size=(45, 67)))
@@ -252,10 +256,18 @@ def test_the_exporters_reason_for_onnx(mine, monkeypatch):
         export(build(model="mynet.py:Net"), "net.onnx")
 
 
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_a_network_that_chooses_by_the_size_is_found(mine, ending, monkeypatch):
+    """Also where what is written would not fail: ONNX does not keep the conditions of a trace."""
+    monkeypatch.setattr(exporters, "onnx_function", lambda content: None)
+    with pytest.raises(ExportError, match=r"fails on 3 images of 323 x 128 pixels.*Guard failed: .*201"):
+        export(build(model="mynet.py:BySize"), f"net{ending}")
+
+
 @pytest.mark.parametrize("ending", QUICK)
 def test_a_file_that_differs_is_not_kept(mine, ending):
     Path(f"net{ending}").write_bytes(b"old")
-    with pytest.raises(ExportError, match=r"differs from the network on 2 images of 99 x 131 pixels, .* by \S+e-0\d"):
+    with pytest.raises(ExportError, match=r"differs from the network on 2 images of 195 x 259 pixels, .* by \S+e-0\d"):
         export(build(model="mynet.py:Random"), f"net{ending}")
     assert Path(f"net{ending}").read_bytes() == b"old"
     assert sorted(p.name for p in mine.iterdir() if p.name[0] != "_") == ["mynet.py", f"net{ending}"]
@@ -284,9 +296,9 @@ def test_every_fault_of_a_files_function_is_found(mine, monkeypatch):
         assert not Path("net.pt2").exists() and "\n" not in str(caught.value)
         return str(caught.value)
     assert "differs from the network" in refused(lambda run: lambda x: run(x) + 1e-2)
-    assert "on 1 images of 64 x 192" in refused(lambda run: lambda x: run(x) + (len(x) == 1))
+    assert "on 1 images of 128 x 384" in refused(lambda run: lambda x: run(x) + (len(x) == 1))
     assert "differs" in refused(lambda run: lambda x: run(x) * float("nan"))
-    assert "expected [2, 5, 99, 131]" in refused(lambda run: lambda x: run(x)[:, :4])
+    assert "expected [2, 5, 195, 259]" in refused(lambda run: lambda x: run(x)[:, :4])
     assert "fails on 2 images" in refused(lambda run: lambda x: 1 / 0)
     assert "cannot be loaded (ZeroDivisionError" in refused(lambda run: 1 / 0)
     assert "differs from the network" in refused(lambda run: lambda x: (run(x) + 1) % 5, Form(True))
@@ -513,16 +525,51 @@ def test_the_table_speaks_in_three_words():
     assert len(table()) >= 1 and {word for _, row in table() for word in row.values()} <= {"any size", "one size", "no"}
 
 
+SIDE = 128  # of the one size that is tried
+VIT = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 16, "patch_size": 16,
+       "image_size": SIDE, "use_auxiliary_head": False}
+STAGES = [f"stage{i}" for i in range(1, 5)]
+
+
+def transformers_config(name):
+    """A tiny configuration of a row `hf/NAME`."""
+    t = pytest.importorskip("transformers")
+    upernet = {"hidden_size": 16, "auxiliary_in_channels": 16, "use_auxiliary_head": False}
+    return {
+        "segformer": lambda: t.SegformerConfig(depths=[1] * 4, hidden_sizes=[8, 8, 16, 16], decoder_hidden_size=16,
+                                               num_attention_heads=[1, 1, 2, 2]),
+        "mobilevit": lambda: t.MobileViTConfig(hidden_sizes=[8] * 3, neck_hidden_sizes=[4, 4, 8, 8, 8, 8, 16],
+                                               num_attention_heads=2, aspp_out_channels=8),
+        "mobilevitv2": lambda: t.MobileViTV2Config(width_multiplier=0.5, aspp_out_channels=8),
+        "mobilenet_v2": lambda: t.MobileNetV2Config(depth_multiplier=0.35, image_size=SIDE),
+        "upernet (ConvNeXt)": lambda: t.UperNetConfig(backbone_config=t.ConvNextConfig(
+            depths=[1] * 4, hidden_sizes=[8, 8, 16, 16], out_features=STAGES), **upernet),
+        "beit": lambda: t.BeitConfig(out_indices=[1, 2, 3, 4], use_relative_position_bias=True, **VIT),
+        "data2vec-vision": lambda: t.Data2VecVisionConfig(out_indices=[0, 1, 2, 3], **VIT),
+        "dpt": lambda: t.DPTConfig(backbone_out_indices=[0, 1, 2, 3], neck_hidden_sizes=[8] * 4, fusion_hidden_size=8,
+                                   is_hybrid=False, **VIT)}[name]()
+
+
+def keys_of(name, folder):
+    """The keys of a row's network."""
+    if name == "deeplab":
+        return NETWORKS["deeplab"]
+    if name.startswith("smp/"):
+        pytest.importorskip("segmentation_models_pytorch")
+    if not name.startswith("hf/"):
+        return {"model": name}
+    found = transformers_config(name.partition("/")[2])
+    found.num_labels = 5
+    found.save_pretrained(folder)
+    return {"model": f"hf/{folder}"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS)
-@pytest.mark.parametrize("name, row", [row for row in table() if not row[0].startswith("hf")])
+@pytest.mark.parametrize("name, row", table())
 def test_the_table_is_true(name, row, ending, tmp_path):
-    if name.startswith("smp"):
-        pytest.importorskip("segmentation_models_pytorch")
-    keys = NETWORKS["deeplab"] if name == "deeplab" else {"model": name}
-    side = 224 if "224" in name else 128
     torch.manual_seed(0)
-    segmenter = build_model(config("channels_last=false", **keys), CPU)[0].eval()
+    segmenter = build_model(config("channels_last=false", **keys_of(name, tmp_path / "folder")), CPU)[0].eval()
 
     def possible(form):
         try:
@@ -531,5 +578,6 @@ def test_the_table_is_true(name, row, ending, tmp_path):
             assert "\n" not in str(error)
             return False
         return True
+    side = 224 if "224" in name else SIDE
     found = "any size" if possible(Form()) else "one size" if possible(Form(size=(side, side))) else "no"
     assert found == row[ending]
