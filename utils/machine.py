@@ -4,16 +4,12 @@ import importlib.metadata
 import os
 import platform
 import re
-import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 
-try:
-    import resource
-except ImportError:  # no POSIX system: peak memory is not known
-    resource = None
+from utils import memory
 
 _LIBRARIES = ("torch", "torchvision", "numpy", "Pillow", "imagecodecs", "safetensors")
 
@@ -39,8 +35,7 @@ def machine(device: torch.device) -> dict[str, Any]:
 def peak_memory(device: torch.device) -> dict[str, float | None]:
     """The most memory that was in use at once so far, in MiB: `memory` of this process (None where the system does not
     say) and, on a GPU, `gpu_memory` of its tensors."""
-    unit = 2**20 if sys.platform == "darwin" else 2**10  # ru_maxrss is in bytes there, elsewhere in KiB
-    found = {"memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit if resource else None}
+    found: dict[str, float | None] = {"memory": memory.peak_memory() / 2**20 or None}
     if device.type == "cuda":
         found["gpu_memory"] = torch.cuda.max_memory_allocated(device) / 2**20
     return found
