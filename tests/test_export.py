@@ -175,7 +175,7 @@ def combinations():
                                    id=f"{name}-{'preprocessing' if pixels else 'plain'}{ending}")
 
 
-@pytest.mark.parametrize("name, pixels, ending", combinations())
+@pytest.mark.parametrize("name, pixels, ending", list(combinations()))
 def test_a_file_computes_what_the_network_does(mine, name, pixels, ending):
     segmenter = build(**NETWORKS[name])
     bands, classes = len(segmenter.interface.input.mean), segmenter.num_classes
