@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 from utils.cli import guarded, leave, parser, path
-from utils.config import Config, load_config
 from utils.errors import CheckpointError, ConfigError, one_line
 
 # The network is exported as it is: these keys are about how it is computed here.
@@ -20,9 +19,10 @@ def main(given: argparse.Namespace) -> None:
     from dataset.class_sets import class_set  # late, so that --help answers at once
     from model import export
     from model.build import build_model, pick_device
+    from model.folder import config_for
     _require_writable(given.output, given.overwrite)
     export.require_exporter(given.output)
-    cfg = _configuration(given)
+    cfg = config_for(given.config, given.checkpoint, [*given.words, *_PLAIN])
     classes, checkpoint = class_set(cfg), given.checkpoint if given.config and given.checkpoint else cfg.init_weight
     model, loaded = build_model(cfg, pick_device(cfg.device), checkpoint)
     if loaded.initialised:
@@ -35,18 +35,6 @@ def main(given: argparse.Namespace) -> None:
     print(export.export(model, given.output, form, facts, given.tolerance, (height, width)))
     for line in str(loaded).splitlines() if loaded.remarkable else ():
         print(one_line(f"{checkpoint}: {line}"), file=sys.stderr)
-
-
-def _configuration(given: argparse.Namespace) -> Config:
-    """That of --config, or of the checkpoint if it is a folder."""
-    words = [*given.words, *_PLAIN]
-    if given.config:
-        return load_config(given.config, words)
-    if not (given.checkpoint and os.path.isdir(given.checkpoint)):
-        raise ConfigError("--config: missing: give the YAML file of the network, or as --checkpoint a folder that "
-                          "describes itself.")
-    from model.folder import folder_config
-    return folder_config(given.checkpoint, words)
 
 
 def _require_writable(file: str, overwrite: bool) -> None:
@@ -62,8 +50,7 @@ def _require_writable(file: str, overwrite: bool) -> None:
 
 def run() -> int:
     """Parse the command line and export; returns the exit code."""
-    arguments = parser(__doc__, "config/ldbe_config.yml")
-    arguments.set_defaults(config=None)
+    arguments = parser(__doc__, None)
     arguments.add_argument("--checkpoint", metavar="CKPT", type=path,
                            help="the weights, or a folder that a stage has left (default: init_weight)")
     arguments.add_argument("--output", metavar="FILE", type=path, required=True, help="FILE.onnx or FILE.pt2")

@@ -5,11 +5,10 @@
 """
 import argparse
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from utils.cli import EXIT_USER_ERROR, guarded, leave, parser, path
-from utils.config import Config, load_config
 from utils.config_values import expanded
 from utils.errors import ConfigError, one_line
 from utils.option_words import Words, add_augmentation, parts, split_overrides
@@ -17,12 +16,13 @@ from utils.option_words import Words, add_augmentation, parts, split_overrides
 
 def main(given: argparse.Namespace) -> int:
     """Predict, say what was done, and return the exit code."""
-    from model.inference import Augmentation  # late, so that --help answers at once
+    from model.folder import config_for  # late, so that --help answers at once
+    from model.inference import Augmentation
     from trainer import prediction
     overrides, others = split_overrides(given.words)
     if others:
         raise ConfigError(f"{others[0]!r}: expected key=value; images are given behind --input.")
-    cfg = _config(given.config, given.checkpoint, [*given.overrides, *overrides])
+    cfg = config_for(given.config, given.checkpoint, [*given.overrides, *overrides])
     outcome = prediction.predict_files(cfg, given.checkpoint, prediction.Request(
         tuple(given.input), Path(given.output), tuple(given.save), given.ids,
         Augmentation(tuple(given.scales), given.flip), given.size and tuple(given.size), given.tile, given.overlap,
@@ -31,16 +31,6 @@ def main(given: argparse.Namespace) -> int:
         print(one_line(line), file=sys.stderr)
     print(one_line(outcome))
     return EXIT_USER_ERROR if outcome.failed else 0
-
-
-def _config(file: str | None, checkpoint: str, words: Sequence[str]) -> Config:
-    """The configuration of a file or, without one, of the checkpoint's folder."""
-    if file:
-        return load_config(file, tuple(words))
-    from model.folder import folder_config, is_folder  # late, as above
-    if is_folder(checkpoint):
-        return folder_config(checkpoint, words)
-    raise ConfigError(f"--config: missing: only a folder of a stage describes its network, and {checkpoint!r} is none.")
 
 
 def _at_least(low: int) -> Callable[[str], int]:
@@ -55,8 +45,8 @@ def _at_least(low: int) -> Callable[[str], int]:
 
 def run() -> int:
     """Parse the command line and predict; returns the exit code."""
-    arguments = parser(__doc__, "config/ldbe_config.yml")
-    arguments.set_defaults(config=None, overrides=[])
+    arguments = parser(__doc__, None)
+    arguments.set_defaults(overrides=[])
     add = arguments.add_argument
     add("words", nargs="*", metavar="key=value", help="set a key of the configuration")
     add("--checkpoint", required=True, metavar="C", type=path, help="the network: a checkpoint or a stage's folder")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint_file import INPUT, read_content
-from utils.config import Config, config_of
+from utils.config import Config, config_of, load_config
 from utils.config_keys import KEYS, NO_EFFECT, find_class
 from utils.config_values import nearest, shown
 from utils.constants import INPUTS, InputConvention
@@ -75,6 +75,17 @@ def folder_config(folder: str | Path, words: Sequence[str] = ()) -> Config:
         raise ConfigError(str(error) if words or where in str(error) else f"{where}: {error}") from None
     _require_as_large(cfg, Path(folder))
     return cfg
+
+
+def config_for(file: str | None, checkpoint: str | None, words: Sequence[str]) -> Config:
+    """The configuration of a YAML file or, without one, of a checkpoint that is a model folder, with `key=value` words
+    on top. Raises ConfigError if there is neither."""
+    if file:
+        return load_config(file, tuple(words))
+    if checkpoint and is_folder(checkpoint):
+        return folder_config(checkpoint, words)
+    raise ConfigError(f"--config: missing: {checkpoint or 'no checkpoint'} is no folder of a stage, which describes "
+                      "its network: give the YAML file.")
 
 
 def folder_content(folder: str | Path) -> dict[str, Any]:

@@ -36,13 +36,13 @@ TRAINING_KEYS = ("note", "method", "model", "init_weight", "num_classes", "targe
 APPLYING_KEYS = ("model", "num_classes", "target", "device", "amp", "worker")
 
 
-def parser(description: str, default_config: str, done: str = "0 done",
+def parser(description: str, default_config: str | None, done: str = "0 done",
            usual: Sequence[str] = APPLYING_KEYS) -> argparse.ArgumentParser:
     """The argument parser of a script, with `--config` and `--debug`.
 
     Its help ends with every configuration key (type, default, meaning), the `usual` ones first, and the exit codes;
     `done` describes those of a script that has run to its end. `default_config` is looked for in the working
-    directory, else beside the scripts. Calls `tolerant_output`.
+    directory, else beside the scripts; None: there is none. Calls `tolerant_output`.
     """
     tolerant_output()
     result = OneLineParser(
@@ -51,8 +51,11 @@ def parser(description: str, default_config: str, done: str = "0 done",
             f"Exit codes: {done}, {EXIT_USER_ERROR} wrong input (one line says what), {EXIT_STOPPED} stopped by a "
             f"signal with the state saved (resume goes on), {EXIT_INTERRUPTED} stopped by a signal with nothing to "
             f"save, {EXIT_UNEXPECTED} unexpected error.", HELP_WIDTH), "docs/keys.md has the keys as tables.")))
-    result.add_argument("--config", default=default_file(default_config), metavar="FILE",
-                        help="YAML file (default: %(default)s)")
+    if default_config:
+        result.add_argument("--config", default=default_file(default_config), metavar="FILE",
+                            help="YAML file (default: %(default)s)")
+    else:
+        result.add_argument("--config", metavar="FILE", help="YAML file; a model folder needs none")
     result.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     return result
 
