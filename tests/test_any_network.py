@@ -91,7 +91,8 @@ def stage(monkeypatch, method, start, *words):
     return call(monkeypatch, script, *([f"method={method}"] if start else []), f"init_weight={start}", *words)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ("smp", "torchvision") else n
+                                  for n in NETWORKS])
 def test_the_three_stages_and_bn_adapt_run_on(name, world, monkeypatch, capsys):
     words, folder = NETWORKS[name], "snapshot/tiny"
     assert stage(monkeypatch, "source_only", None, *words) == 0

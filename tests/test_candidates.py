@@ -140,7 +140,7 @@ def test_a_signal_while_candidates_are_scored_loses_nothing(world, monkeypatch, 
     assert verdict("be") == verdict("be", "whole")
 
 
-@pytest.mark.parametrize("harm", ["gone", "changed"])
+@pytest.mark.parametrize("harm", ["gone", pytest.param("changed", marks=pytest.mark.slow)])
 def test_candidates_that_are_gone_or_changed_are_made_again(world, monkeypatch, capsys, harm):
     assert call(monkeypatch, run_script, "method=ld", START, "note=whole") == 0
     with monkeypatch.context() as patch:

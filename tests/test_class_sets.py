@@ -356,11 +356,11 @@ def test_labels_that_are_merged_in_the_files_score_as_those_that_a_protocol_merg
     cfg = parse_config(Path("c.yml").read_text(), "c.yml")
     colours = {*class_set(cfg).labels.palette, IGNORE_COLOUR}
     picture = np.array(Image.open("c.png"))
-    assert picture.shape[0] == 3 * (32 + 4) + 4 and picture.shape[1] == 96 + 2 * (64 + 4)
+    assert picture.shape[0] == 3 * (256 + 4) + 4 and picture.shape[1] == 192 + 2 * (512 + 4)  # 64 x 32, enlarged
     for row, allowed in ((1, {*colours, UNCLAIMED_COLOUR}), (2, colours)):
-        drawn = picture[4 + 36 * row: 4 + 36 * row + 32, 96: 160].reshape(-1, 3)
+        drawn = picture[4 + 260 * row: 4 + 260 * row + 256, 192: 704].reshape(-1, 3)
         assert {tuple(c) for c in drawn.tolist()} <= allowed and len(np.unique(drawn, axis=0)) > 3
-    assert np.array(Image.open("street.png")).shape[0] == 5 * (32 + 4) + 4  # both protocols
+    assert np.array(Image.open("street.png")).shape[0] == 5 * (256 + 4) + 4  # both protocols
 
 
 def test_a_round_on_labels_with_other_classes(here, capsys):

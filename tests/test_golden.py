@@ -23,14 +23,13 @@ NETWORKS = {
             "model_args": {"decoder_channels": [16, 16, 8, 8, 8], "decoder_use_norm": False}},
     "torchvision": {"model": "torchvision/lraspp_mobilenet_v3_large"},
 }
-SLOW = [name for name in NETWORKS if name != "deeplab"]
 TINY = {"note": "golden", "method": "bn_adapt", "source": "mine", "target": "mine", "num_classes": 4, "worker": 0,
         "screen": False, "device": "cpu", "tensorboard": False, "score_images": 1, "init_weight": "start.pth",
         "mine": {"type": "folder", "data_dir": "shots", "images": ".", "classes": ["a", "b", "c", "d"],
                  "input_size": [64, 48]}}
 
 
-@pytest.fixture(scope="module", params=["deeplab", *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)])
+@pytest.fixture(scope="module", params=[pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS])
 def world(request, tmp_path_factory):
     """A folder after a run of bn_adapt on images of odd sizes, and the export of its last state."""
     rng, folder = np.random.default_rng(0), tmp_path_factory.mktemp("golden")

@@ -82,6 +82,7 @@ def test_tables(monkeypatch, runs):
     assert bench.class_table(found).splitlines()[2] == "| road | 31.0 | 51.5 | 60.0 |"
 
 
+@pytest.mark.slow
 def test_a_run_is_done_once_and_again_when_its_command_differs(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     first = bench.Runs(tmp_path, bench.Path("config/toy"), 2, TINY)
@@ -107,6 +108,7 @@ def test_a_run_is_done_once_and_again_when_its_command_differs(tmp_path, monkeyp
         assert started == expected
 
 
+@pytest.mark.slow
 def test_a_run_that_was_stopped_goes_on(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
     runs = bench.Runs(tmp_path, bench.Path("config/toy"), 1, [*TINY, "num_steps=100000", "save_freq=1"])

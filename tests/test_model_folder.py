@@ -333,7 +333,7 @@ def test_code_in_the_folder_of_transformers_is_not_run(tmp_path, monkeypatch):
     (inner / "config.json").write_text(json.dumps(content))
     (inner / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Own: pass\n")
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
-    assert "custom code" in refusal(tmp_path / "net") and not (tmp_path / "ran").exists()
+    assert "contains custom" in refusal(tmp_path / "net") and not (tmp_path / "ran").exists()
     for name, value in (("use_pretrained_backbone", True), ("quantization_config", {"quant_method": "x"}),
                         ("attn_implementation", "someone/kernel")):
         (inner / "config.json").write_text(json.dumps({**content, "backbone_config": [{name: value}]}))

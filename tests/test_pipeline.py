@@ -25,7 +25,7 @@ TINY = {
     "note": "tiny", "layers": [1, 1, 1, 1], "width": 8, "fixbn": False, "batch_size": 2, "worker": 0, "screen": False,
     "input_src": 64, "input_tgt": 64, "crop_src": 48, "crop_tgt": 48, "learning_rate": 0.005, "backbone_lr_mult": 1.0,
     "num_steps": 6, "epochs": 1, "round": 2, "cb_prop": 0.2, "val_freq": 4, "print_freq": 2, "init_weight": "None",
-    "device": "cpu", "score_images": 1, "candidate_freq": 1000,
+    "device": "cpu", "score_images": 1, "candidate_freq": 1000, "pictures": 0,
     "gta5": {"data_dir": "world/gta5", "input_size": [128, 64]},
     "synthia": {"data_dir": "world/synthia", "input_size": [128, 64]},
     "cityscapes": {"data_dir": "world/cityscapes", "input_size": [128, 64]},

@@ -88,6 +88,7 @@ class Mine(Method):
 """
 
 
+@pytest.mark.slow
 def test_a_method_from_a_file_of_its_own_is_killed_and_ends_with_the_same_bits(world):
     Path("mine.py").write_text(MINE)
     assert MINE.strip().count("\n") < 15
