@@ -52,8 +52,8 @@ def cpu_rows(size: Size) -> dict[str, list[Row]]:
         "LD losses": (training.loss_growth, ("classes", "sides"))}
     return {
         "predict": [Row(f"predict.py{name}, per image (floor: the network's passes)", labelling.predict,
-                        ("product", "floor"), [f"product/floor <= {bound}"], settings)
-                    for name, bound, settings in (("", 1.15, {}), (" with a light network", 1.5, LIGHT))],
+                        ("product", "floor"), ["product/floor <= 1.15"], settings)
+                    for name, settings in (("", {}), (" with a light network", LIGHT))],
         "round_memory": [Row(f"memory of a round, growth from {labelling.FEW} to {size.many} images (baseline scaled "
                              f"up from {labelling.SOME})", labelling.round_memory, PAIR, ["product <= 64"],
                              unit="MiB")],

@@ -18,7 +18,7 @@ from trainer import evaluate, methods, verdict
 from utils.config import Config
 from utils.errors import ConfigError, one_line
 from utils.progress import Progress
-from utils.visualize import IGNORE_COLOUR, colourise, grid
+from utils.visualize import IGNORE_COLOUR, colourise, grid, with_legend
 
 _CELL_WIDTH = 512  # of a figure's pictures: small images are enlarged, to show small things
 UNCLAIMED_COLOUR = (255, 255, 255)  # of predictions that no class of a protocol claims
@@ -72,11 +72,11 @@ def score_checkpoints(cfg: Config, checkpoints: list[str],
 def figure(cfg: Config, checkpoints: list[str], count: int,
            augmentation: Augmentation = evaluate.NO_AUGMENTATION) -> Image.Image:
     """A picture that compares predictions. Its columns are `count` images spread over the target's validation split.
-    Its rows are those of `figure_rows`."""
+    Its rows are those of `figure_rows`; below them are the colours of the labels' classes."""
     samples = spread(segmentation.find_samples(cfg.target, cfg.target_data, "val"), count)
     width, height = cfg.target_data.input_size
-    rows = figure_rows(cfg, checkpoints, samples, True, augmentation)
-    return grid(rows, (_CELL_WIDTH, _CELL_WIDTH * height // width))
+    rows, classes = figure_rows(cfg, checkpoints, samples, True, augmentation), class_set(cfg).labels
+    return with_legend(grid(rows, (_CELL_WIDTH, _CELL_WIDTH * height // width)), classes.names, classes.palette)
 
 
 def figure_rows(cfg: Config, checkpoints: list[str], samples: list[Sample], labelled: bool,

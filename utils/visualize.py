@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from utils.errors import one_line
 
 _GAP, _CAPTION_WIDTH, _MARGIN, _CELL_WIDTH = 4, 96, 4, 256  # of a caption in letters of 14 pixels, beside such cells
+_LEGEND_WIDTH = 1200  # pixels of a picture whose legend has letters of 14 pixels
 _SIDES = 4, 30  # of a matrix's cell: smallest and largest, pixels
 _FULL = (8, 48, 107)  # colour of 1 in a matrix; 0 is white
 IGNORE_COLOUR = (0, 0, 0)
@@ -55,7 +56,8 @@ def dimmed(image: Image.Image, bright: np.ndarray) -> Image.Image:
 
 def with_legend(picture: Image.Image, names: Sequence[str], palette: Sequence[Sequence[int]]) -> Image.Image:
     """The picture with the name and the colour of each class below it."""
-    font, box, line = ImageFont.load_default(size=14), 14, 22
+    scale = max(1.0, picture.width / _LEGEND_WIDTH)  # letters grow with the picture
+    font, (box, line) = ImageFont.load_default(size=14 * scale), (round(14 * scale), round(22 * scale))
     titles = [one_line(name) for name in names]
     width = min(max(int(font.getlength(title)) for title in titles) + box + 5 * _MARGIN, picture.width)
     columns = max(1, (picture.width - _GAP) // width)
