@@ -17,7 +17,7 @@ import io
 import os
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ from model.weights import load_weights
 from trainer.verdict import CHOSEN, beside
 from utils.config import parse_config
 from utils.config_keys import SECTION_KEYS, Config
-from utils.config_values import plain
+from utils.config_values import shown
 from utils.errors import ConfigError
 from utils.yaml_text import parse_yaml, read_text
 
@@ -89,6 +89,8 @@ def adapt(network: nn.Module, images: str | Path | Sequence[str | Path], classes
         if quiet:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         home = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if home.exists() and not home.is_dir():
+            raise ConfigError(f"adapt: folder: {str(home)!r} is a file: give a folder.")
         home.mkdir(parents=True, exist_ok=True)
         cfg = _configuration(images, classes, home, {"method": method, **keys})
         _given.append(network)
@@ -114,12 +116,13 @@ def given() -> nn.Module:
 def _configuration(images: Any, classes: Sequence[str] | int, home: Path, keys: dict[str, Any]) -> Config:
     """The configuration of a run whose files are below `home`."""
     tree = parse_yaml(read_text(str(_DEFAULTS)), str(_DEFAULTS))
-    section = {name: plain(value) for name, value in keys.items() if name in SECTION_KEYS}
+    keys = {name: _value(name, value) for name, value in keys.items()}
+    section = {name: value for name, value in keys.items() if name in SECTION_KEYS}
     root, listed = _files(images, home)
-    names = [f"class {c}" for c in range(classes)] if isinstance(classes, int) else list(classes)
+    names = _names(classes)
     tree |= {"model": f"{__name__}:{given.__name__}", "init_weight": None, "num_classes": len(names)}
     tree |= {key: str(home / folder) for key, folder in _FOLDERS.items()}
-    tree |= {name: plain(value) for name, value in keys.items() if name not in section}
+    tree |= {name: value for name, value in keys.items() if name not in section}
     tree[tree["target"]] = {"type": "folder", "data_dir": root, "images": ".", "data_list": listed, "classes": names,
                             "input_size": [8, 8]} | section
     cfg = parse_config(yaml.safe_dump(tree), "adapt")
@@ -131,10 +134,38 @@ def _configuration(images: Any, classes: Sequence[str] | int, home: Path, keys: 
     return parse_config(yaml.safe_dump({**tree, **{k: v for k, v in sizes.items() if k not in keys}}), "adapt")
 
 
+def _value(name: str, value: Any) -> Any:
+    """A value of the key `name` as YAML has it: paths as text; arrays, tensors and their numbers as lists and numbers.
+    Raises ConfigError for objects that it has nothing for."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_value(name, item) for item in value]
+    if isinstance(value, Mapping):
+        return {_value(name, k): _value(name, v) for k, v in value.items()}
+    if value is not None and not isinstance(value, (str, int, float)):
+        raise ConfigError(f"adapt: {name}: {shown(value)} is no number, text, list or mapping.")
+    return value
+
+
+def _names(classes: Any) -> list[str]:
+    """The names of the classes, of which there may be only the number."""
+    if isinstance(classes, (int, np.integer)):
+        return [f"class {c}" for c in range(classes)]
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise ConfigError(f"adapt: classes: expected a list of names or their number, found {shown(classes)}.")
+    return _value("classes", list(classes))
+
+
 def _files(images: Any, home: Path) -> tuple[str, str | None]:
     """(folder, a file that lists the images in it; None: all of them)."""
     if isinstance(images, (str, os.PathLike)):
         return os.fspath(images), None
+    images = list(images) if isinstance(images, Iterable) else [images]
+    if others := [type(image).__name__ for image in images if not isinstance(image, (str, os.PathLike))]:
+        raise ConfigError(f"adapt: images: expected a folder or paths of image files, found {others[0]}.")
     paths = [os.path.abspath(os.path.expanduser(image)) for image in images]
     if not paths:
         raise ConfigError("adapt: images is an empty list: give the paths of image files, or a folder.")
