@@ -15,9 +15,8 @@ import contextlib
 import copy
 import io
 import os
-import random
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,9 @@ from torch import nn
 import run
 from dataset import segmentation
 from dataset.files import read_size
+from model.build import pick_device
 from model.weights import load_weights
+from trainer.pictures import same_random_numbers
 from trainer.verdict import CHOSEN, beside
 from utils.config import parse_config
 from utils.config_keys import SECTION_KEYS, Config
@@ -76,16 +77,15 @@ def adapt(network: nn.Module, images: str | Path | Sequence[str | Path], classes
     and the verdict are kept; None: nowhere. quiet: print nothing. keys: configuration keys, and keys of a data-set
     section, by name (docs/keys.md), such as input_size=(1024, 512), batch_size=2, epochs=3, device="cuda", seed=1.
 
-    The states of Python's, NumPy's and torch's random generators are afterwards as they were before. Raises UserError
-    (`utils.errors`), whose text says what to do, for input that cannot be used, and its subclass Stopped if a signal
-    ends the run; with a folder, the same call with resume=True then goes on.
+    The states of Python's, NumPy's and torch's random generators are afterwards as they were before. Raises, from
+    `utils.errors`, UserError, whose text says what to do, for input that cannot be used, and Stopped, which is no
+    Exception, if a signal ends the run; with a folder, the same call with resume=True then goes on.
     """
     if not isinstance(network, nn.Module):
         raise ConfigError(f"adapt: network is a {type(network).__name__}, expected a torch.nn.Module.")
     if own := keys.keys() & {"model", "init_weight"}:
         raise ConfigError(f"adapt: {own.pop()}: the run starts from the given network: leave the key out.")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_random_states_kept())
         if quiet:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         home = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -93,6 +93,7 @@ def adapt(network: nn.Module, images: str | Path | Sequence[str | Path], classes
             raise ConfigError(f"adapt: folder: {str(home)!r} is a file: give a folder.")
         home.mkdir(parents=True, exist_ok=True)
         cfg = _configuration(images, classes, home, {"method": method, **keys})
+        stack.enter_context(same_random_numbers(pick_device(cfg.device)))
         _given.append(network)
         stack.callback(_given.pop)
         scores = run.run(cfg)
@@ -182,15 +183,3 @@ def _input_size(width: int, height: int) -> list[int]:
 
 def _rounded(extent: float) -> int:
     return max(1, round(extent / _MULTIPLE)) * _MULTIPLE
-
-
-@contextlib.contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """A block after which the random generators are as they were before it."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])

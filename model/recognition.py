@@ -1,5 +1,4 @@
 """What a checkpoint tells about the configuration of a run that starts from it."""
-import importlib
 import json
 import os
 from collections.abc import Sequence
@@ -9,8 +8,9 @@ from model.checkpoint_file import read_content
 from model.conversion import convert
 from model.deeplabv2 import DeepLabV2
 from model.fit import deeplab_size
+from model.folder import folder_config, is_folder
 from model.foreign import other_network
-from model.weights import load_weights, read_network
+from model.weights import file_of, load_weights, read_network
 from utils.config_keys import Recognised, known_classes
 from utils.errors import CheckpointError
 
@@ -22,8 +22,7 @@ def recognise(checkpoint: str) -> Recognised:
     cannot be read, or holds no trained network."""
     if os.path.isdir(checkpoint):
         return _of_folder(checkpoint)
-    path, mark, _ = checkpoint.rpartition("#")
-    content = read_content(Path(checkpoint if not mark or os.path.exists(checkpoint) else path))
+    content = read_content(file_of(checkpoint))
     if other := other_network(content):
         return _of_other(checkpoint, content, other)
     kind, given, _ = convert(read_network(checkpoint).tensors)
@@ -66,12 +65,8 @@ def _of_other(checkpoint, content, looks):
 
 
 def _of_folder(folder):
-    try:
-        own = importlib.import_module("model.folder")
-    except ImportError:
-        own = None
-    if own and own.is_folder(folder):
-        cfg = own.folder_config(folder)
+    if is_folder(folder):
+        cfg = folder_config(folder)
         keys = {key: value for key, value in cfg.options.items()
                 if key in cfg.network_class.keys and value != cfg.network_class.keys[key].default}
         section = {key: getattr(cfg.target_data, key) for key in ("input_size", "classes", "palette", "bands",
