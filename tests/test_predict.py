@@ -396,6 +396,21 @@ def test_a_model_folder_goes_on_where_its_checkpoint_file_was_stopped(here, monk
     assert predict_script.run() == 0 and "6 were there already" in capsys.readouterr().out
 
 
+def test_an_image_that_changes_while_it_is_predicted_is_predicted_again(here, monkeypatch, capsys):
+    given, write = ("--input", "shots", "--output", "out"), outputs.write_png
+
+    def write_late(path, picture):
+        if path.stem == "grey":
+            Path("shots/grey.png").write_bytes(png(noise(50, 40, seed=9), 8, 0))
+        return write(path, picture)
+    Path("shots/grey.png").write_bytes(png(noise(50, 40), 8, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "write_png", write_late)
+        assert call(monkeypatch, *given) == 0
+    capsys.readouterr()
+    assert call(monkeypatch, *given) == 0 and "predicted 1 image, 5 were there already" in capsys.readouterr().out
+
+
 def test_predictions_of_another_folders_images_are_not_overwritten_unasked(here, monkeypatch, capsys):
     words = ("--output", "out", "--input")
     assert call(monkeypatch, *words, "shots") == 0
