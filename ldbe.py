@@ -36,7 +36,7 @@ from trainer.verdict import CHOSEN, beside
 from utils.config import parse_config
 from utils.config_keys import SECTION_KEYS, Config
 from utils.config_values import shown
-from utils.errors import ConfigError
+from utils.errors import ConfigError, NothingToDo
 from utils.yaml_text import parse_yaml, read_text
 
 _DEFAULTS = Path(__file__).parent / "config" / "own_config.yml"
@@ -96,7 +96,10 @@ def adapt(network: nn.Module, images: str | Path | Sequence[str | Path], classes
         stack.enter_context(same_random_numbers(pick_device(cfg.device)))
         _given.append(network)
         stack.callback(_given.pop)
-        scores = run.run(cfg)
+        try:
+            scores = run.run(cfg)
+        except NothingToDo as done:
+            raise ConfigError(f"adapt: {done} Its networks are in {home}; without resume it is done again.") from None
         last = Path(cfg.snapshot) / cfg.note / f"{cfg.stage}.pth"
         report = beside(str(last)) if cfg.score_images else None
         result = copy.deepcopy(network)

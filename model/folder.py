@@ -179,7 +179,8 @@ def _model(model, folder, where, trusted):
         raise ConfigError(f"{where}: network.model: {shown(model)} is no network that a folder can name.")
     if not trusted:
         raise ConfigError(f"{where}: the network is Python code, {model}, which a folder cannot have run: if you trust "
-                          f"that file and have it, add model={model} (with the path where it is).")
+                          f"that file and have it, add model={model} (with the path where it is), or name another "
+                          "function that builds it.")
     return model
 
 

@@ -127,6 +127,13 @@ def test_quiet_prints_nothing_and_else_the_verdict_is_shown(network, frames, cap
     assert "verdict: " in capsys.readouterr().out
 
 
+def test_a_finished_call_has_nothing_to_resume(network, frames):
+    first = adapt(network, frames, CLASSES, folder="here", **FAST)
+    with pytest.raises(UserError, match="finished, nothing to resume. Its networks are in here; without resume"):
+        adapt(network, frames, CLASSES, folder="here", resume=True, **FAST)
+    assert equal(states(adapt(network, frames, CLASSES, folder="here", **FAST).network), states(first.network))
+
+
 def test_paths_arrays_and_tensors_are_values(network, frames):
     result = adapt(network, frames, np.int64(3), log=Path("logs"), input_mean=np.array([0.25, 0.5, 0.75]),
                    input_std=torch.full((3,), 0.5), learning_rate=np.float32(0.5), input_size=[np.int64(64), 32],

@@ -200,7 +200,7 @@ def refusal(folder, *words):
     (("version",), 2, "expected the format 'ldbe-model' of version 1"),
     (("network",), [], "network: expected a mapping"),
     (("network",), ..., "network: expected a mapping"),
-    (("network", "model"), "net.py:build", "add model=net.py:build"),
+    (("network", "model"), "net.py:build", "add model=net.py:build (with the path where it is), or name another"),
     (("network", "model"), "os.path:join", "add model=os.path:join"),
     (("network", "model"), "../net.py:build", "no network that a folder can name"),
     (("network", "model"), "/etc/net.py:build", "no network that a folder can name"),
