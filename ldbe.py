@@ -16,6 +16,7 @@ import copy
 import io
 import os
 import tempfile
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ _DEFAULTS = Path(__file__).parent / "config" / "own_config.yml"
 _LONGER_EDGE, _CROP, _MULTIPLE = 1024, 384, 32  # of whole images and of crops, where they are not given, pixels
 _FOLDERS = {"snapshot": "snapshot", "log": "log", "plabel": "plabel", "result": "miou_result"}
 _given: list[nn.Module] = []  # the network of the call of `adapt` that runs
+_one_call = threading.Lock()  # held by it: random generators and standard output are those of the whole process
 
 
 @dataclass(frozen=True)
@@ -83,9 +85,16 @@ def adapt(network: nn.Module, images: str | Path | Sequence[str | Path], classes
     """
     if not isinstance(network, nn.Module):
         raise ConfigError(f"adapt: network is a {type(network).__name__}, expected a torch.nn.Module.")
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ConfigError("adapt: network is a TorchScript module, which cannot be trained as a copy: give the module "
+                          "that it was made of.")
     if own := keys.keys() & {"model", "init_weight"}:
         raise ConfigError(f"adapt: {own.pop()}: the run starts from the given network: leave the key out.")
+    if not _one_call.acquire(blocking=False):
+        raise ConfigError("adapt: another call runs in this process, and both would use the same random generators: "
+                          "call one after the other, or in processes of their own.")
     with contextlib.ExitStack() as stack:
+        stack.callback(_one_call.release)
         if quiet:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         home = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
@@ -94,7 +103,7 @@ def adapt(network: nn.Module, images: str | Path | Sequence[str | Path], classes
         home.mkdir(parents=True, exist_ok=True)
         cfg = _configuration(images, classes, home, {"method": method, **keys})
         stack.enter_context(same_random_numbers(pick_device(cfg.device)))
-        _given.append(network)
+        _given.append(_plain(network))
         stack.callback(_given.pop)
         try:
             scores = run.run(cfg)
@@ -103,7 +112,7 @@ def adapt(network: nn.Module, images: str | Path | Sequence[str | Path], classes
         last = Path(cfg.snapshot) / cfg.note / f"{cfg.stage}.pth"
         report = beside(str(last)) if cfg.score_images else None
         result = copy.deepcopy(network)
-        load_weights(result, last.with_name(f"{cfg.stage}{CHOSEN}.pth") if report else last)
+        load_weights(_plain(result), last.with_name(f"{cfg.stage}{CHOSEN}.pth") if report else last)
     found = report or {"verdict": "", "why": ""}
     return Adapted(result.eval(), found["verdict"], found["why"], report, scores, cfg, home if folder else None)
 
@@ -115,6 +124,11 @@ def given() -> nn.Module:
         raise ConfigError("model: this run's network was given as an object (ldbe.adapt): name a function that builds "
                           "it, model=my_file.py:function.")
     return copy.deepcopy(_given[-1])
+
+
+def _plain(network: nn.Module) -> nn.Module:
+    """The module that torch.compile has wrapped, which has its own names; any other as it is."""
+    return getattr(network, "_orig_mod", network)
 
 
 def _configuration(images: Any, classes: Sequence[str] | int, home: Path, keys: dict[str, Any]) -> Config:
