@@ -15,9 +15,9 @@ import contextlib
 import copy
 import io
 import os
-import random
 import tempfile
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,18 +30,21 @@ from torch import nn
 import run
 from dataset import segmentation
 from dataset.files import read_size
+from model.build import pick_device
 from model.weights import load_weights
+from trainer.pictures import same_random_numbers
 from trainer.verdict import CHOSEN, beside
 from utils.config import parse_config
 from utils.config_keys import SECTION_KEYS, Config
-from utils.config_values import plain
-from utils.errors import ConfigError
+from utils.config_values import shown
+from utils.errors import ConfigError, NothingToDo
 from utils.yaml_text import parse_yaml, read_text
 
 _DEFAULTS = Path(__file__).parent / "config" / "own_config.yml"
 _LONGER_EDGE, _CROP, _MULTIPLE = 1024, 384, 32  # of whole images and of crops, where they are not given, pixels
 _FOLDERS = {"snapshot": "snapshot", "log": "log", "plabel": "plabel", "result": "miou_result"}
 _given: list[nn.Module] = []  # the network of the call of `adapt` that runs
+_one_call = threading.Lock()  # held by it: random generators and standard output are those of the whole process
 
 
 @dataclass(frozen=True)
@@ -76,28 +79,40 @@ def adapt(network: nn.Module, images: str | Path | Sequence[str | Path], classes
     and the verdict are kept; None: nowhere. quiet: print nothing. keys: configuration keys, and keys of a data-set
     section, by name (docs/keys.md), such as input_size=(1024, 512), batch_size=2, epochs=3, device="cuda", seed=1.
 
-    The states of Python's, NumPy's and torch's random generators are afterwards as they were before. Raises UserError
-    (`utils.errors`), whose text says what to do, for input that cannot be used, and its subclass Stopped if a signal
-    ends the run; with a folder, the same call with resume=True then goes on.
+    The states of Python's, NumPy's and torch's random generators are afterwards as they were before. Raises, from
+    `utils.errors`, UserError, whose text says what to do, for input that cannot be used, and Stopped, which is no
+    Exception, if a signal ends the run; with a folder, the same call with resume=True then goes on.
     """
     if not isinstance(network, nn.Module):
         raise ConfigError(f"adapt: network is a {type(network).__name__}, expected a torch.nn.Module.")
+    if isinstance(network, torch.jit.ScriptModule):
+        raise ConfigError("adapt: network is a TorchScript module, which cannot be trained as a copy: give the module "
+                          "that it was made of.")
     if own := keys.keys() & {"model", "init_weight"}:
         raise ConfigError(f"adapt: {own.pop()}: the run starts from the given network: leave the key out.")
+    if not _one_call.acquire(blocking=False):
+        raise ConfigError("adapt: another call runs in this process, and both would use the same random generators: "
+                          "call one after the other, or in processes of their own.")
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_random_states_kept())
+        stack.callback(_one_call.release)
         if quiet:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         home = Path(folder) if folder is not None else Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        if home.exists() and not home.is_dir():
+            raise ConfigError(f"adapt: folder: {str(home)!r} is a file: give a folder.")
         home.mkdir(parents=True, exist_ok=True)
         cfg = _configuration(images, classes, home, {"method": method, **keys})
-        _given.append(network)
+        stack.enter_context(same_random_numbers(pick_device(cfg.device)))
+        _given.append(_plain(network))
         stack.callback(_given.pop)
-        scores = run.run(cfg)
+        try:
+            scores = run.run(cfg)
+        except NothingToDo as done:
+            raise ConfigError(f"adapt: {done} Its networks are in {home}; without resume it is done again.") from None
         last = Path(cfg.snapshot) / cfg.note / f"{cfg.stage}.pth"
         report = beside(str(last)) if cfg.score_images else None
         result = copy.deepcopy(network)
-        load_weights(result, last.with_name(f"{cfg.stage}{CHOSEN}.pth") if report else last)
+        load_weights(_plain(result), last.with_name(f"{cfg.stage}{CHOSEN}.pth") if report else last)
     found = report or {"verdict": "", "why": ""}
     return Adapted(result.eval(), found["verdict"], found["why"], report, scores, cfg, home if folder else None)
 
@@ -111,15 +126,21 @@ def given() -> nn.Module:
     return copy.deepcopy(_given[-1])
 
 
+def _plain(network: nn.Module) -> nn.Module:
+    """The module that torch.compile has wrapped, which has its own names; any other as it is."""
+    return getattr(network, "_orig_mod", network)
+
+
 def _configuration(images: Any, classes: Sequence[str] | int, home: Path, keys: dict[str, Any]) -> Config:
     """The configuration of a run whose files are below `home`."""
     tree = parse_yaml(read_text(str(_DEFAULTS)), str(_DEFAULTS))
-    section = {name: plain(value) for name, value in keys.items() if name in SECTION_KEYS}
+    keys = {name: _value(name, value) for name, value in keys.items()}
+    section = {name: value for name, value in keys.items() if name in SECTION_KEYS}
     root, listed = _files(images, home)
-    names = [f"class {c}" for c in range(classes)] if isinstance(classes, int) else list(classes)
+    names = _names(classes)
     tree |= {"model": f"{__name__}:{given.__name__}", "init_weight": None, "num_classes": len(names)}
     tree |= {key: str(home / folder) for key, folder in _FOLDERS.items()}
-    tree |= {name: plain(value) for name, value in keys.items() if name not in section}
+    tree |= {name: value for name, value in keys.items() if name not in section}
     tree[tree["target"]] = {"type": "folder", "data_dir": root, "images": ".", "data_list": listed, "classes": names,
                             "input_size": [8, 8]} | section
     cfg = parse_config(yaml.safe_dump(tree), "adapt")
@@ -131,10 +152,38 @@ def _configuration(images: Any, classes: Sequence[str] | int, home: Path, keys: 
     return parse_config(yaml.safe_dump({**tree, **{k: v for k, v in sizes.items() if k not in keys}}), "adapt")
 
 
+def _value(name: str, value: Any) -> Any:
+    """A value of the key `name` as YAML has it: paths as text; arrays, tensors and their numbers as lists and numbers.
+    Raises ConfigError for objects that it has nothing for."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, (np.ndarray, np.generic, torch.Tensor)):
+        return value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [_value(name, item) for item in value]
+    if isinstance(value, Mapping):
+        return {_value(name, k): _value(name, v) for k, v in value.items()}
+    if value is not None and not isinstance(value, (str, int, float)):
+        raise ConfigError(f"adapt: {name}: {shown(value)} is no number, text, list or mapping.")
+    return value
+
+
+def _names(classes: Any) -> list[str]:
+    """The names of the classes, of which there may be only the number."""
+    if isinstance(classes, (int, np.integer)):
+        return [f"class {c}" for c in range(classes)]
+    if isinstance(classes, str) or not isinstance(classes, Iterable):
+        raise ConfigError(f"adapt: classes: expected a list of names or their number, found {shown(classes)}.")
+    return _value("classes", list(classes))
+
+
 def _files(images: Any, home: Path) -> tuple[str, str | None]:
     """(folder, a file that lists the images in it; None: all of them)."""
     if isinstance(images, (str, os.PathLike)):
         return os.fspath(images), None
+    images = list(images) if isinstance(images, Iterable) else [images]
+    if others := [type(image).__name__ for image in images if not isinstance(image, (str, os.PathLike))]:
+        raise ConfigError(f"adapt: images: expected a folder or paths of image files, found {others[0]}.")
     paths = [os.path.abspath(os.path.expanduser(image)) for image in images]
     if not paths:
         raise ConfigError("adapt: images is an empty list: give the paths of image files, or a folder.")
@@ -151,15 +200,3 @@ def _input_size(width: int, height: int) -> list[int]:
 
 def _rounded(extent: float) -> int:
     return max(1, round(extent / _MULTIPLE)) * _MULTIPLE
-
-
-@contextlib.contextmanager
-def _random_states_kept() -> Iterator[None]:
-    """A block after which the random generators are as they were before it."""
-    states = random.getstate(), np.random.get_state()
-    try:
-        with torch.random.fork_rng():
-            yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])

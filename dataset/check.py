@@ -134,7 +134,10 @@ def check(cfg: Config, parts: list[str]) -> dict[str, Report]:
     reports = {part: check_part(cfg, part) for part in parts}
     if {"target_train", "target_val"} <= reports.keys():
         train, val = reports["target_train"].digests, reports["target_val"]
-        val.twice += [(train[digest], image) for digest, image in val.digests.items() if digest in train]
+        shared = [(train[digest], image) for digest, image in val.digests.items() if digest in train]
+        val.twice += [(first, image) for first, image in shared if first != image]
+        if same := sum(first == image for first, image in shared):
+            val.notes.append(f"images that are adapted to as well: {same}")
     for part, report in reports.items():
         if report.twice:
             shown = "; ".join(f"{a} and {b}" for a, b in report.twice[:_SHOWN])

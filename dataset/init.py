@@ -33,7 +33,8 @@ def configuration(given: argparse.Namespace) -> tuple[str, list[str]]:
     checkpoint = given.checkpoint
     if not checkpoint and given.model and given.model.startswith("hf/"):
         checkpoint = given.model.removeprefix("hf/")
-    found = look(given.images, given.labels, recognise(checkpoint) if checkpoint else Recognised({}, {}, ()))
+    told = recognise(checkpoint, given.model) if checkpoint else Recognised({}, {}, ())
+    found = look(given.images, given.labels, told)
     section, notes, count = section_of(found, _names(given.classes), given.lists)
     values, comments = _network(given, found, count)
     weight = None if given.model else found.checkpoint.weight
@@ -84,7 +85,9 @@ def _memory(gib: float | None) -> float:
 
 def _network(given, found, count):
     """The keys of the network, and comments on them."""
-    values = {k: v for k, v in found.checkpoint.keys.items() if not given.model or k in ("init_weight", "num_classes")}
+    told = found.checkpoint.keys
+    other = given.model and given.model != told.get("model")  # whose keys are not those of the checkpoint's network
+    values = {k: v for k, v in told.items() if not other or k in ("init_weight", "num_classes")}
     comments = {key: "as the checkpoint has it" for key in values if key not in ("model", "init_weight")}
     if given.model:
         values["model"] = given.model

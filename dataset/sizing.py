@@ -26,8 +26,8 @@ class Sizes:
 
 
 def input_size(sizes: Counter) -> tuple[int, int]:
-    """(width, height) in multiples of STEP, near the median shape of the images, and no larger than they or LABELLED.
-    sizes: (width, height) -> images."""
+    """(width, height) near the median shape of the images and no larger than they or LABELLED, then rounded to
+    multiples of STEP. sizes: (width, height) -> images."""
     every = sorted(sizes.elements(), key=lambda size: size[0] / size[1])
     width, height = every[len(every) // 2]
     area = min(LABELLED, sorted(w * h for w, h in every)[len(every) // 2])

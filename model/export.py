@@ -1,6 +1,5 @@
 """A network as a file for other programs, ONNX or a program of torch.export, checked against the network itself."""
 import copy
-import hashlib
 import importlib.util
 import os
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from model import exporters
 from model.exporters import INPUT, ExportError, reason
 from model.interface import described
 from model.segmenter import Segmenter
+from model.weights import source_sha256
 from utils.checkpoint import write_atomically
 from utils.errors import ConfigError, UserError
 
@@ -25,7 +25,6 @@ TOLERANCE = 1e-4
 # exporter may take equal sides for one.
 _CHECKED = ((2, (3, 3), (4, 3)), (1, (2, 0), (6, 0)), (3, (5, 3), (2, 0)), (1, (3, 25), (2, 19)))
 _UNIT = 64
-_WEIGHTS = "model.safetensors"  # in a folder that a stage has left
 
 
 @dataclass(frozen=True)
@@ -124,15 +123,8 @@ def deviation(found: Tensor, logits: Tensor) -> float:
 def provenance(checkpoint: str | None) -> dict[str, str]:
     """Name and SHA-256 of a checkpoint's file, given as `file`, `file#entry` or a folder that a stage has left; empty
     if there is no file."""
-    named = checkpoint or ""
-    file = next(filter(os.path.isfile, (named, named.rpartition("#")[0], os.path.join(named, _WEIGHTS))), None)
-    if not checkpoint or file is None:
-        return {}
-    found = hashlib.sha256()
-    with open(file, "rb") as opened:
-        while block := opened.read(2**24):
-            found.update(block)
-    return {"checkpoint": os.path.basename(os.path.normpath(checkpoint)), "checkpoint_sha256": found.hexdigest()}
+    digest = source_sha256(checkpoint)
+    return {"checkpoint": os.path.basename(os.path.normpath(checkpoint)), "checkpoint_sha256": digest} if digest else {}
 
 
 class _Program(nn.Module):

@@ -27,10 +27,13 @@ FORMAT, VERSION = "ldbe-model", 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 TRANSFORMERS = "hf/transformers"  # `model` of a network of transformers, whose folder is inside ours
 SAFE = r"deeplab|torchvision/\w+|smp/\w+:[\w.-]+|" + TRANSFORMERS  # values of `model` that name no user's code
-DOWNLOADS = ("weights", "weights_backbone", "encoder_weights")  # arguments by which libraries download weights
-_FETCHES = {  # entries of a configuration of transformers -> whether a value has it fetch weights or code
-    "use_pretrained_backbone": bool, "quantization_config": bool,
-    **dict.fromkeys(("attn_implementation", "_attn_implementation"), lambda value: "/" in str(value))}
+# Arguments by which libraries download weights or read them from any file; the last ones are of timm's encoders.
+DOWNLOADS = ("weights", "weights_backbone", "encoder_weights", "checkpoint_path", "cache_dir", "pretrained",
+             "pretrained_cfg", "pretrained_cfg_overlay")
+_FETCHES = {  # entries of a configuration of transformers -> whether a value has it fetch weights, settings or code
+    **dict.fromkeys(("use_pretrained_backbone", "quantization_config", "trust_remote_code", "checkpoint_path"), bool),
+    **dict.fromkeys(("attn_implementation", "_attn_implementation"), lambda value: "/" in str(value)),
+    "backbone": lambda value: bool(re.search(r"[/\\:]", str(value)))}  # a repository or a path, no name of timm
 _LARGEST = 2**22  # bytes of a config.json
 _SECTION = ("input_size", "bands", "value_range", "classes", "palette", "label_ids")  # keys of the section
 
@@ -176,7 +179,8 @@ def _model(model, folder, where, trusted):
         raise ConfigError(f"{where}: network.model: {shown(model)} is no network that a folder can name.")
     if not trusted:
         raise ConfigError(f"{where}: the network is Python code, {model}, which a folder cannot have run: if you trust "
-                          f"that file and have it, add model={model} (with the path where it is).")
+                          f"that file and have it, add model={model} (with the path where it is), or name another "
+                          "function that builds it.")
     return model
 
 

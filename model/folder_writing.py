@@ -90,7 +90,7 @@ def _described(network, cfg, classes, digest):
                if interface.size_multiple > 1 else "")
     return {
         "format": FORMAT, "version": VERSION,
-        "network": _network(network, cfg),
+        "network": network_keys(network, cfg),
         "input": {"words": f"resize the image to {width} x {height} pixels (width x height) by bicubic interpolation "
                            "with antialiasing; take its channels in `order` and its values in 0..`maximum`; subtract "
                            "`mean`, divide by `std`; layout [batch, bands, height, width]",
@@ -105,8 +105,9 @@ def _described(network, cfg, classes, digest):
         "weights": {"file": WEIGHTS, "sha256": digest}}
 
 
-def _network(network, cfg):
-    """`model`, `num_classes` and the keys of the network's family, where these are None what the family knows."""
+def network_keys(network: Segmenter, cfg: Config) -> dict[str, Any]:
+    """`model`, `num_classes` and the keys of the network's family, where these are None what the family knows: the same
+    for a network that comes from its model folder."""
     keys = {name: plain(cfg.options[name]) for name, key in cfg.network_class.keys.items() if not key.may_change}
     if "input_order" in keys:
         interface = network.interface

@@ -29,10 +29,10 @@ def find(name: str) -> type[Network]:
     raise ConfigError(f"model: no network {name!r}{nearest(name, known())}; there are {', '.join(known())}.")
 
 
-def recognise(checkpoint: str) -> Recognised:
+def recognise(checkpoint: str, model: str | None = None) -> Recognised:
     """What a checkpoint tells about a configuration; see `model.recognition`."""
     from model.recognition import recognise  # late: it loads weights, which needs torch
-    return recognise(checkpoint)
+    return recognise(checkpoint, model)
 
 
 def deeplab(num_classes: int, layers: tuple[int, ...] = (3, 4, 23, 3), width: int = 64,

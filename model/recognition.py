@@ -1,7 +1,7 @@
 """What a checkpoint tells about the configuration of a run that starts from it."""
-import importlib
 import json
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,21 +9,21 @@ from model.checkpoint_file import read_content
 from model.conversion import convert
 from model.deeplabv2 import DeepLabV2
 from model.fit import deeplab_size
+from model.folder import SAFE, folder_config, folder_content, is_folder
 from model.foreign import other_network
-from model.weights import load_weights, read_network
+from model.weights import file_of, load_weights, read_network
 from utils.config_keys import Recognised, known_classes
 from utils.errors import CheckpointError
 
 _HOW = "set model to the network that it belongs to (torchvision/NAME, smp/ARCH:ENCODER, my_file.py:function)"
 
 
-def recognise(checkpoint: str) -> Recognised:
-    """What a file, `file#entry`, or a folder with config.json tells. No code in it is run. Raises CheckpointError if it
-    cannot be read, or holds no trained network."""
+def recognise(checkpoint: str, model: str | None = None) -> Recognised:
+    """What a file, `file#entry`, or a folder with config.json tells. No code in it is run. model: a value of that key,
+    for a model folder of a user's own network. Raises CheckpointError if it cannot be read, or holds no trained one."""
     if os.path.isdir(checkpoint):
-        return _of_folder(checkpoint)
-    path, mark, _ = checkpoint.rpartition("#")
-    content = read_content(Path(checkpoint if not mark or os.path.exists(checkpoint) else path))
+        return _of_folder(checkpoint, model)
+    content = read_content(file_of(checkpoint))
     if other := other_network(content):
         return _of_other(checkpoint, content, other)
     kind, given, _ = convert(read_network(checkpoint).tensors)
@@ -65,13 +65,10 @@ def _of_other(checkpoint, content, looks):
         f"{checkpoint} holds another network than deeplab ({looks}): {_HOW}, and num_classes",))
 
 
-def _of_folder(folder):
-    try:
-        own = importlib.import_module("model.folder")
-    except ImportError:
-        own = None
-    if own and own.is_folder(folder):
-        cfg = own.folder_config(folder)
+def _of_folder(folder, model):
+    if is_folder(folder):
+        own = re.fullmatch(SAFE, str(folder_content(folder)["network"].get("model")))
+        cfg = folder_config(folder, [f"model={model}"] if model and not own else [])
         keys = {key: value for key, value in cfg.options.items()
                 if key in cfg.network_class.keys and value != cfg.network_class.keys[key].default}
         section = {key: getattr(cfg.target_data, key) for key in ("input_size", "classes", "palette", "bands",

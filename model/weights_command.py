@@ -33,6 +33,7 @@ from utils.cli import OneLineParser, guarded, path, tolerant_output
 from utils.config import Config, config_of, load_config
 from utils.config_values import expanded
 from utils.errors import CheckpointError, ConfigError, one_line
+from utils.option_words import split_overrides
 
 _STREET = (19, 16, 13)  # numbers of classes that are taken to be the street classes
 _PTH, _SAFETENSORS = (".pth", ".pt"), ".safetensors"
@@ -54,8 +55,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     options.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     options.add_argument("--debug", action="store_true", help="show where in the code an error arose")
     given = options.parse_intermixed_args(arguments)
-    words = [word for word in given.words if "=" in word and not os.path.exists(file_of(word))]
-    files = [expanded(word, "checkpoint") for word in given.words if word not in words]
+    words, others = split_overrides(given.words)
+    files = [expanded(word, "checkpoint") for word in others]
     if not 1 <= len(files) <= 2:
         options.error(f"expected IN or IN and OUT, found {len(files)} names")
     return guarded(lambda: main(files[0], files[1] if len(files) > 1 else None, given, words), given.debug)

@@ -106,6 +106,15 @@ def test_every_fault_is_named_once(cfg, capsys, worker):
     assert "lindenau" in only(lines, "content of another") and "suderburg_000002" in only(lines, "content of another")
 
 
+def test_images_of_both_splits_are_no_copies_of_themselves(cfg, capsys):
+    with open("c.yml", "a") as file:
+        file.write("mine: {type: folder, data_dir: world/cityscapes/leftImg8bit/train, images: ., input_size: [64, 32],"
+                   f" classes: {[f'c{i}' for i in range(19)]}}}\n")
+    code, lines = checked(capsys, "target=mine")
+    assert code == 0 and "as well: 4" in only(lines, "images that are adapted to as well")
+    assert not any("content of another" in line for line in lines)
+
+
 def test_known_void_ids_are_no_surprise_and_others_are(cfg, capsys):
     relabel(VAL_LABEL.format(0), 7, 3)
     relabel(VAL_LABEL.format(1), 7, 255)

@@ -13,13 +13,16 @@ from PIL import Image
 
 import run as run_script
 from dataset import check, init, segmentation, sizing, survey
+from dataset.class_sets import described
 from dataset.labels import CITYSCAPES_CLASSES, CITYSCAPES_IDS
 from dataset.template import TEMPLATE
+from model.build import build_model
 from model.deeplabv2 import DeepLabV2
+from model.folder_writing import save_folder
 from model.weights import save_weights
 from tests.imagefiles import tiff
 from utils.cli import run_stage
-from utils.config import parse_config
+from utils.config import load_config, parse_config
 from utils.config_keys import recognise
 from utils.errors import CheckpointError
 
@@ -361,6 +364,24 @@ def test_labels_of_a_part_of_the_images_need_a_list(net, here, monkeypatch, caps
     assert Path("lists/val.txt").read_text() == "data/1.jpg\n"
     run(monkeypatch, out)
     assert "mIoU" in capsys.readouterr().out
+
+
+def test_the_folder_of_a_network_of_ones_own_needs_its_name(here, monkeypatch, capsys):
+    flat(here / "data")
+    Path("net.py").write_text("from torch import nn\ndef build():\n    return nn.Sequential(nn.Conv2d(3, 4, 1), "
+                              "nn.BatchNorm2d(4))\n")
+    Path("net.yml").write_text("model: net.py:build\nnum_classes: 3\noutput_channels: [0, 1, 3]\nsize_multiple: 16\n"
+                               "target: own\nsource: own\nown: {type: folder, data_dir: data, images: ., "
+                               "classes: [a, b, c], input_size: [64, 32]}\n")
+    cfg = load_config("net.yml")
+    save_folder("stage", build_model(cfg, torch.device("cpu"))[0], cfg, described(cfg), {})
+    assert init.main(["--images", "data", "--checkpoint", "stage"]) == 2 and "model=" in capsys.readouterr().err
+    text, remarks = written(capsys, "--images", "data", "--checkpoint", "stage", "--model", "net.py:build")
+    mine = yaml.safe_load(text)
+    assert remarks == "" and mine["model"] == "net.py:build" and mine["init_weight"] == "stage"
+    assert mine["output_channels"] == [0, 1, 3] and mine["size_multiple"] == 16
+    assert mine["mine"]["classes"] == ["a", "b", "c"]
+    run(monkeypatch, text)
 
 
 def test_folders_called_training_and_validation(net, here, capsys):

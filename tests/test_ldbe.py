@@ -127,6 +127,44 @@ def test_quiet_prints_nothing_and_else_the_verdict_is_shown(network, frames, cap
     assert "verdict: " in capsys.readouterr().out
 
 
+def test_a_finished_call_has_nothing_to_resume(network, frames):
+    first = adapt(network, frames, CLASSES, folder="here", **FAST)
+    with pytest.raises(UserError, match="finished, nothing to resume. Its networks are in here; without resume"):
+        adapt(network, frames, CLASSES, folder="here", resume=True, **FAST)
+    assert equal(states(adapt(network, frames, CLASSES, folder="here", **FAST).network), states(first.network))
+
+
+def test_a_compiled_network_is_adapted_by_its_own_names(network, frames):
+    compiled = torch.compile(network, backend="eager")
+    result = adapt(compiled, frames, CLASSES, folder="here", **FAST)
+    plain = adapt(network, frames, CLASSES, **FAST)
+    assert equal(states(result.network._orig_mod), states(plain.network))
+    assert network.load_state_dict(torch.load("here/snapshot/mine/ld.pth", weights_only=True))
+
+
+def test_two_calls_at_once_are_refused(network, frames, monkeypatch):
+    said = []
+
+    def meanwhile(cfg):
+        with pytest.raises(UserError, match="another call runs in this process") as refused:
+            adapt(Tiny(), frames, CLASSES, **FAST)
+        said.append(refused.value)
+        return run(cfg)
+    run = run_script.run
+    monkeypatch.setattr(run_script, "run", meanwhile)
+    adapt(network, frames, CLASSES, **FAST)
+    assert len(said) == 1 and len(adapt(network, frames, CLASSES, **FAST).verdict) and len(said) == 2
+
+
+def test_paths_arrays_and_tensors_are_values(network, frames):
+    result = adapt(network, frames, np.int64(3), log=Path("logs"), input_mean=np.array([0.25, 0.5, 0.75]),
+                   input_std=torch.full((3,), 0.5), learning_rate=np.float32(0.5), input_size=[np.int64(64), 32],
+                   **{**FAST, "num_steps": 1})
+    values = result.config.options["input_mean"], result.config.options["input_std"]
+    assert values == ((0.25, 0.5, 0.75), (0.5, 0.5, 0.5)) and result.config.learning_rate == 0.5
+    assert result.config.target_data.classes == ("class 0", "class 1", "class 2") and Path("logs/mine").is_dir()
+
+
 @pytest.mark.parametrize("arguments, words", [
     ({"lerning_rate": 1}, "unknown key 'lerning_rate' (did you mean 'learning_rate'?)"),
     ({"batch_size": "many"}, "adapt: batch_size: expected whole number"),
@@ -137,7 +175,13 @@ def test_quiet_prints_nothing_and_else_the_verdict_is_shown(network, frames, cap
     ({"images": "nowhere"}, "no folder 'nowhere'"),
     ({"images": []}, "images is an empty list"),
     ({"images": ["nowhere/a.png"]}, "nowhere"),
+    ({"images": [np.zeros((4, 4, 3))]}, "images: expected a folder or paths of image files, found ndarray"),
+    ({"images": None}, "images: expected a folder or paths of image files, found NoneType"),
+    ({"folder": "frames/a.png"}, "folder: 'frames/a.png' is a file"),
+    ({"method": UserError}, "method: <class 'utils.errors.UserError'> is no number, text, list or mapping"),
+    ({"classes": "sky"}, "classes: expected a list of names or their number, found 'sky'"),
     ({"classes": 4}, "4 classes, but the network gives 3 channels"),
+    ({"network": torch.jit.ScriptModule()}, "network is a TorchScript module"),
     ({"network": "tiny.pth"}, "network is a str, expected a torch.nn.Module"),
 ], ids=lambda value: "-".join(value) if isinstance(value, dict) else "")
 def test_bad_input_is_one_error_and_leaves_nothing(network, frames, arguments, words):

@@ -33,7 +33,7 @@ from dataset.loaders import ReadingLoader
 from dataset.toy import write_toy_world
 from dataset.toy.__main__ import main as toy_main
 from trainer.loop import Trainer
-from utils import checkpoint, cli, processes
+from utils import checkpoint, cli, memory, processes
 from utils.cli import EXIT_STOPPED
 from utils.config import load_config
 from utils.config_keys import KEYS, SECTION_KEYS
@@ -552,6 +552,18 @@ def test_too_little_memory_is_one_line_from_any_source(capsys, error):
     assert cli.guarded(main) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith("error: memory is full") and "ulimit" in said
+
+
+@pytest.mark.parametrize("total", ["", "total_"])
+@pytest.mark.parametrize("limit, free", [("8000000", 3000000), ("max", None)])
+def test_files_that_a_container_has_read_take_no_memory_away(tmp_path, monkeypatch, limit, free, total):
+    paths = [tmp_path / name for name in ("limit", "use", "statistics")]
+    texts = (limit, "7000000", f"{total}inactive_file 1500000\n{total}active_file 500000\ninactive_file 1\nfile 9\n")
+    for path, text in zip(paths, texts):
+        path.write_text(text)
+    before = memory.available_memory()
+    monkeypatch.setattr(memory, "_GROUPS", ((*map(str, paths), total),))
+    assert memory.available_memory() == free if free else memory.available_memory() > before // 2
 
 
 def test_a_full_disk_is_named_wherever_it_is_met(world, monkeypatch, capsys):

@@ -200,7 +200,7 @@ def refusal(folder, *words):
     (("version",), 2, "expected the format 'ldbe-model' of version 1"),
     (("network",), [], "network: expected a mapping"),
     (("network",), ..., "network: expected a mapping"),
-    (("network", "model"), "net.py:build", "add model=net.py:build"),
+    (("network", "model"), "net.py:build", "add model=net.py:build (with the path where it is), or name another"),
     (("network", "model"), "os.path:join", "add model=os.path:join"),
     (("network", "model"), "../net.py:build", "no network that a folder can name"),
     (("network", "model"), "/etc/net.py:build", "no network that a folder can name"),
@@ -282,6 +282,7 @@ def test_any_other_value_anywhere_is_read_or_refused(good, tmp_path_factory, dat
 
 @pytest.mark.parametrize("model, args, said", [
     ("smp/unet:resnet18", {"encoder_weights": "imagenet"}, "model_args: 'encoder_weights' is nothing that a folder"),
+    ("smp/unet:tu-resnet18", {"checkpoint_path": "/tmp/x.pth"}, "'checkpoint_path' is nothing that a folder"),
     ("torchvision/fcn_resnet50", {"weights_backbone": "DEFAULT"}, "'weights_backbone' is nothing that a folder"),
     ("torchvision/fcn_resnet50", {"weights": "DEFAULT"}, "'weights' is nothing that a folder"),
     ("hf/transformers", {"trust_remote_code": True}, "'trust_remote_code' is nothing that a folder"),
@@ -335,9 +336,14 @@ def test_code_in_the_folder_of_transformers_is_not_run(tmp_path, monkeypatch):
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
     assert "contains custom" in refusal(tmp_path / "net") and not (tmp_path / "ran").exists()
     for name, value in (("use_pretrained_backbone", True), ("quantization_config", {"quant_method": "x"}),
-                        ("attn_implementation", "someone/kernel")):
+                        ("attn_implementation", "someone/kernel"), ("backbone", "someone/network"),
+                        ("backbone", "hf-hub:someone"), ("backbone_kwargs", {"trust_remote_code": True}),
+                        ("model_args", {"checkpoint_path": "x.pth"})):
+        told = next(iter(value)) if isinstance(value, dict) and name != "quantization_config" else name
         (inner / "config.json").write_text(json.dumps({**content, "backbone_config": [{name: value}]}))
-        assert f"transformers/config.json has {name}=" in refusal(tmp_path / "net")
+        assert f"transformers/config.json has {told}=" in refusal(tmp_path / "net")
+    (inner / "config.json").write_text(json.dumps({**content, "backbone": "resnet18.a1_in1k"}))
+    assert "custom code" in refusal(tmp_path / "net")  # the name of an architecture fetches nothing
 
 
 def test_a_half_replaced_folder_is_seen(good, tmp_path, monkeypatch):

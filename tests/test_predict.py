@@ -18,12 +18,14 @@ from test_bad_input import tree
 import eval as eval_script
 import predict as predict_script
 from dataset import outputs
+from dataset.class_sets import described
 from dataset.files import Bands, read_image, read_label_ids
 from dataset.inputs import find_inputs
 from dataset.labels import CITYSCAPES_IDS, CITYSCAPES_PALETTE
 from dataset.toy import write_toy_world
 from dataset.transforms import resize_image
 from model.build import build_model
+from model.folder_writing import save_folder
 from model.segmenter import Segmenter
 from utils.config import load_config
 from utils.errors import CheckpointError, ConfigError, DataError
@@ -382,6 +384,33 @@ def test_predictions_of_another_checkpoint_are_refused_and_the_same_one_elsewher
     assert "made with other weights" in capsys.readouterr().err
 
 
+def test_a_model_folder_goes_on_where_its_checkpoint_file_was_stopped(here, monkeypatch, capsys):
+    given = ("--input", "shots", "--output", "out")
+    assert call(monkeypatch, *given) == 0
+    cfg = load_config("tiny.yml")
+    save_folder("folder", build_model(cfg, torch.device("cpu"), "net.pth")[0], cfg, described(cfg), {})
+    Path("tiny.yml").rename("gone.yml")
+    monkeypatch.setattr("sys.argv", ["predict.py", "--checkpoint", "folder", *given, "worker=0", "device=cpu",
+                                     f"model={here / 'net.py'}:Net"])
+    capsys.readouterr()
+    assert predict_script.run() == 0 and "6 were there already" in capsys.readouterr().out
+
+
+def test_an_image_that_changes_while_it_is_predicted_is_predicted_again(here, monkeypatch, capsys):
+    given, write = ("--input", "shots", "--output", "out"), outputs.write_png
+
+    def write_late(path, picture):
+        if path.stem == "grey":
+            Path("shots/grey.png").write_bytes(png(noise(50, 40, seed=9), 8, 0))
+        return write(path, picture)
+    Path("shots/grey.png").write_bytes(png(noise(50, 40), 8, 0))
+    with monkeypatch.context() as patch:
+        patch.setattr(outputs, "write_png", write_late)
+        assert call(monkeypatch, *given) == 0
+    capsys.readouterr()
+    assert call(monkeypatch, *given) == 0 and "predicted 1 image, 5 were there already" in capsys.readouterr().out
+
+
 def test_predictions_of_another_folders_images_are_not_overwritten_unasked(here, monkeypatch, capsys):
     words = ("--output", "out", "--input")
     assert call(monkeypatch, *words, "shots") == 0
@@ -411,6 +440,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from dataset import outputs
+from dataset.class_sets import described
 import predict
 
 plain, written = outputs.write_atomically, []

@@ -11,6 +11,7 @@ from dataset.class_sets import class_set
 from dataset.files import read_image
 from dataset.labels import ClassSet
 from dataset.segmentation import Sample
+from dataset.survey import spread
 from dataset.transforms import for_display
 from model.build import pick_device
 from model.inference import Augmentation
@@ -99,11 +100,6 @@ def figure_rows(cfg: Config, checkpoints: list[str], samples: list[Sample], labe
         if labelled:
             rows.append((f"ground truth{title}", [colourise(label, of_labels) for _, label in pairs]))
     return rows
-
-
-def spread(items: list, count: int) -> list:
-    """`count` of the items, or all if there are fewer, at equal distances from the first to the last."""
-    return [items[i] for i in np.linspace(0, len(items) - 1, min(count, len(items))).round().astype(int)]
 
 
 def palettes(classes: ClassSet, declared: tuple[str, ...]) -> dict[str, tuple[list, list]]:

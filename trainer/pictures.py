@@ -12,11 +12,12 @@ from dataset.class_sets import class_set
 from dataset.files import read_image, read_label
 from dataset.labels import IGNORE_INDEX, ClassSet
 from dataset.segmentation import Sample
+from dataset.survey import spread
 from dataset.transforms import for_display
 from dataset.views import WholeImages
 from model.segmenter import Segmenter
 from trainer import evaluate
-from trainer.comparison import palettes, spread
+from trainer.comparison import palettes
 from utils.config import Config
 from utils.errors import DataError
 from utils.logger import RunLog

@@ -14,6 +14,7 @@ from dataset.segmentation import Sample
 from dataset.views import sizes_of
 from model import inference
 from model.build import pick_device
+from model.folder_writing import network_keys
 from model.inference import Augmentation, Prediction, Tiling
 from model.segmenter import Segmenter
 from trainer.evaluate import NO_AUGMENTATION, trained_network
@@ -101,7 +102,7 @@ def predict(network: Segmenter, cfg: Config, request: Request, found: tuple[list
     key = key or outputs.legend(cfg, request.ids)
     cut = inference.tiling(network, request.tile, request.overlap) if request.tile else None
     size = request.size or cfg.target_data.input_size
-    settings = _settings(cfg, request, key, cut, size)
+    settings = {**_settings(cfg, request, key, cut, size), **plain(network_keys(network, cfg))}
     with Manifest(request.output, request.save, request.overwrite, samples,
                   {"weights": digest(network.state_dict()), **settings}) as manifest:
         waiting = [sample for sample in samples if not manifest.done(sample)]
@@ -120,13 +121,12 @@ def _inputs(cfg, request):
 
 
 def _settings(cfg: Config, request: Request, key: outputs.Legend, cut: Tiling | None, size: tuple) -> dict[str, Any]:
-    """All but the weights that the pictures depend on, as JSON reads it back."""
+    """All but the network that the pictures depend on, as JSON reads it back."""
     section, augmentation = cfg.target_data, request.augmentation
-    network = {name: cfg.value(name) for name in ("model", "amp", *cfg.network_class.keys)}
     return plain({"ids": key.ids, "classes": key.names, "palette": key.palette, "scales": augmentation.scales,
                   "flip": augmentation.flip, "size": None if cut else tuple(size), "tile": cut and cut.tile,
                   "overlap": cut and cut.overlap, "bands": section.bands, "value_range": section.value_range,
-                  **network})
+                  "amp": cfg.amp})
 
 
 def _predict(network: Segmenter, cfg: Config, request: Request, images: InputImages, cut: Tiling | None,

@@ -30,13 +30,16 @@ class Manifest:
         self.settings = {"version": _VERSION, **settings}
         self.path = folder / MANIFEST
         self._done: dict[str, dict] = {}
+        self._states: dict[str, list[int] | None] = {}
         self._writing = threading.Lock()
 
     def done(self, sample: Sample) -> bool:
-        """Whether all pictures asked for are there, made from the file as it is now."""
+        """Whether all pictures asked for are there, made from the file as it is now. To be asked before it is read: a
+        file that changes afterwards is not taken for the one that was predicted."""
+        state = self._states[sample.name] = _state(sample.image)
         entry = self._done.get(sample.name, {})
         written = entry.get("written", {})
-        return entry.get("source") == _state(sample.image) and all(
+        return entry.get("source") == state and all(
             kind in written and written[kind] == _size(output_path(self.folder, kind, sample.name))
             for kind in self.kinds)
 
@@ -44,7 +47,7 @@ class Manifest:
         """Note that the pictures of an image are written. sizes: bytes of each."""
         with self._writing, naming(self.path):
             self._file.write(_line({"name": sample.name, "image": os.path.realpath(sample.image),
-                                    "source": _state(sample.image), "written": sizes}))
+                                    "source": self._states[sample.name], "written": sizes}))
             self._file.flush()
 
     def __enter__(self):

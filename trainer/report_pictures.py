@@ -10,6 +10,7 @@ from PIL import Image
 from dataset import inspection, missing_labels, segmentation
 from dataset.class_sets import class_set
 from dataset.files import read_image
+from dataset.survey import spread
 from dataset.transforms import for_display
 from trainer import comparison
 from trainer.report_data import Stage
@@ -55,7 +56,7 @@ def _predictions(cfg, stages):
     if not samples:
         samples, title = segmentation.find_split(cfg.target, cfg.target_data, "train")[0], "training"
     labelled = missing_labels.has_labels(samples)
-    chosen = comparison.spread(samples, cfg.pictures)
+    chosen = spread(samples, cfg.pictures)
     rows = comparison.figure_rows(cfg, files, chosen, labelled)
     return [_table(cfg, f"Predictions of {title} images", chosen, rows)]
 
@@ -63,7 +64,7 @@ def _predictions(cfg, stages):
 def _pseudo_labels(cfg, stages):
     """The pseudo labels of each round that are there, beside image and labels."""
     samples = segmentation.find_split(cfg.target, cfg.target_data, "train", required=False)[0]
-    chosen = comparison.spread(samples, cfg.pictures)
+    chosen = spread(samples, cfg.pictures)
     of_labels, of_network = next(iter(comparison.palettes(class_set(cfg), ()).values()))
     rows = []
     for stage in stages:

@@ -40,10 +40,10 @@ class Recognised:
     weight: float | None = None
 
 
-def recognise(checkpoint: str) -> Recognised:
-    """What a checkpoint, a file or a folder, tells about a configuration. Raises CheckpointError if it cannot be read.
-    """
-    return importlib.import_module(_FINDERS["model"]).recognise(checkpoint)
+def recognise(checkpoint: str, model: str | None = None) -> Recognised:
+    """What a checkpoint, a file or a folder, tells about a configuration. model: a value of that key that is known, for
+    a folder that cannot name its own. Raises CheckpointError if it cannot be read."""
+    return importlib.import_module(_FINDERS["model"]).recognise(checkpoint, model)
 
 
 @dataclass(frozen=True)

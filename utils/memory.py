@@ -6,21 +6,25 @@ import sys
 from pathlib import Path
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-_GROUPS = (("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),  # of a container: version 2, version 1
-           ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"))
+_GROUPS = (  # of a container, version 2 and version 1: limit, use, statistics, and how these call the pages of files
+    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat", ""),
+    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
+     "/sys/fs/cgroup/memory/memory.stat", "total_"))
 _UNKNOWN = 8 * 2**30  # bytes, where no system tells
 
 
 def available_memory() -> int:
     """Bytes that a new process can take without swapping: what the system has left, or what the limit of the container
-    leaves, whichever is less."""
+    leaves, whichever is less. The pages of files that were read count as free, as the system gives them up."""
     found = [_number(r"MemAvailable:\s+(\d+) kB", _text("/proc/meminfo")) * 1024]
     if not found[0] and hasattr(os, "sysconf"):
         with contextlib.suppress(ValueError, OSError):
             found = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    for limit, used in _GROUPS:
+    for limit, used, statistics, total in _GROUPS:
         if most := _number(r"(\d+)\s*", _text(limit)):  # "max": none
-            found.append(max(1, most - _number(r"(\d+)\s*", _text(used))))
+            text = _text(statistics)
+            files = sum(_number(rf"(?m)^{total}{kind} (\d+)", text) for kind in ("inactive_file", "active_file"))
+            found.append(max(1, most - max(0, _number(r"(\d+)\s*", _text(used)) - files)))
     return min((n for n in found if n > 0), default=_UNKNOWN)
 
 
