@@ -134,7 +134,8 @@ def check(cfg: Config, parts: list[str]) -> dict[str, Report]:
     reports = {part: check_part(cfg, part) for part in parts}
     if {"target_train", "target_val"} <= reports.keys():
         train, val = reports["target_train"].digests, reports["target_val"]
-        val.twice += [(train[digest], image) for digest, image in val.digests.items() if digest in train]
+        val.twice += [(train[digest], image) for digest, image in val.digests.items()
+                      if train.get(digest, image) != image]  # without splits both hold the same files
     for part, report in reports.items():
         if report.twice:
             shown = "; ".join(f"{a} and {b}" for a, b in report.twice[:_SHOWN])
@@ -169,7 +170,7 @@ def summary(cfg: Config, reports: dict[str, Report]) -> str:
             shares = [_share(pixels, names[part], row) for part, pixels in columns.items()]
             lines.append((row or "ignored").ljust(width) + "".join(share.rjust(14) for share in shares))
         lines.append("")
-    count = sum(len(report.errors) for report in reports.values())
+    count = len({text for report in reports.values() for text in report.errors})  # a file may be in two parts
     return "\n".join([*lines, f"errors: {count}; a run would stop" if count else
                       "nothing in the data would stop a run"])
 
