@@ -172,7 +172,7 @@ def summary(cfg: Config, reports: dict[str, Report]) -> str:
             shares = [_share(pixels, names[part], row) for part, pixels in columns.items()]
             lines.append((row or "ignored").ljust(width) + "".join(share.rjust(14) for share in shares))
         lines.append("")
-    count = sum(len(report.errors) for report in reports.values())
+    count = len({text for report in reports.values() for text in report.errors})  # a file may be in two parts
     return "\n".join([*lines, f"errors: {count}; a run would stop" if count else
                       "nothing in the data would stop a run"])
 

@@ -200,7 +200,7 @@ def _opened(path: Path, kind: str) -> Iterator[formats.Picture]:
     except DataError:
         raise
     except FileNotFoundError:
-        raise DataError(f"{path}: {kind.split()[1]} not found: restore it or take it out of the list.") from None
+        raise DataError(f"{path}: {kind.split()[1]} not found: restore it or take it out.") from None
     except Exception as error:  # Pillow's decoders raise many kinds for damaged files
         why = str(error) or type(error).__name__
-        raise DataError(f"{path}: cannot be read as {kind} ({why}): replace it or take it out of the list.") from None
+        raise DataError(f"{path}: cannot be read as {kind} ({why}): replace it or take it out.") from None

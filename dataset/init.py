@@ -73,12 +73,18 @@ def _names(words: Sequence[str]) -> list[str]:
             raise ConfigError(f"--classes: {words[0]!r} cannot be read ({error}): give a text file in UTF-8, with one "
                               "name a line.") from None
         return [line.strip() for line in lines if line.strip()]
-    return [name.strip() for word in words for name in word.split(",") if name.strip()]
+    names = [name.strip() for word in words for name in word.split(",") if name.strip()]
+    if len(names) == 1:
+        raise ConfigError(f"--classes: no file {names[0]!r}, and a single name is not enough: check the path, or give "
+                          "all names.")
+    return names
 
 
 def _memory(gib: float | None) -> float:
     """Bytes of memory for the network: as given, of the GPU if there is one, or of the machine."""
     if gib is not None:
+        if not 0 < gib < float("inf"):
+            raise ConfigError(f"--memory: expected a number of GiB above 0, found {gib:g}.")
         return gib * 2**30
     return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else available_memory()
 

@@ -111,7 +111,9 @@ def section_of(found: Found, names: Sequence[str], lists: str | None) -> tuple[d
     section["classes"] = list(names or known or _default_names(count))
     if not names and not known:
         notes["classes"] = "the usual street classes, as their number fits: check them" \
-            if count in labels.STREET_PROTOCOLS else "give them names"
+            if count in labels.STREET_PROTOCOLS else "SET THIS: their names, which tables and pictures show (--classes)"
+        if count not in labels.STREET_PROTOCOLS:
+            found.remarks.append("the names of the classes are not known: set classes, or give --classes")
     if "palette" in told.section and not names:
         section["palette"] = told.section["palette"]
     return section, notes, count
@@ -160,6 +162,8 @@ def _enter_labels(found, meant, scored, section, notes, lists):
         section["labels"], notes["labels"] = found.layout.labels, f"{meant.why}; {read}" if meant.why else read
         if meant.label_ids:
             section["label_ids"] = meant.label_ids
+        if "check" in meant.why:
+            found.remarks.append(f"labels: {meant.why}")
         if 0 < len(labelled) < len(scored):
             section["data_list_val"] = _list_of(lists, "val.txt", found, labelled)
         return

@@ -129,7 +129,8 @@ def meaning(found: Labels, count: int | None) -> Meaning | None:
         return Meaning(count, None, None, "")
     if ids[-1] == count:
         return Meaning(count, {0: labels.IGNORE_INDEX, **{c + 1: c for c in range(count)}}, None,
-                       f"taken for 0: no class, 1 to {count}: the classes; check that")
+                       f"taken for 0: no class, 1 to {count}: the classes; check that: if {count} is no class and 0 to "
+                       f"{count - 1} are the classes, delete label_ids")
     if len(ids) == count:
         return Meaning(count, {i: c for c, i in enumerate(ids)}, None, "the ids found, in order: check them")
     return None

@@ -88,7 +88,7 @@ def read_content(path: Path) -> object:
 
 def _no_file(path):
     if not os.path.isdir(path):
-        return "no such checkpoint: check the path (stage 0 may start from init_weight=imagenet instead)"
+        return "no such checkpoint: check the path"
     if any(path.glob("*.distcp")):
         joined = f"python -m torch.distributed.checkpoint.format_utils dcp_to_torch {shlex.quote(str(path))} net.pth"
         return f"is a folder of torch.distributed.checkpoint: make one file of it with `{joined}`"

@@ -87,8 +87,12 @@ def config_for(file: str | None, checkpoint: str | None, words: Sequence[str]) -
         return load_config(file, tuple(words))
     if checkpoint and is_folder(checkpoint):
         return folder_config(checkpoint, words)
-    raise ConfigError(f"--config: missing: {checkpoint or 'no checkpoint'} is no folder of a stage, which describes "
-                      "its network: give the YAML file.")
+    if checkpoint and not os.path.exists(checkpoint.partition("#")[0]):
+        raise CheckpointError(f"{checkpoint}: no such checkpoint: check the path.")
+    beside = checkpoint and os.path.splitext(checkpoint)[0]
+    instead = f", or the folder {beside}" if beside and beside != checkpoint and is_folder(beside) else ""
+    raise ConfigError(f"--config: missing: {checkpoint or 'no checkpoint'} is no model folder, which describes its "
+                      f"network: give the YAML file{instead}.")
 
 
 def folder_content(folder: str | Path) -> dict[str, Any]:

@@ -80,8 +80,8 @@ def _of_folder(folder, model):
         found = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         names = {int(i): str(name) for i, name in found.get("id2label", {}).items()}
     except (OSError, ValueError, AttributeError):
-        raise CheckpointError(f"{folder}: is a folder without a config.json that can be read: give a checkpoint, or a "
-                              "folder as save_pretrained writes it.") from None
+        raise CheckpointError(f"{folder}: is a folder without a config.json that can be read: give a checkpoint, a "
+                              "model folder, or one that save_pretrained has written.") from None
     if "model_type" not in found:
         return Recognised({"init_weight": folder}, {}, (
             f"{folder} is no folder of transformers or of this program: {_HOW}, and give its weights as a file",))

@@ -78,6 +78,11 @@ def main(source: str, out: str | None, given: argparse.Namespace, words: list[st
     if given.names != "own" and (kind == "folder" or not isinstance(network.network, DeepLabV2)):
         raise ConfigError(f"--names: {given.names} is for files of a DeepLabV2: leave it out, or write FILE.pth or "
                           "FILE.safetensors.")
+    if kind == "folder" and not given.config and not is_folder(source):
+        width, height = cfg.target_data.input_size
+        names = some(cfg.target_data.classes, 3) if cfg.target_data.classes else "the street classes"
+        print(one_line(f"assumed: images of {width} x {height} pixels, {names}; --config FILE takes both from your "
+                       "data's section"))
     _write(network, cfg, source, out, kind, given.names)
     print(one_line(f"written: {out}"))
 

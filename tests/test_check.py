@@ -115,6 +115,17 @@ def test_images_of_both_splits_are_no_copies_of_themselves(cfg, capsys):
     assert not any("content of another" in line for line in lines)
 
 
+def test_a_set_without_splits_holds_no_image_twice(tmp_path, capsys):
+    for i in range(3):
+        Image.fromarray(np.full((32, 32, 3), i, np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "2.png").write_text("text")
+    (tmp_path / "c.yml").write_text("target: own\nsource: own\nmethod: ld\nnum_classes: 2\nown: {type: folder, images: "
+                                    f"., data_dir: {tmp_path}, input_size: [32, 32], classes: [a, b]}}\n")
+    assert check.main(["--config", str(tmp_path / "c.yml"), "worker=0"]) == 1
+    said = capsys.readouterr().out
+    assert "content of another" not in said and said.endswith("errors: 1; a run would stop\n")
+
+
 def test_known_void_ids_are_no_surprise_and_others_are(cfg, capsys):
     relabel(VAL_LABEL.format(0), 7, 3)
     relabel(VAL_LABEL.format(1), 7, 255)

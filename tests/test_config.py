@@ -115,7 +115,7 @@ my_target:
 @pytest.fixture
 def load(tmp_path):
     def load(text="", *overrides, **fixed):
-        (tmp_path / "c.yml").write_text(text)
+        (tmp_path / "c.yml").write_text(text or "# nothing\n")
         return load_config(tmp_path / "c.yml", overrides, **fixed)
     return load
 
@@ -175,9 +175,15 @@ def test_own_data_with_anchors_and_merges(load):
     assert cfg.target_data.palette == ((0, 0, 255), (128, 64, 128), (9, 9, 9))
 
 
-def test_an_empty_file_is_all_defaults(load):
+def test_a_file_without_keys_is_all_defaults(load):
     cfg = load("")
     assert {k: getattr(cfg, k) for k in KEYS} == {k: key.default for k, key in KEYS.items()}
+
+
+def test_an_empty_file_is_refused_as_a_failed_command_leaves_it(tmp_path):
+    (tmp_path / "c.yml").touch()
+    with pytest.raises(ConfigError, match="c.yml: is empty: write it again"):
+        load_config(tmp_path / "c.yml")
 
 
 # ---- values ----------------------------------------------------------------------------------------------------------
@@ -269,7 +275,8 @@ def test_mistakes_in_files_name_the_key(load, text, said):
 
 
 @pytest.mark.parametrize("word, said", [
-    ("batch_size", "expected key=value"), ("batchsize=3", "did you mean 'batch_size'"),
+    ("batch_size", "expected key=value"), ("mine.yml", "is given as --config mine.yml"),
+    ("batchsize=3", "did you mean 'batch_size'"),
     ("cityscapes.datadir=x", "did you mean 'data_dir'"), ("cityscape.data_dir=x", "cityscapes"),
     ("batch_size=", "batch_size"), ("layers=1,2,x,4", "layers"), ("gta5=x", "unknown key"),
     ("layers=[1,2", "layers: expected"), ("scales=1,'2", "scales: expected"), ("batch_size=2024-13-45", "batch_size"),

@@ -137,6 +137,7 @@ def truncated(here):
 @pytest.mark.parametrize("spoil, words, said", [
     (truncated, (), ("suderburg_000001", "cannot be read")),
     (lambda here: None, ("init_weight=gone.pth",), ("gone.pth", "no such checkpoint")),
+    (lambda here: None, ("method=ld", "init_weight=None"), ("such as ./snapshot/tiny/source_only.pth",)),
     (lambda here: None, ("cityscapes.data_dir=gone",), ("gone",)),
     (lambda here: None, ("learning_rate=1e30",), ("not finite",)),
     (lambda here: (here / "snapshot").write_text("x"), (), ("snapshot", "no folder")),

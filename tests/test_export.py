@@ -469,7 +469,8 @@ BASE = ("--config", "tiny.yml", "--checkpoint", "nét.pth")
     ((*BASE, "--output", "a.pt2", "model=mynet.py:Branching"), "mynet.py, line 16: GuardOnDataDependentSymNode"),
     (("--config", "tiny.yml", "--checkpoint", "gone.pth", "--output", "a.pt2"), "gone.pth: no such checkpoint"),
     (("--config", "gone.yml", "--output", "a.pt2"), "gone.yml"),
-    (("--checkpoint", "nét.pth", "--output", "a.pt2"), "--config: missing"),
+    (("--checkpoint", "nét.pth", "--output", "a.pt2"), "--config: missing: nét.pth"),
+    (("--checkpoint", "gone", "--output", "a.pt2"), "gone: no such checkpoint"),
     (("--output", "a.pt2"), "--config: missing")])
 def test_what_is_refused(here, monkeypatch, capfd, words, expected):
     assert expected in said_by(monkeypatch, capfd, *words)

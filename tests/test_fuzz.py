@@ -56,7 +56,7 @@ def round_trip(path, words=()):
 @given(st.sampled_from(KEY_NAMES), st.integers(0, 3), st.data())
 def test_words_are_read_or_refused(tmp_path, name, kind, data):
     path = tmp_path / "c.yml"
-    path.write_text("")
+    path.write_text("# nothing\n")
     value = data.draw((WORDS, TEXT, NUMBERS, VALUES)[kind])
     round_trip(path, [f"{name}={value}"])
 
@@ -64,7 +64,7 @@ def test_words_are_read_or_refused(tmp_path, name, kind, data):
 @given(st.lists(TEXT, max_size=3))
 def test_any_words_are_read_or_refused(tmp_path, words):
     path = tmp_path / "c.yml"
-    path.write_text("")
+    path.write_text("# nothing\n")
     round_trip(path, words)
 
 

@@ -291,6 +291,8 @@ def test_one_line_says_what_is_wrong_with_the_rest(net, here, capsys):
                         (["--images", "data", "--checkpoint", "gone.pth"], ("gone.pth", "no such checkpoint")),
                         (["--images", "data", "--checkpoint", "bad.pth"], ("bad.pth",)),
                         (["--images", "data", "--checkpoint", net[3], "--classes", "a", "b"], ("2 names", "3 classes")),
+                        (["--images", "data", "--classes", "gone.txt"], ("--classes", "no file 'gone.txt'")),
+                        (["--images", "data", "--memory", "-1"], ("--memory", "above 0")),
                         (["--images", "data", "--model", "deeplap"], ("deeplap",))):
         refused(capsys, words, said)
 
@@ -328,6 +330,18 @@ def test_remarks_go_to_stderr_and_name_what_is_left_to_do(here, capsys):
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------
+
+def test_a_guess_of_what_ids_mean_and_missing_names_are_said(here, net, capsys):
+    flat(here / "data")
+    for i in range(3):
+        label(here / "gt" / f"{i}.png", [0, 1, 2, 3])
+    out, error = written(capsys, "--images", "data", "--labels", "gt", "--checkpoint", net[3])
+    for text in (error, " ".join(line.strip(" #") for line in out.splitlines())):
+        assert "if 3 is no class and 0 to 2 are the classes, delete label_ids" in text
+    assert "names of the classes are not known" in error and "SET THIS: their names" in out
+    _, error = written(capsys, "--images", "data", "--checkpoint", net[3], "--classes", "a", "b", "c")
+    assert "classes are not known" not in error
+
 
 def found_ids(**pixels):
     return survey.Labels(1, 1, [], survey.Counter({int(k[1:]): n for k, n in pixels.items()}))

@@ -860,7 +860,7 @@ def test_home_folders_in_every_path_key(tmp_path, monkeypatch, name, given, writ
 
 @pytest.mark.parametrize("name", sorted(PATH_KEYS | {f"gta5.{name}" for name in SECTION_PATH_KEYS}))
 def test_an_unknown_home_folder_is_refused_by_name(tmp_path, name):
-    (tmp_path / "c.yml").write_text("")
+    (tmp_path / "c.yml").write_text("# nothing\n")
     with pytest.raises(ConfigError, match=f"{name}: '~nosuchuser/x': the home folder ~nosuchuser is not known"):
         load_config(tmp_path / "c.yml", [f"{name}=~nosuchuser/x"])
 

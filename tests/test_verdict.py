@@ -80,6 +80,7 @@ def test_the_verdict_compares_with_the_untouched_network(candidates, consistency
     result = decide(records, found, "agreement")
     assert result.ranking[0] == "step 5" and result.verdict == said
     assert result.chosen == ("untouched" if said == "reject" else "step 5")
+    assert result.why.startswith("step 5, the best of the others: consistency 0.500 -> ") == (said == "reject")
 
 
 def test_scores_that_are_not_finite_and_weights_that_are_gone_are_not_chosen(candidates):

@@ -114,6 +114,7 @@ def test_from_file_to_folder_to_safetensors_to_file(ours, capsys):
                         ("net2", "last.pt")):
         code, lines, err = run(capsys, source, out)
         assert code == 0 and err == "" and lines[-1] == f"written: {out}"
+        assert any("assumed: images of 1024 x 512 pixels" in line for line in lines) == (out == "net/" or out == "net2")
     assert equal(torch.load("last.pt", weights_only=True), ours) and equal(
         read_folder("net2"), {k: ours[k] for k in read_folder("net2")})
     cfg = folder_config("net2")

@@ -10,6 +10,7 @@ import torch
 
 from dataset.class_sets import class_set
 from trainer import forecast
+from trainer.checks import require_start
 from trainer.forecast import amount, existing
 from trainer.run_state import newest_state
 from trainer.trial import Trial
@@ -27,6 +28,7 @@ def try_out(cfg: Config) -> None:
     a run of the same note may be under way."""
     for key in _FOLDERS:
         _require_writable(key, Path(getattr(cfg, key)) / cfg.note)
+    require_start(cfg)  # names the run's own folders, which the trial has not
     free = available_memory()
     reset_peak()
     with tempfile.TemporaryDirectory(prefix=".dry-run-", dir=existing(cfg.snapshot), ignore_cleanup_errors=True) as own:

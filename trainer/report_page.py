@@ -17,7 +17,7 @@ DASH, MINUS = "\N{EN DASH}", "\N{MINUS SIGN}"
 _SENTENCES = {
     verdict.KEEP: "without labels, the chosen network scores higher than the one that the stage started from",
     verdict.DOUBTFUL: "without labels, the chosen network scores about as high as the one that the stage started from",
-    verdict.REJECT: "without labels, no state of this stage scores higher than the network that it started from"}
+    verdict.REJECT: "without labels, no state of this stage is held to be better than the network that it started from"}
 _ADVICE = {verdict.KEEP: "Use {}.", verdict.DOUBTFUL: "If its pictures convince you, use {}.",
            verdict.REJECT: "Keep that network; {} is a copy of it."}
 

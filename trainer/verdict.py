@@ -89,11 +89,12 @@ def _compared(best, untouched, by_labels):
     values = {name: (untouched["scores"][name] or 0.0, best["scores"][name])
               for name in (("miou",) if by_labels else _WITNESSES)}
     told = ", ".join(f"{name} {before:.3f} -> {after:.3f}" for name, (before, after) in values.items())
+    against = f"{best['name']}, the best of the others: {told}"  # it is not the chosen one then
     change = _change(best, untouched, values)
     if change > (0 if by_labels else MARGIN):
         return KEEP, told
     if by_labels or change < -MARGIN:
-        return REJECT, told
+        return REJECT, against
     return DOUBTFUL, f"{told}: hardly a difference; look at its predictions before you use it"
 
 

@@ -208,7 +208,8 @@ class _Tree:
         """Read one `key=value` word of the command line."""
         name, equals, text = word.partition("=")
         if not equals:
-            raise ConfigError(f"{word!r}: expected key=value, such as batch_size=2.")
+            hint = f"; a configuration is given as --config {word}" if word.endswith((".yml", ".yaml")) else ""
+            raise ConfigError(f"{word!r}: expected key=value, such as batch_size=2{hint}.")
         section, dot, inner = name.partition(".")
         if name in NO_EFFECT:
             self.ignored.append(name)

@@ -19,11 +19,14 @@ _TRUE_WORDS, _FALSE_WORDS = ("true", "yes", "on"), ("false", "no", "off")
 def read_text(path: str) -> str:
     """The text of a configuration file. Raises ConfigError if it cannot be read."""
     try:
-        return Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file: give a configuration with --config.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read ({error}): give a YAML file in UTF-8.") from None
+    if not text:  # as `> FILE` leaves it behind a command that fails
+        raise ConfigError(f"{path}: is empty: write it again, or give it a line with a key.")
+    return text
 
 
 def parse_yaml(text: str, where: str) -> dict:
