@@ -28,7 +28,7 @@ def main(given: argparse.Namespace) -> None:
     if loaded.initialised:
         raise CheckpointError(f"{checkpoint or cfg.model}: is no trained network ({loaded.facts}): give a checkpoint "
                               "of the whole network.")
-    form = export.Form(given.with_preprocessing, tuple(given.size) if given.size else None, given.opset)
+    form = export.Form(given.with_preprocessing, tuple(given.size[::-1]) if given.size else None, given.opset)
     width, height = cfg.target_data.input_size
     facts = {"classes": classes.names, "palette": classes.palette, "input_size": (width, height), "model": cfg.model,
              **export.provenance(checkpoint)}
@@ -57,7 +57,7 @@ def run() -> int:
     arguments.add_argument("--with-preprocessing", action="store_true",
                            help="the file takes pixels, uint8 [batch, height, width, bands], and gives class ids; "
                            "without, it takes the network's input and gives logits")
-    arguments.add_argument("--size", nargs=2, type=int, metavar=("HEIGHT", "WIDTH"),
+    arguments.add_argument("--size", nargs=2, type=int, metavar=("WIDTH", "HEIGHT"),
                            help="the only size that the file takes, for networks that have one (default: any)")
     arguments.add_argument("--opset", type=int, metavar="N",
                            help="version of ONNX's operators (default: the exporter's choice)")

@@ -86,8 +86,8 @@ def export(segmenter: Segmenter, file: str | Path, form: Form | None = None, met
         content, apart = _checked(plain, ending, form, facts, tolerance)
     except UserError as error:
         if form.size is None and usual_size and _fits(plain, ending, replace(form, size=usual_size), tolerance):
-            raise type(error)(f"{error} For one size it can be written: --size {usual_size[0]} {usual_size[1]}, or "
-                              "another height and width.") from error
+            raise type(error)(f"{error} For one size it can be written: --size {usual_size[1]} {usual_size[0]}, or "
+                              "another width and height.") from error
         raise
     write_atomically(file, lambda opened: opened.write(content))
     return Written(str(file), len(content) / 1e6, facts["input"], facts["output"], apart)
@@ -196,7 +196,7 @@ def _logits(segmenter, pixels):
         raise
     except Exception as error:
         raise ExportError(f"model: the network does not take images of {_text(pixels.shape[1:3])} pixels, height x "
-                          f"width ({reason(error)}): give a size that it takes, --size HEIGHT WIDTH.") from error
+                          f"width ({reason(error)}): give a size that it takes, --size WIDTH HEIGHT.") from error
 
 
 def _images(segmenter, form):

@@ -225,7 +225,7 @@ def test_one_size(mine, ending):
         export(segmenter, f"net{ending}", usual_size=(48, 64))
     text = str(refused.value)
     assert "cannot trace the network for images of any size" in text and "constant (195)" in text
-    assert text.endswith("For one size it can be written: --size 48 64, or another height and width.")
+    assert text.endswith("For one size it can be written: --size 64 48, or another width and height.")
     assert "\n" not in text and not Path(f"net{ending}").exists()
     export(segmenter, f"net{ending}", Form(size=(45, 67)))
     x, logits = plain_logits(segmenter, pixels_of((3, 45, 67)))
@@ -428,7 +428,7 @@ def test_the_onnx_file_and_the_checkpoint_predict_the_same(here, monkeypatch, ca
 
 def test_a_torch_export_file_from_the_command_line(here, monkeypatch, capfd):
     Path("net.pt2").write_bytes(b"old")
-    words = ("--config", "tiny.yml", "--output", "net.pt2", "--overwrite", "--size", "45", "67", "amp=bf16")
+    words = ("--config", "tiny.yml", "--output", "net.pt2", "--overwrite", "--size", "67", "45", "amp=bf16")
     assert call(monkeypatch, *words) == 0
     assert "gives logits float32 [batch, 5, 45, 67]" in capfd.readouterr().out
     assert loaded("net.pt2")[1]["checkpoint_sha256"] == provenance("nét.pth")["checkpoint_sha256"]

@@ -15,8 +15,9 @@ from torch import nn
 import ldbe
 import run as run_script
 from ldbe import adapt
+from trainer.loop import Trainer
 from utils.config import load_config
-from utils.errors import ConfigError, UserError
+from utils.errors import ConfigError, TrainingError, UserError
 
 ROOT = Path(__file__).parent.parent
 CLASSES = ["road", "car", "sky"]
@@ -189,6 +190,26 @@ def test_bad_input_is_one_error_and_leaves_nothing(network, frames, arguments, w
     with pytest.raises(UserError, match=re.escape(words)):
         adapt(given.pop("network"), given.pop("images"), given.pop("classes"), **given)
     assert [p.name for p in Path.cwd().iterdir()] == ["frames"] and ldbe._given == []
+
+
+def test_a_call_that_is_resumed_with_another_network_says_so(network, frames, monkeypatch, capsys):
+    words = {**FAST, "folder": "here", "quiet": False}
+    with monkeypatch.context() as patch, pytest.raises(TrainingError):
+        patch.setattr(Trainer, "save", broken)
+        adapt(network, frames, CLASSES, **words)
+    warned = "other weights than the one that this run began with"
+    assert warned not in capsys.readouterr().out
+    with monkeypatch.context() as patch, pytest.raises(TrainingError):
+        patch.setattr(Trainer, "save", broken)
+        adapt(network, frames, CLASSES, resume=True, **words)
+    assert warned not in capsys.readouterr().out
+    other = Tiny()
+    adapt(other, frames, CLASSES, resume=True, **words)
+    assert warned in capsys.readouterr().out
+
+
+def broken(*_):
+    raise TrainingError("broken")
 
 
 def test_the_saved_configuration_says_that_the_network_was_an_object(network, frames):

@@ -482,9 +482,9 @@ def test_the_examples_of_the_page_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Image.new("RGB", (90, 50), (10, 200, 30)).save("photo.jpg")
     expected = []
-    for name, keys in (("deeplab", TINY_DEEPLAB), ("smp", {"model": "smp/fpn:resnet18"})):
+    for name, keys in (("mine", TINY_DEEPLAB), ("unet", {"model": "smp/fpn:resnet18"})):
         cfg, network = network_of(keys)
-        save_folder(f"snapshot/mine/{name}", network, cfg, described(cfg), {})
+        save_folder(f"snapshot/{name}/ld_chosen", network, cfg, described(cfg), {})
         expected.append(network)
     assert len(examples) == 2
     for code, network in zip(examples, expected):

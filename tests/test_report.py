@@ -24,7 +24,7 @@ import run as run_script
 from dataset import loaders, segmentation
 from dataset.class_sets import class_set
 from model.build import build_model
-from trainer import comparison, evaluate, report, report_data, report_page, verdict
+from trainer import comparison, evaluate, report, report_data, report_page, report_pictures, verdict
 from trainer.loop import Trainer
 from utils import svg_plot
 from utils.cli import EXIT_STOPPED
@@ -255,6 +255,13 @@ def test_the_pictures_are_the_networks_predictions(inside):
         label = np.asarray(Image.open(f"plabel/tiny/{stage}/round{index}/{name}.png"))
         expected = np.array([*classes.palette, *[(0, 0, 0)] * (256 - len(classes.palette))], np.uint8)[label]
         assert (drawn[alts.index(alt)] == expected).all()
+
+
+def test_the_network_that_the_first_stage_started_from_is_shown_too(inside):
+    cfg = load_config("tiny.yml")
+    adapted = [stage for stage in report_data.stages(cfg) if stage.name != "source_only"]
+    table = report_pictures.tables(cfg, adapted)[0][0]
+    assert [caption for caption, _ in table.rows][:3] == ["image", "source-only", "LD"]
 
 
 def test_the_pictures_are_as_many_as_the_key_says_and_their_absence_has_a_reason(own):

@@ -24,7 +24,7 @@ from trainer.pictures import Pictures
 from trainer.run_state import Position, newest_state, restore_parts, saved_state
 from trainer.validation import Validation
 from trainer.verdict import start_remark
-from utils.checkpoint import RunLock, StateFolder, remove_unfinished, write_atomically
+from utils.checkpoint import RunLock, StateFolder, digest, remove_unfinished, write_atomically
 from utils.config import Config, config_remarks, to_yaml, with_drawn_seed
 from utils.errors import CheckpointError, ConfigError, NothingToDo, Stopped, TrainingError, one_line
 from utils.interrupt import Interrupt
@@ -76,7 +76,7 @@ class Trainer:
         self.network, report = build_model(cfg, self.device, load=not self._resumed)
         if not self._resumed:
             require_trained(cfg, report)
-        self.start = self._resumed.get("start") if self._resumed else source_sha256(cfg.init_weight)
+        self.start = self._begun_with(remarks)
         method.check_network(cfg, self.network)
         if not self.network.has_batch_norm:
             remarks.append("note: the network has no batch norm: fixbn and bn_stats have no effect")
@@ -230,7 +230,7 @@ class Trainer:
         path = self.snapshot / f"{self.cfg.stage}.pth"
         save_weights(self.network, path)
         chosen, verdict = self.candidates.hand_back() if self.candidates else (None, None)
-        origin = provenance(self.cfg, self.start, self.fingerprint, len(self.samples))
+        origin = provenance(self.cfg, self.start if self.cfg.init_weight else None, self.fingerprint, len(self.samples))
         leave_folders(self.cfg, self.network, path, self.position.global_step, origin, chosen, verdict)
         for written in (path, chosen) if chosen else (path,):
             self.log.say(f"saved {written}" + (f" and {written.with_suffix('')}/" if self.cfg.model_folder else ""))
@@ -250,6 +250,18 @@ class Trainer:
         source = {"alpha_bn": self.alpha_bn} if self.alpha_bn else {}
         return {"network": self.network, "log": self.log, "validation": self.validation, **optimising, **source,
                 **chosen, **self.method.parts()}
+
+    def _begun_with(self, remarks):
+        """SHA-256 of what the run began with: of the file init_weight, or of the weights that the network brings."""
+        brought = None if self.cfg.init_weight or not self.cfg.network_class.brings_weights else digest(
+            self.network.state_dict())
+        if not self._resumed:
+            return brought or source_sha256(self.cfg.init_weight)
+        begun = self._resumed.get("start")
+        if brought and begun and brought != begun:
+            remarks.append("warning: the network that is given now has other weights than the one that this run began "
+                           "with; the run goes on with its own")
+        return begun
 
     def _restore(self, state):
         """Go back to where `state` was saved. A validation that a signal cut off there is done again."""

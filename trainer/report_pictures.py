@@ -1,6 +1,7 @@
 """The pictures of a report, drawn from checkpoints, pseudo labels and data: predictions of each stage, and labels."""
 import base64
 import io
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +47,11 @@ def tables(cfg: Config, stages: list[Stage]) -> tuple[list[PictureTable], list[s
 
 
 def _predictions(cfg, stages):
+    """Predictions of the network that the first stage started from, if it was a trained one, and of each stage."""
     files = [str(stage.checkpoint) for stage in stages if stage.checkpoint]
+    start = stages[0].config.get("init_weight")
+    if files and start and not stages[0].needs_source and os.path.exists(start):
+        files.insert(0, start)
     last = stages[-1]
     if last.verdict and last.chosen and last.verdict["chosen"] != last.verdict["last"]:
         files.append(str(last.chosen))
