@@ -1,5 +1,5 @@
 # make demo   the three stages on the toy world, a table and a figure, in about ten minutes on 2 cores
-# make test   the default test suite;   make test-slow   the slower tests;   make lint   style, docstrings, types
+# make test   the default test suite;   make test-slow   the slower tests, an hour;   make lint   style, docstrings, types
 # make docs   write docs/keys.md again from the declared keys, and draw img/method.svg
 # make bench  every piece's cost beside the published recipe's, into bench/RESULTS.md (an hour); make bench-ROW  one row
 # make toy-table  the tables of docs/results.md: the demo on seeds 0, 1, 2;   make methods-table  that of docs/methods.md
@@ -8,6 +8,7 @@
 
 PYTHON ?= python3
 SEED ?= 0
+SLOW ?= slow
 RUN := .venv/bin/python
 TOY := config/toy
 
@@ -37,7 +38,7 @@ test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile -m "not slow" tests
 
 test-slow: .venv/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal -m slow tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal -m "$(SLOW)" tests
 
 lint: .venv/.installed-dev
 	$(RUN) -m ruff check

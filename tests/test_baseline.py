@@ -31,7 +31,7 @@ SIZES = {"quick": QUICK, "deep": replace(FULL, cityscapes=(512, 256), gta5=(512,
                                          shorter_edge=160, crop=128, images=1)}
 
 
-@pytest.fixture(scope="module", params=["quick", pytest.param("deep", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["quick", pytest.param("deep", marks=[pytest.mark.slow, pytest.mark.long])])
 def size(request):
     return request.param
 

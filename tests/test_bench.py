@@ -166,6 +166,7 @@ def test_wrong_words_are_one_line(capsys, words, said):
     assert stop.value.code == 2 and said in error and error.startswith("error: ") and error.count("\n") == 1
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_every_row_runs(capsys):
     entry.main(["--quick", "--device", "cpu"])

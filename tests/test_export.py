@@ -562,6 +562,7 @@ def keys_of(name, folder):
     return {"model": f"hf/{folder}"}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("ending", ENDINGS)
 @pytest.mark.parametrize("name, row", table())

@@ -343,7 +343,7 @@ def test_code_in_the_folder_of_transformers_is_not_run(tmp_path, monkeypatch):
         (inner / "config.json").write_text(json.dumps({**content, "backbone_config": [{name: value}]}))
         assert f"transformers/config.json has {told}=" in refusal(tmp_path / "net")
     (inner / "config.json").write_text(json.dumps({**content, "backbone": "resnet18.a1_in1k"}))
-    assert "custom code" in refusal(tmp_path / "net")  # the name of an architecture fetches nothing
+    assert "contains custom" in refusal(tmp_path / "net")  # the name of an architecture fetches nothing
 
 
 def test_a_half_replaced_folder_is_seen(good, tmp_path, monkeypatch):

@@ -22,7 +22,8 @@ from utils.config import load_config
 from utils.machine import machine, peak_memory
 from utils.visualize import dimmed, matrix, with_legend
 
-LD = ("method=ld", "init_weight=snapshot/tiny/source_only.pth", "tensorboard=True", "score_images=0")
+LD = ("method=ld", "init_weight=snapshot/tiny/source_only.pth", "tensorboard=True", "score_images=0",
+      "pictures=4")
 
 
 @pytest.fixture

@@ -291,8 +291,8 @@ def test_without_labels_of_the_target_the_page_is_whole_and_has_no_miou(own, mon
     assert page.table("iou") == [] and "There is no mIoU" in page.text and "classes" not in page.ids
     (_, row), = page.table("stages")
     assert row[0] == "LD" and row[1] in ("keep", "doubtful", "reject")
-    assert {image["alt"].partition(":")[0] for image in page.images} == {"image", "LD", "LD chosen", "LD\nround 0",
-                                                                        "LD\nround 1"} - (
+    assert {image["alt"].partition(":")[0] for image in page.images} == {
+        "image", "source-only", "LD", "LD chosen", "LD\nround 0", "LD\nround 1"} - (
         set() if found("bare")[0].verdict["chosen"] != found("bare")[0].verdict["last"] else {"LD chosen"})
 
 

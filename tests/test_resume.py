@@ -112,6 +112,7 @@ def test_a_users_file_that_has_changed_is_named_when_its_run_is_resumed(world, m
     assert len(said) == 1 and said[0].startswith("warning: mine.py:Mine: the file has changed")
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.parametrize("method", known())
 def test_many_killed_runs_end_with_the_same_bits(world, method):
