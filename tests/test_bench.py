@@ -125,6 +125,7 @@ def test_growth_of_one_axis_leaves_the_others_at_their_middle():
     assert FULL.grown("sides", 256) == (8, 20, 256, 256**2)
 
 
+@pytest.mark.slow
 def test_entry_runs_from_the_command_line(tmp_path):
     command = [sys.executable, "-m", "bench", "losses", "head", "--device", "cpu", "--quick", "--markdown",
                tmp_path / "t.md"]

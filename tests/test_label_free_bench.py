@@ -282,6 +282,7 @@ def own(tmp_path, monkeypatch):
     return tmp_path / "own"
 
 
+@pytest.mark.slow
 def test_a_run_leaves_true_scores_and_predictions_of_all_candidates_and_is_done_once(own, tmp_path, capsys,
                                                                                              monkeypatch):
     words = ["--work", str(tmp_path / "work"), "--data", str(own), "--plan", "data", "--runs", "1", "--processes", "1"]

@@ -187,6 +187,7 @@ def no_shared_memory(monkeypatch):
                 monkeypatch.setattr(owner, name, full)
 
 
+@pytest.mark.slow
 def test_no_shared_memory_is_needed(world, monkeypatch, no_shared_memory):
     assert call(monkeypatch, run_so_script, "worker=2", "note=a", "on_bad_sample=skip") == 0
     assert call(monkeypatch, run_script, *LD, "worker=2", "note=a") == 0
@@ -806,6 +807,7 @@ def test_a_working_directory_that_is_gone(tmp_path, monkeypatch, capsys):
     os.chdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_without_home_or_user(world, tmp_path):
     """No HOME, no USER, and a uid that no one has."""
     (tmp_path / "sitecustomize.py").write_text("import pwd\ndef unknown(*_): raise KeyError('uid not found')\n"

@@ -65,6 +65,7 @@ def crash(folder, methods, trials, seed):
     return sum(int(line.split("killed ")[1].split()[0]) for line in done.stdout.splitlines())
 
 
+@pytest.mark.slow
 def test_killed_runs_of_every_method_end_with_the_same_bits(world):
     assert crash(world.resolve(), known(), 2, 1) >= 2 * len(known())
 
