@@ -362,7 +362,10 @@ def test_labels_that_are_merged_in_the_files_score_as_those_that_a_protocol_merg
     for row, allowed in ((1, {*colours, UNCLAIMED_COLOUR}), (2, colours)):
         drawn = picture[4 + 260 * row: 4 + 260 * row + 256, 192: 704].reshape(-1, 3)
         assert {tuple(c) for c in drawn.tolist()} <= allowed and len(np.unique(drawn, axis=0)) > 3
-    assert np.array(Image.open("street.png")).shape[0] > 5 * (256 + 4) + 4  # both protocols
+    for name, rows in (("c", 3), ("street", 5)):  # street: both protocols
+        # Below the last row are a gap and the legend.
+        drawn, end = np.array(Image.open(f"{name}.png"))[:, 192:704], rows * (256 + 4)
+        assert (drawn[end:end + 4] == 255).all() and (drawn[end - 256:end] != 255).any(2).all()
 
 
 def test_a_round_on_labels_with_other_classes(here, capsys):
