@@ -67,7 +67,7 @@ def run() -> int:
     given = arguments.parse_intermixed_args()
     if given.images < 1:
         arguments.error(f"argument --images: expected at least 1, found {given.images}")
-    return guarded(lambda: main(given), given.debug)
+    return guarded(lambda: main(given), given.debug, several=True)
 
 
 if __name__ == "__main__":

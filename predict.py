@@ -65,7 +65,7 @@ def run() -> int:
     add("--batch", type=_at_least(1), default=1, metavar="N", help="images or tiles of one pass (default: 1)")
     add("--overwrite", action="store_true", help="predict again what is there already")
     given = arguments.parse_intermixed_args()
-    return guarded(lambda: main(given), given.debug)
+    return guarded(lambda: main(given), given.debug, several=True)
 
 
 if __name__ == "__main__":

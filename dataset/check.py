@@ -223,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
         reports = check(cfg, parts)
         print(summary(cfg, reports))
         return EXIT_WOULD_STOP if any(report.errors for report in reports.values()) else 0
-    return guarded(run, given.debug)
+    return guarded(run, given.debug, several=True)
 
 
 if __name__ == "__main__":

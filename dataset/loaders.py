@@ -9,6 +9,7 @@ from torch import Tensor
 
 from dataset import labels, segmentation, views
 from dataset.segmentation import Sample
+from utils import distributed
 from utils.config import Config
 from utils.interrupt import waiting
 from utils.processes import map_in_order
@@ -65,9 +66,10 @@ def crop_keys(seed: int, round_index: int, num_samples: int, count: int) -> list
 
 
 def worker_count(cfg: Config) -> int:
-    """The number of reading processes: `worker`, at most the cores that this process may use; more are no faster."""
+    """The number of reading processes: `worker`, at most this process's share of the cores that it may use; more are no
+    faster."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(cfg.worker, cores)
+    return min(cfg.worker, max(1, cores // distributed.local_size()))
 
 
 class ReadingLoader:

@@ -6,6 +6,7 @@ import torch
 from model.networks import Network
 from model.segmenter import Segmenter
 from model.weights import LoadReport, load_weights
+from utils import distributed
 from utils.allocator import keep_freed_memory
 from utils.config import Config
 from utils.errors import ConfigError
@@ -43,9 +44,24 @@ def build_model(cfg: Config, device: torch.device, weights: str | None = None,
 
 
 def pick_device(name: str) -> torch.device:
-    """The device of a name; `auto` is the first GPU, or the CPU if there is none. Raises ConfigError if a GPU is asked
-    for that is not there."""
+    """The device of a name; `auto` is a GPU, or the CPU if there is none. Of several processes (`utils.distributed`),
+    each has the GPU of its number on its machine. Makes a GPU the current one of torch. Raises ConfigError if a GPU is
+    asked for that is not there."""
     device = torch.device(name if name != "auto" else "cuda" if torch.cuda.is_available() else "cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device: {name!r} is not there ({torch.cuda.device_count()} GPUs found): use auto or cpu.")
+    if device.type != "cuda":
+        return device
+    if distributed.joined():
+        if device.index is not None and distributed.local_size() > 1:
+            raise ConfigError(f"device: {name!r} is one GPU, and torchrun has started {distributed.local_size()} "
+                              "processes on this machine, each with a GPU of its own: use auto or cuda.")
+        if device.index is None:
+            device = torch.device("cuda", distributed.local_rank())
+    found, needed = torch.cuda.device_count(), (device.index or 0) + 1
+    if needed > found:
+        several = f", and torchrun has started {distributed.local_size()} processes here" if needed > 1 and (
+            distributed.local_size() > 1) else ""
+        raise ConfigError(f"device: {name!r} is not there ({found} GPUs found{several}): use auto or cpu, or as many "
+                          "processes as there are GPUs.")
+    device = torch.device("cuda", device.index or 0)
+    torch.cuda.set_device(device)  # also for events and streams, which are the current device's
     return device

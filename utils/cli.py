@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from utils import distributed
 from utils.config import config_help, load_config
 from utils.config_values import HELP_WIDTH, expanded
 from utils.errors import ConfigError, NothingToDo, Stopped, UserError, one_line
@@ -122,24 +123,29 @@ def run_stage(description: str, default_config: str, run: Callable[..., object],
     given = arguments.parse_intermixed_args()
 
     def main():
-        resume = {"resume": True} if given.resume else {}
+        resume = {"resume": True} if given.resume or distributed.restarted() else {}
         cfg = load_config(given.config, given.overrides, **fixed, **resume)
         run(cfg, **({"dry_run": True} if given.dry_run else {}))
         return 0
-    return guarded(main, given.debug)
+    return guarded(main, given.debug, several=True)
 
 
-def guarded(main: Callable[[], int | None], debug: bool = False) -> int:
+def guarded(main: Callable[[], int | None], debug: bool = False, several: bool = False) -> int:
     """Call `main()` and return its exit code (None: 0). An error becomes one line on stderr and its exit code.
 
-    debug: errors are raised with their traceback, all but those of a stop.
+    debug: errors are raised with their traceback, all but those of a stop. several: `main` may run in several
+    processes, started by torchrun, which are connected before and disconnected after it.
     """
     try:
         with signals_end():
             require_working_directory()
+            if not several and distributed.size() > 1:
+                raise ConfigError("this command runs in one process: start it without torchrun.")
+            distributed.join()
             return main() or 0
     except NothingToDo as done:
-        print(done)
+        if distributed.is_main():
+            print(done)
         return 0
     except Stopped as stop:
         return _said(EXIT_STOPPED, stop)
@@ -149,7 +155,9 @@ def guarded(main: Callable[[], int | None], debug: bool = False) -> int:
         if debug:
             raise
         if isinstance(error, UserError):
-            return _said(EXIT_USER_ERROR, f"error: {error}")
+            return EXIT_USER_ERROR if error.said else _said(EXIT_USER_ERROR, f"error: {error}")
+        if distributed.joined() and distributed.is_loss(error):
+            return _said(EXIT_USER_ERROR, f"error: {distributed.lost(error)}")
         if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
             return _said(EXIT_USER_ERROR, "error: memory is full, or a limit of it or of processes is reached "
                          "(ulimit -v, -u): lower worker, batch_size or the crop and input sizes, or set "
@@ -164,6 +172,8 @@ def guarded(main: Callable[[], int | None], debug: bool = False) -> int:
             return _said(EXIT_USER_ERROR, f"error: {own}: correct the file; --debug shows the whole way there.")
         return _said(EXIT_UNEXPECTED, f"error: unexpected {type(error).__name__}: {str(error)[:500]}: run the same "
                      "command with --debug to see where, and report it.")
+    finally:
+        distributed.leave()
 
 
 def leave(exit_code: int) -> None:
@@ -181,5 +191,6 @@ def require_working_directory() -> None:
 
 
 def _said(exit_code, message):
-    print(one_line(message), file=sys.stderr)
+    number = f"process {distributed.rank()}: " if distributed.size() > 1 else ""
+    print(number + one_line(message), file=sys.stderr)
     return exit_code

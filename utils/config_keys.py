@@ -108,7 +108,8 @@ class Config:
                       may_change=True)
     seed: int = key(1234, "seed of all that is drawn at random", low=0, high=2**31 - 1)
     fix_seed: bool = key(True, "False: a fresh seed is drawn; the saved configuration names it", may_change=True)
-    multigpu: bool = key(False, "several GPUs; only False in this version", may_change=True)
+    multigpu: bool = key(False, "True: refuse to run unless torchrun has started several processes (docs/multi_gpu.md)",
+                         may_change=True)
     resume: bool = key(False, "go on from the newest saved state of this note and method, if there is one; the same "
                        "as --resume", may_change=True)
     overwrite: bool = key(False, "start over although this note holds saved states of an unfinished run of the same "
@@ -133,6 +134,8 @@ class Config:
                    group="Speed")
     channels_last: bool = key(True, "keep the channels of a pixel side by side in memory")
     compile: bool = key(False, "fuse network blocks and losses with torch.compile, where it can")
+    sync_bn: bool = key(False, "batch norms normalise training batches by the statistics of all processes' batches "
+                        "together (CUDA only)")
     checkpointing: bool = key(False, "train in less memory: what is inside each block of the network is computed again "
                               "in the backward pass; with deeplab less than half the memory, a quarter slower",
                               may_change=True)
@@ -146,7 +149,9 @@ class Config:
     weight_decay: float = key(5e-4, "of SGD", low=0)
     momentum: float = key(0.9, "of SGD", low=0, high=1, below=True)
     power: float = key(0.9, "exponent of the poly schedule, lr (1 - t/T)^power", low=0)
-    batch_size: int = key(3, "B, crops in a batch", low=1, high=4096)
+    batch_size: int = key(3, "B, crops in a batch of each process", low=1, high=4096)
+    accumulate: int = key(1, "batches whose gradients are added up for a step of a process: with N, one process takes "
+                          "the steps that N take without", low=1, high=4096)
     backbone_lr_mult: float = key(3.0, "factor on the rate of the backbone; 3: the released code lists most of its "
                                   "tensors three times", low=0)
     head_lr_mult: float = key(10.0, "factor on the rate of the head", low=0)

@@ -2,6 +2,7 @@
 import re
 from pathlib import PurePosixPath
 
+from utils import distributed
 from utils.config_keys import Config, DataConfig
 from utils.config_values import nearest
 from utils.errors import ConfigError
@@ -11,7 +12,7 @@ def check_rules(cfg: Config) -> None:
     """Raise ConfigError, naming the key, if keys of the configuration do not go together."""
     require(cfg.note not in ("", ".", "..") and not set(cfg.note) & set("/\\"),
             f"note: {cfg.note!r} is no plain folder name.")
-    require(not cfg.multigpu, "multigpu: True is not available in this version; set it to False.")
+    distributed.require_launcher(cfg.multigpu)
     require(cfg.restore_from is None, f"restore_from: {cfg.restore_from!r} is not used; give the file as init_weight.")
     for side in ("source", "target"):
         name = getattr(cfg, side)

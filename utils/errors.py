@@ -5,7 +5,12 @@ from collections.abc import Iterator
 
 
 class UserError(Exception):
-    """Something that the user can fix: the message names the file or key, what was expected and what to do."""
+    """Something that the user can fix: the message names the file or key, what was expected and what to do.
+
+    said: whether another process of the run prints it.
+    """
+
+    said = False
 
 
 class ConfigError(UserError):
@@ -24,6 +29,10 @@ class TrainingError(UserError):
     """Training cannot go on: numbers are no longer finite, or a method's losses are not what the loop can minimise."""
 
 
+class PeerLost(UserError):
+    """Another process of the run has ended, or cannot be reached."""
+
+
 class Stopped(BaseException):
     """A signal has asked the run to stop, and its state is saved; the argument says so, or names the signal.
 
@@ -33,6 +42,8 @@ class Stopped(BaseException):
 
 class NothingToDo(Exception):
     """The result that was asked for exists already; the argument says so."""
+
+    said = False  # as of UserError
 
 
 def first_line(error: BaseException) -> str:

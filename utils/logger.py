@@ -11,7 +11,7 @@ from typing import Any, TextIO
 import numpy as np
 from PIL import Image
 
-from utils import progress
+from utils import distributed, progress
 from utils.errors import UserError
 
 
@@ -21,20 +21,20 @@ class RunLog:
     tensorboard: also write scalars and pictures for TensorBoard below `<folder>/<stage>/`. A stage that is run again
     starts a new log. A resumed one gives the saved `state_dict` and its step; the log goes on from there, and later
     events are dropped.
-    Nothing on the disk changes before `open`, or the first event.
+    Nothing on the disk changes before `open`, or the first event. Of several processes only the first writes.
     """
 
     def __init__(self, folder: str | Path, stage: str, tensorboard: bool, saved: dict | None = None,
                  step: int | None = None):
         self._path, self._board = Path(folder) / f"{stage}.jsonl", Path(folder) / stage
-        self._start, self._said = time.time(), set()
-        self._writer, self._tensorboard, self._step = None, tensorboard, step
+        self._start, self._said, self._writes = time.time(), set(), distributed.is_main()
+        self._writer, self._tensorboard, self._step = None, tensorboard and self._writes, step
         self._kept = saved["bytes"] if saved else 0
         self._events: TextIO | None = None
 
     def open(self) -> None:
         """Start the log, or go on with that of a resumed stage. Does nothing if it is open."""
-        if self._events:
+        if self._events or not self._writes:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         resumed = self._step is not None and self._path.exists()
@@ -46,8 +46,8 @@ class RunLog:
                 old.unlink()
 
     def state_dict(self) -> dict:
-        """{"bytes": length of the JSON-lines file so far}."""
-        return {"bytes": self._events.tell()}
+        """{"bytes": length of the JSON-lines file so far}. Process 0 saves it."""
+        return {"bytes": self._events.tell() if self._writes else 0}
 
     def say(self, text: str) -> None:
         """Print a line on the console, above any progress bar."""
@@ -63,6 +63,8 @@ class RunLog:
         """Log numbers, or nested dicts of numbers, at a step; None: not defined. In TensorBoard they become scalars
         `kind/key/...`. Raises UserError if the file cannot be written."""
         self.open()
+        if not self._writes:
+            return
         record = {"event": kind, "step": step, "seconds": round(time.time() - self._start, 2), **values}
         try:
             self._events.write(json.dumps(_jsonable(record)) + "\n")

@@ -75,7 +75,7 @@ def _result(future: Future, key: Any, title: Callable[[Any], str]) -> Any:
         waited += 1
         if waited % round(_PATIENCE / pause) == 0:
             say(one_line(f"warning: no answer for {waited * pause:g} s on {title(key)}: does its disk still answer? A "
-                         "signal (Ctrl-C) ends the wait."))
+                         "signal (Ctrl-C) ends the wait."), everywhere=True)
     return future.result()
 
 

@@ -6,6 +6,8 @@ from typing import Protocol
 
 from tqdm import tqdm
 
+from utils import distributed
+
 
 class _Bar(tqdm):
     monitor_interval = 0  # no monitor thread, which every fork would copy; with miniters=1 it has nothing to do
@@ -28,7 +30,7 @@ class Progress:
         thresholds: 200/2975 images, 11.4 images/s, 04:03 left
 
     every=0: lines are printed by `report` alone. first: items that an earlier process has done; they count as done, but
-    not in the rate.
+    not in the rate. Of several processes, only the first shows anything, its own share.
     """
 
     def __init__(self, items: SizedIterable, title: str, every: int, screen: bool, unit: str = "image", first: int = 0):
@@ -36,7 +38,7 @@ class Progress:
         self.done, self.total = first, first + len(items)
         # disable=None: no bar unless stderr is a terminal. nrows: a bar hides where a terminal does not know its size.
         self.bar = _Bar(total=self.total, desc=title, unit=unit, initial=first, leave=False, nrows=20, miniters=1,
-                        disable=None if screen else True)
+                        disable=None if screen and distributed.is_main() else True)
         self.lines = self.bar.disable or not (sys.stdout and sys.stdout.isatty())
         self._start = time.monotonic()
 
@@ -66,8 +68,11 @@ class Progress:
                 f"{tqdm.format_interval((self.total - self.done) / rate)} left")
 
 
-def say(text: str) -> None:
-    """Print a line on stdout at once, above any bar."""
-    tqdm.write(text)
+def say(text: str, everywhere: bool = False) -> None:
+    """Print a line on stdout at once, above any bar. Of several processes only the first prints, or all that call this
+    with `everywhere`, with their number in front."""
+    if not distributed.is_main() and not everywhere:
+        return
+    tqdm.write(text if distributed.is_main() else f"process {distributed.rank()}: {text}")
     if sys.stdout:
         sys.stdout.flush()

@@ -1,0 +1,206 @@
+"""The processes of a run that was started by torchrun, one on each device: who this process is, and what they share.
+
+Without torchrun there is one process, and every function here gives what that one process has. Values pass through the
+CPU (gloo), tensors through the backend of their device (gloo or nccl). A call that all processes have to make together
+is a collective: it waits for all of them, at most `TIMEOUT`, and raises PeerLost if one has ended.
+"""
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from typing import Any, TypeVar
+
+from utils.errors import ConfigError, NothingToDo, PeerLost, Stopped, UserError, first_line
+
+TIMEOUT = timedelta(minutes=30)  # of a collective: longer than what one process does while others wait
+_NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
+_joined = False
+T = TypeVar("T")
+
+
+def launched() -> bool:
+    """Whether torchrun has started this process."""
+    return all(name in os.environ for name in _NEEDED)
+
+
+def rank() -> int:
+    """Number of this process among all, from 0."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def size() -> int:
+    """The number of processes."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
+def local_rank() -> int:
+    """Number of this process among those of this machine, from 0; also of its GPU."""
+    return int(os.environ["LOCAL_RANK"]) if launched() else 0
+
+
+def local_size() -> int:
+    """The number of processes on this machine."""
+    return int(os.environ["LOCAL_WORLD_SIZE"]) if launched() else 1
+
+
+def is_main() -> bool:
+    """Whether this is process 0, which alone writes logs, checkpoints and bars."""
+    return rank() == 0
+
+
+def restarted() -> bool:
+    """Whether torchrun has started the processes again after one has failed (--max-restarts)."""
+    return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def share(items: Sequence[T]) -> Sequence[T]:
+    """This process's share of the items: every `size()`-th one, from number `rank()` on. Each item is in one share."""
+    return items[rank()::size()] if _joined else items
+
+
+def joined() -> bool:
+    """Whether the processes are connected."""
+    return _joined
+
+
+def join() -> None:
+    """Connect the processes; does nothing without torchrun, or if they are connected. Collective. Raises PeerLost."""
+    global _joined
+    if not launched() or _joined:
+        return
+    import torch
+    import torch.distributed as dist
+    gpus = torch.cuda.is_available() and dist.is_nccl_available() and local_rank() < torch.cuda.device_count()
+    if gpus:
+        torch.cuda.set_device(local_rank())  # what is allocated without a device's number, by nccl, say
+    backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+    with _peers():
+        dist.init_process_group(backend, timeout=TIMEOUT)
+    _joined = True
+
+
+def leave() -> None:
+    """Disconnect this process, before it ends: else gloo's threads abort it. Never raises."""
+    global _joined
+    if _joined:
+        import torch.distributed as dist
+        _joined = False
+        with contextlib.suppress(Exception):
+            dist.destroy_process_group()
+
+
+# ---- collectives -----------------------------------------------------------------------------------------------------
+
+
+def total(tensor: Any) -> Any:
+    """The sum of a tensor over the processes, a new tensor on its device; all have the same shape. Collective."""
+    return _reduced(tensor, "SUM")
+
+
+def smallest(tensor: Any) -> Any:
+    """The elementwise minimum of a tensor over the processes, a new tensor. Collective."""
+    return _reduced(tensor, "MIN")
+
+
+def any_of(flag: bool) -> bool:
+    """Whether the flag is set in any process. Collective."""
+    if not _joined:
+        return flag
+    import torch
+    return bool(total(torch.tensor(int(flag))).item())
+
+
+def gathered(value: T) -> list[T]:
+    """The picklable, small values of all processes, in the order of rank, in each of them. Collective."""
+    if not _joined:
+        return [value]
+    import torch.distributed as dist
+    values: list = [None] * size()
+    with _peers():
+        dist.all_gather_object(values, value)
+    return values
+
+
+def from_main(call: Callable[[], T]) -> T:
+    """What `call()` returns, or the UserError or NothingToDo that it raises, in process 0; the others do not call it.
+    What it returns must be picklable and small. Collective."""
+    if not _joined:
+        return call()
+    import torch.distributed as dist
+    outcome: list = [None, None]
+    if is_main():
+        try:
+            outcome[0] = call()
+        except (UserError, NothingToDo) as error:
+            outcome[1] = error
+    with _peers():
+        dist.broadcast_object_list(outcome, src=0)
+    if outcome[1] is not None:
+        outcome[1].said = not is_main()  # by process 0
+        raise outcome[1]
+    return outcome[0]
+
+
+def wait() -> None:
+    """Wait for all processes. Collective."""
+    any_of(False)
+
+
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """A pass in which each process works on its own share of the data. If a signal has stopped the share of any, all
+    raise Stopped at the end of the block. Collective, at its end; other errors leave it at once."""
+    stopped = None
+    try:
+        yield
+    except Stopped as stop:
+        if not _joined:
+            raise
+        stopped = stop
+    if any_of(stopped is not None):
+        raise stopped or Stopped("a signal to another process")
+
+
+@contextlib.contextmanager
+def _peers() -> Iterator[None]:
+    """Errors of a collective as PeerLost."""
+    try:
+        yield
+    except UserError:
+        raise
+    except RuntimeError as error:  # of gloo, nccl, the store; DistError is one
+        raise PeerLost(lost(error)) from error
+
+
+def lost(error: Exception) -> str:
+    """The message that another process is gone. error: what a collective has raised."""
+    return (f"process {rank()} of {size()} has lost the others ({first_line(error)}): one of them has ended, its own "
+            "error says why, or the network between machines does not let them through.")
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error, such as one of a backward pass that sums gradients, says that another process is gone."""
+    text = f"{type(error).__name__}: {error}"
+    return isinstance(error, RuntimeError) and any(word in text for word in (
+        "gloo", "Dist", "NCCL", "Connection closed by peer", "Connection reset", "Broken pipe"))
+
+
+def _reduced(tensor, operation):
+    if not _joined:
+        return tensor
+    import torch.distributed as dist
+    result = tensor.detach().clone()
+    with _peers():
+        dist.all_reduce(result, getattr(dist.ReduceOp, operation))
+    return result
+
+
+def require_launcher(multigpu: bool) -> None:
+    """Raise ConfigError if several processes are asked for, by the key or by the environment, and torchrun has not
+    started them."""
+    missing = [name for name in _NEEDED if name not in os.environ]
+    asked = os.environ.get("WORLD_SIZE", "1") not in ("", "1")
+    if missing and (multigpu or asked):
+        lacks = f" (WORLD_SIZE is set, and {', '.join(missing)} missing)" if asked else ""
+        raise ConfigError("multigpu: several processes are started by torchrun, as in `torchrun --nproc_per_node 4 "
+                          f"run.py ...` for four GPUs{lacks}.")
