@@ -1,4 +1,5 @@
 """Starting a program in several processes by torchrun, as a user does."""
+import contextlib
 import os
 import signal
 import subprocess
@@ -29,10 +30,8 @@ def kill_tree(pid):
     """Kill a process and all below it; torchrun starts its processes in sessions of their own."""
     for child in children(pid):
         kill_tree(child)
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
 
 
 def children(pid):

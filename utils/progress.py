@@ -73,6 +73,7 @@ def say(text: str, everywhere: bool = False) -> None:
     with `everywhere`, with their number in front."""
     if not distributed.is_main() and not everywhere:
         return
-    tqdm.write(text if distributed.is_main() else f"process {distributed.rank()}: {text}")
+    line = text if distributed.is_main() else f"process {distributed.rank()}: {text}"
+    tqdm.write(f"{line}\n", end="")  # in one piece, as other processes write lines at the same time
     if sys.stdout:
         sys.stdout.flush()
