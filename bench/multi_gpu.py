@@ -48,7 +48,7 @@ class Plan:
     processes: int = 1
     cores: int = 4
     batch: int = 3
-    epochs: int = 2
+    epochs: int = 1
     accumulate: int = 1
 
 

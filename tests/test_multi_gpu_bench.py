@@ -12,7 +12,7 @@ def test_with_free_links_and_cores_enough_time_falls_as_processes_grow():
     plan = Plan(96_000, cores=16)
     alone = times(plan, FAST_LINK)
     assert alone.limit == "network"
-    assert alone.round == pytest.approx(96_000 * 0.01 + 64_000 * 0.033)
+    assert alone.round == pytest.approx(96_000 * 0.01 + 32_000 * 0.033)
     for count in (2, 4, 8):
         assert times(replace(plan, processes=count), FAST_LINK).round == pytest.approx(alone.round / count)
 
@@ -25,7 +25,7 @@ def test_accumulating_takes_the_steps_of_as_many_processes_in_the_time_of_one():
 def test_few_cores_make_decoding_the_limit():
     found = times(Plan(96_000, cores=1), FAST_LINK)
     assert found.limit == "decoding"
-    assert found.round == pytest.approx(96_000 * 0.04 + 64_000 * 3 * 0.04)
+    assert found.round == pytest.approx(96_000 * 0.04 + 32_000 * 3 * 0.04)
 
 
 def test_a_slow_link_makes_the_sum_of_gradients_the_limit():
