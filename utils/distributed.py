@@ -15,7 +15,10 @@ from utils.errors import ConfigError, NothingToDo, PeerLost, Stopped, UserError,
 TIMEOUT = timedelta(minutes=30)  # of a collective: longer than what one process does while others wait
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 _joined = False
+if all(name in os.environ for name in _NEEDED):  # torch reads it when it is imported; it warns while it connects, and
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where all parameters of a network have gradients
 T = TypeVar("T")
+Mean = Callable[[Any], Any]  # a tensor -> its mean over several parts of a batch, of its shape
 
 
 def launched() -> bool:
@@ -51,6 +54,11 @@ def is_main() -> bool:
 def restarted() -> bool:
     """Whether torchrun has started the processes again after one has failed (--max-restarts)."""
     return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+
+def alone(tensor: Any) -> Any:
+    """The mean of a tensor over the parts of a batch where there is but one: the tensor itself."""
+    return tensor
 
 
 def share(items: Sequence[T]) -> Sequence[T]:
