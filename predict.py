@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from utils import distributed
 from utils.cli import EXIT_USER_ERROR, guarded, leave, parser, path
 from utils.config_values import expanded
 from utils.errors import ConfigError, one_line
@@ -27,9 +28,10 @@ def main(given: argparse.Namespace) -> int:
         tuple(given.input), Path(given.output), tuple(given.save), given.ids,
         Augmentation(tuple(given.scales), given.flip), given.size and tuple(given.size), given.tile, given.overlap,
         given.batch, given.overwrite))
-    for line in [*outcome.remarks, *outcome.failed]:
-        print(one_line(line), file=sys.stderr)
-    print(one_line(outcome))
+    if distributed.is_main():
+        for line in [*outcome.remarks, *outcome.failed]:
+            print(one_line(line), file=sys.stderr)
+        print(one_line(outcome))
     return EXIT_USER_ERROR if outcome.failed else 0
 
 

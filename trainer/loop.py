@@ -24,6 +24,7 @@ from trainer.pictures import Pictures
 from trainer.run_state import Position, newest_state, restore_parts, saved_state
 from trainer.validation import Validation
 from trainer.verdict import start_remark
+from utils import distributed
 from utils.checkpoint import RunLock, StateFolder, digest, remove_unfinished, write_atomically
 from utils.config import Config, config_remarks, to_yaml, with_drawn_seed
 from utils.errors import CheckpointError, ConfigError, NothingToDo, Stopped, TrainingError, one_line
@@ -282,7 +283,8 @@ class Trainer:
         return Batch(self.network.prepare(pixels), label, names, pixels)
 
     def _whole_images(self) -> Iterator[torch.Tensor]:
-        loader = loaders.whole_image_loader(self.cfg, self.cfg.target, self.samples, False, self.device.type == "cuda")
+        loader = loaders.whole_image_loader(self.cfg, self.cfg.target, distributed.share(self.samples), False,
+                                            self.device.type == "cuda")
         for item in Progress(loader, "statistics", self.cfg.print_freq, self.cfg.screen):
             self.interrupt.check()
             yield self.network.prepare(item["image"].to(self.device, non_blocking=True))
