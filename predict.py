@@ -28,11 +28,14 @@ def main(given: argparse.Namespace) -> int:
         tuple(given.input), Path(given.output), tuple(given.save), given.ids,
         Augmentation(tuple(given.scales), given.flip), given.size and tuple(given.size), given.tile, given.overlap,
         given.batch, given.overwrite))
-    if distributed.is_main():
-        for line in [*outcome.remarks, *outcome.failed]:
-            print(one_line(line), file=sys.stderr)
-        print(one_line(outcome))
+    distributed.from_main(lambda: _say(outcome))  # all wait: torchrun stops the others when one has ended with an error
     return EXIT_USER_ERROR if outcome.failed else 0
+
+
+def _say(outcome):
+    for line in [*outcome.remarks, *outcome.failed]:
+        print(one_line(line), file=sys.stderr)
+    print(one_line(outcome))
 
 
 def _at_least(low: int) -> Callable[[str], int]:
