@@ -41,8 +41,9 @@ TINY = {
     "score_images": 5, "pictures": 0, "print_freq": 1,
     "mine": {"type": "folder", "data_dir": "data", "images": "images/{split}", "labels": "labels/{split}",
              "classes": ["a", "b", "c", "d"], "input_size": [48, 40]}}
-# A network with a batch norm that sees one value per channel. Its process is killed in its second pass if the
-# environment names its rank and its first prediction is on the disk.
+# A network with a batch norm that sees one value per channel. If the environment names its process by DIES, this is
+# killed in the pass after its first prediction is on the disk; by STOPS, it gets a signal in the second pass with batch
+# statistics.
 NET = """import os, signal, time
 from pathlib import Path
 from torch import nn
@@ -60,10 +61,13 @@ class Net(nn.Sequential):
                          nn.BatchNorm2d(6), nn.Conv2d(6, 4, 3, 1, 1))
 
     def forward(self, x):
-        part = Path("out") / f"predict.{os.environ.get('RANK')}.jsonl"
-        if os.environ.get("DIES") == os.environ.get("RANK", "none") and part.exists():
+        rank = os.environ.get("RANK", "none")
+        part = Path(f"out/predict.{rank}.jsonl")
+        if os.environ.get("DIES") == rank and part.exists() or os.environ.get("STOPS") == rank and self[1].training:
             self.passes += 1
-            while self.passes > 1:
+            if self.passes == 2 and "STOPS" in os.environ:
+                os.kill(os.getpid(), signal.SIGTERM)
+            while self.passes == 2 and "DIES" in os.environ:
                 if part.stat().st_size:
                     os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(0.01)
@@ -159,7 +163,7 @@ def candidates(cfg, samples, check=lambda: None):
             parameter.add_(0.1 * torch.randn(parameter.shape))
     made.consider(1, {"": network, "teacher": build_model(cfg, CPU)[0]})
     made.judge(1)
-    chosen, verdict = made.hand_back()
+    chosen, verdict = distributed.from_main(made.hand_back)
     assert len(made.records) == 10
     state = made.state_dict()
     return {"records": state["records"], "source": state["source"].tolist(), "collapsed": made.collapsed,
@@ -344,6 +348,38 @@ def test_predictions_go_on_after_a_process_was_killed(predicted, tmp_path):
     done = alone("predict.py", *PREDICT, folder=folder)
     assert done.returncode == 0, done.stderr
     assert pictures(folder) == pictures(one) and entries(folder) == entries(one)
+
+
+@pytest.mark.slow
+def test_runs_of_bn_adapt_hand_back_what_one_process_does(world, tmp_path):
+    words = ("--config", "tiny.yml", "note=run", "select_by=miou")
+    one, three = copied(world, tmp_path / "one"), copied(world, tmp_path / "three")
+    done = alone("run.py", *words, folder=one), torchrun(3, ROOT / "run.py", *words, folder=three)
+    assert [d.returncode for d in done] == [0, 0], done[0].stderr + done[1].stderr
+    assert weights(one) == weights(three) and len(weights(one)) == 2
+    for name in ("snapshot/run/bn_adapt_verdict.json", "miou_result/run/bn_adapt.json"):
+        found, expected = (json.loads((folder / name).read_text()) for folder in (three, one))
+        for known in found.get("candidates", []) + expected.get("candidates", []):  # steps are of several images
+            known["name"], known["step"] = known["name"].replace("step 3", "step 7"), None
+        assert found | {"last": None} == expected | {"last": None}
+    assert json.loads((three / "snapshot/run/bn_adapt_verdict.json").read_text())["last"] == "step 3"
+
+
+@pytest.mark.slow
+def test_a_stopped_run_of_bn_adapt_goes_on(world, tmp_path):
+    words = ("--config", "tiny.yml", "note=run", "score_images=0", "bn_momentum=0.3")
+    one, three = copied(world, tmp_path / "one"), copied(world, tmp_path / "three")
+    assert alone("run.py", *words, folder=one).returncode == 0
+    stopped = torchrun(3, ROOT / "run.py", *words, folder=three, STOPS="1")
+    assert "stopped by SIGTERM at step 2" in stopped.stderr, stopped.stderr
+    assert not (three / "snapshot/run/bn_adapt.pth").exists()
+    done = torchrun(3, ROOT / "run.py", *words, "--resume", folder=three)
+    assert done.returncode == 0, done.stderr
+    assert weights(one) == weights(three)
+
+
+def weights(folder):
+    return {path.name: digest(torch.load(path, weights_only=True)) for path in (folder / "snapshot/run").glob("*.pth")}
 
 
 def main():

@@ -39,7 +39,7 @@ class Candidates:
     the promising ones. Memory does not depend on the number of candidates.
 
     Of several processes each predicts its share of the sample; all end with the same records, and the first writes the
-    files. All methods but `state_dict` and `load_state_dict` are collective.
+    files. `begin`, `consider` and `judge` are collective; the first alone calls `hand_back`.
 
     It is a part of a run's saved state. class_names: of the network's classes. check: called between images; what it
     raises ends the run. miou: the mIoU of a network on the validation split, for `select_by: miou`. collapsed: whether
@@ -140,7 +140,7 @@ class Candidates:
         """Say and log the verdict at a step, once, and prune."""
         if self._judged == step:
             return
-        verdict = self._decide()
+        verdict = distributed.from_main(self._decide)
         self._prune(verdict)
         self.log.say(table(verdict))
         trust = {c["name"]: c["scores"]["trust"] for c in verdict.candidates}
@@ -149,7 +149,7 @@ class Candidates:
         self._judged = step
 
     def _decide(self) -> Verdict:
-        return distributed.from_main(lambda: decide(self.records, self._predictions(), self.cfg.select_by))
+        return decide(self.records, self._predictions(), self.cfg.select_by)
 
     def _predictions(self):
         return [np.load(self.folder / f"{record['file']}.npy", mmap_mode="r") for record in self.records]
@@ -170,16 +170,13 @@ class Candidates:
         former, and the verdict."""
         verdict = self._decide()
         chosen = next(record for record in self.records if record["name"] == verdict.chosen)
+        file = self.folder / f"{chosen['file']}.pth"
+        with naming(file):
+            weights = file.read_bytes()
         path = self.folder.with_name(f"{self.cfg.stage}{CHOSEN}.pth")
-
-        def write():
-            file = self.folder / f"{chosen['file']}.pth"
-            with naming(file):
-                weights = file.read_bytes()
-            write_atomically(path, lambda file: file.write(weights))
-            content = json.dumps(verdict.as_dict(), indent=1).encode()
-            write_atomically(self.folder.with_name(f"{self.cfg.stage}{FILE}"), lambda file: file.write(content))
-        distributed.from_main(write)
+        write_atomically(path, lambda file: file.write(weights))
+        content = json.dumps(verdict.as_dict(), indent=1).encode()
+        write_atomically(self.folder.with_name(f"{self.cfg.stage}{FILE}"), lambda file: file.write(content))
         return path, verdict
 
     # ---- as a part of the saved state --------------------------------------------------------------------------------
