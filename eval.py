@@ -8,6 +8,7 @@ import os
 import sys
 from pathlib import Path
 
+from utils import distributed
 from utils.cli import guarded, leave, parser, path
 from utils.config import load_config
 from utils.config_values import expanded
@@ -17,17 +18,23 @@ from utils.option_words import add_augmentation, split_overrides
 
 def main(given: argparse.Namespace) -> None:
     """Score the checkpoints, print the table and write the files that the options ask for."""
-    from dataset.class_sets import class_set  # late, so that --help answers at once
-    from dataset.inspection import never_seen
-    from model.inference import Augmentation
-    from trainer import comparison, evaluate, verdict
+    from model.inference import Augmentation  # late, so that --help answers at once
+    from trainer import comparison
     overrides, others = split_overrides(given.words)
     checkpoints = [expanded(word, "checkpoint") for word in others]
     cfg = load_config(given.config, [*overrides, *given.overrides])
     augmentation = Augmentation(tuple(given.scales), given.flip)
-    _require_writable("--json", given.json, ("",))  # now rather than after the evaluation
-    _require_writable("--figure", given.figure, (".png", ".jpg", ".jpeg"))
+    distributed.from_main(lambda: _require_writable("--json", given.json, ("",)))  # now, not after the evaluation
+    distributed.from_main(lambda: _require_writable("--figure", given.figure, (".png", ".jpg", ".jpeg")))
     scored = comparison.score_checkpoints(cfg, checkpoints, augmentation)
+    distributed.from_main(lambda: _show(given, cfg, checkpoints, scored, augmentation))
+
+
+def _show(given, cfg, checkpoints, scored, augmentation):
+    """Print the table of the scores and write the files."""
+    from dataset.class_sets import class_set
+    from dataset.inspection import never_seen
+    from trainer import comparison, evaluate, verdict
     classes = class_set(cfg)
     found = {name: verdict.beside(checkpoint) for name, checkpoint in zip(scored, checkpoints)}
     print(evaluate.score_table(scored, classes, {name: v["verdict"] for name, v in found.items() if v}))

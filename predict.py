@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from utils import distributed
 from utils.cli import EXIT_USER_ERROR, guarded, leave, parser, path
 from utils.config_values import expanded
 from utils.errors import ConfigError, one_line
@@ -27,10 +28,14 @@ def main(given: argparse.Namespace) -> int:
         tuple(given.input), Path(given.output), tuple(given.save), given.ids,
         Augmentation(tuple(given.scales), given.flip), given.size and tuple(given.size), given.tile, given.overlap,
         given.batch, given.overwrite))
+    distributed.from_main(lambda: _say(outcome))  # all wait: torchrun stops the others when one has ended with an error
+    return EXIT_USER_ERROR if outcome.failed else 0
+
+
+def _say(outcome):
     for line in [*outcome.remarks, *outcome.failed]:
         print(one_line(line), file=sys.stderr)
     print(one_line(outcome))
-    return EXIT_USER_ERROR if outcome.failed else 0
 
 
 def _at_least(low: int) -> Callable[[str], int]:

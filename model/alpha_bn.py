@@ -27,18 +27,15 @@ class AlphaBatchNorm:
 
     def start(self, network: Segmenter, images: Iterable[Tensor]) -> None:
         """Set the running statistics to the mixture of the network's own and the mean of those of the images, each seen
-        alone and normalised by its own statistics (as `bn_adapt`). images: from `Segmenter.prepare`."""
+        alone and normalised by its own statistics (as `bn_adapt`). images: from `Segmenter.prepare`, this process's
+        share. Collective."""
         for norm, kept in zip(self.norms, self.source):
             kept[0].copy_(norm.running_mean)
             kept[1].copy_(norm.running_var)
         momenta = [norm.momentum for norm in self.norms]
         try:
             statistics = TargetStatistics(network, None, self.share, False)
-            network.use_statistics("batch")
-            with torch.no_grad():
-                for x in images:
-                    network.score_map(x)
-                    statistics.add_image()
+            statistics.gather(images)
         finally:
             for norm, momentum in zip(self.norms, momenta):
                 norm.momentum = momentum

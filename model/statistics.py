@@ -1,4 +1,8 @@
-"""Statistics of batch norms gathered over images; parameters stay as they are."""
+"""Statistics of batch norms gathered over images; parameters stay as they are.
+
+Of several processes (`utils.distributed`) each sees its share of the images, `distributed.share`, in lockstep: after
+each image the moments of all are added in the order of the images. So the result has the bits of one process.
+"""
 import contextlib
 from collections.abc import Iterable, Iterator
 
@@ -7,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.segmenter import Segmenter
+from utils import distributed
 
 
 def batch_norms(network: nn.Module) -> list[_BatchNorm]:
@@ -26,8 +31,8 @@ class TargetStatistics:
     statistics of its batch.
     """
 
-    def __init__(self, network: nn.Module, momentum: float | None, alpha: float, population: bool):
-        self.norms = batch_norms(network)
+    def __init__(self, network: Segmenter, momentum: float | None, alpha: float, population: bool):
+        self.network, self.norms = network, batch_norms(network)
         self.momentum, self.alpha, self.population, self.images = momentum, alpha, population, 0
         for norm in self.norms:
             norm.momentum = 1.0  # a forward pass leaves the statistics of its batch
@@ -38,11 +43,32 @@ class TargetStatistics:
         """Whether the target's statistics hold neither NaN nor infinity."""
         return bool(self.target.isfinite().all())
 
-    def add_image(self) -> None:
-        """Add the image that the network has just seen, in a pass that set its running statistics."""
-        self.target.lerp_(self._moments(), self.momentum or 1 / (self.images + 1))
-        self.images += 1
-        self.use(self.alpha)
+    def gather(self, images: Iterable[Tensor]) -> None:
+        """`add` each of the images, this process's share. If a signal ends the share of one process, all raise Stopped.
+        Collective."""
+        own, nothing = iter(images), torch.empty(0)
+        while True:
+            with distributed.together():
+                image = next(own, nothing)
+            if not self.add(image):
+                return
+
+    def add(self, image: Tensor) -> int:
+        """Let the network see an image, normalised by its own statistics, and add these: float [1, K, H, W] from
+        `Segmenter.prepare`, or a batch of none in a process whose share is at its end. Returns the number of images
+        that the processes have added. Collective."""
+        with torch.no_grad(), self._counted():
+            self.network.use_statistics("batch")
+            if len(image):
+                self.network.score_map(image)
+        seen = distributed.stacked(torch.tensor(len(image))).tolist()
+        for moments, there in zip(distributed.stacked(self._moments()), seen):
+            if there:
+                self.target.lerp_(moments, self.momentum or 1 / (self.images + 1))
+                self.images += 1
+        if any(seen):
+            self.use(self.alpha)
+        return sum(seen)
 
     def use(self, alpha: float) -> None:
         """Give the batch norms the target's statistics, with the share `alpha` of the source's."""
@@ -52,6 +78,16 @@ class TargetStatistics:
         for norm, (mean, var) in zip(self.norms, found.lerp(self.source[:2], alpha).split(sizes, 1)):
             norm.running_mean.copy_(mean)
             norm.running_var.copy_(var)
+
+    @contextlib.contextmanager
+    def _counted(self) -> Iterator[None]:
+        """In the block each process makes a forward pass; afterwards all batch norms have counted those of all."""
+        counters = [n.num_batches_tracked for n in self.norms if n.num_batches_tracked is not None]
+        before = torch.stack(counters) if counters and distributed.size() > 1 else None
+        yield
+        if before is not None:
+            for counter, number in zip(counters, before + distributed.total(torch.stack(counters) - before)):
+                counter.copy_(number)
 
     def _moments(self) -> Tensor:
         """Mean, variance and squared mean, float64 [3, channels of all batch norms]."""
@@ -76,17 +112,14 @@ class TargetStatistics:
 def gathered(network: Segmenter, images: Iterable[Tensor],
              source: Tensor | None = None) -> Iterator[TargetStatistics]:
     """The statistics over images, each normalised by its own; within, the network may `use` them, afterwards its own
-    are as before. images: from `Segmenter.prepare`, one each. source: moments to mix with in place of its own."""
+    are as before. images: from `Segmenter.prepare`, one each, this process's share. source: moments to mix with in
+    place of its own. Collective."""
     before = [(norm, norm.momentum, [buffer.clone() for buffer in norm.buffers()]) for norm in batch_norms(network)]
     try:
         statistics = TargetStatistics(network, None, 0.0, False)
         if source is not None:
             statistics.source = source.to(statistics.source.device)  # of a resumed run on the CPU
-        network.use_statistics("batch")
-        with torch.no_grad():
-            for x in images:
-                network.score_map(x)
-                statistics.add_image()
+        statistics.gather(images)
         yield statistics
     finally:
         for norm, momentum, buffers in before:

@@ -18,6 +18,7 @@ from model.statistics import batch_norms, gathered
 from model.weights import save_weights
 from trainer import label_free
 from trainer.verdict import CHOSEN, FILE, LEVELS, REFERENCES, UNTOUCHED, Verdict, decide, lost, scored, table
+from utils import distributed
 from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.errors import naming
@@ -36,6 +37,9 @@ class Candidates:
     Of each there are `<snapshot>/<note>/<stage>.candidates/NNN.pth`, its weights, and NNN.npy, its predictions uint8
     [n, C, h, w] (probabilities x 255 on the grid of `label_free.grid_size`). Weights are pruned to the references and
     the promising ones. Memory does not depend on the number of candidates.
+
+    Of several processes each predicts its share of the sample; all end with the same records, and the first writes the
+    files. `begin`, `consider` and `judge` are collective; the first alone calls `hand_back`.
 
     It is a part of a run's saved state. class_names: of the network's classes. check: called between images; what it
     raises ends the run. miou: the mIoU of a network on the validation split, for `select_by: miou`. collapsed: whether
@@ -84,7 +88,7 @@ class Candidates:
 
     def _look(self, step):
         """Say which classes the network has lost, and note whether it has collapsed: even with refreshed statistics."""
-        seen = scored(self.records, self._predictions())
+        seen = distributed.from_main(lambda: scored(self.records, self._predictions()))
         now = [c for c in seen if c["step"] == step and c["name"] not in REFERENCES]
         self.collapsed = all(c["collapsed"] for c in now)
         references = [c for c in seen if c["name"] in REFERENCES]
@@ -104,14 +108,17 @@ class Candidates:
             return
         stem = f"{len(self.records):03d}"
         network.use_statistics("running")
-        with torch.no_grad():
-            measured = list(label_free.measure(network, self._images(network), self.grid))
+        with distributed.together(), torch.no_grad():
+            own = list(label_free.measure(network, self._images(network), self.grid))
+        measured = distributed.collected(own)
         sums = label_free.total([each for _, each in measured])
-        predictions = np.stack([probs.numpy() for probs, _ in measured])
-        save_weights(network, self.folder / f"{stem}.pth")
         content = io.BytesIO()
-        np.save(content, predictions)
-        write_atomically(self.folder / f"{stem}.npy", lambda file: file.write(content.getbuffer()))
+        np.save(content, np.stack([probs.numpy() for probs, _ in measured]))
+
+        def write():
+            save_weights(network, self.folder / f"{stem}.pth")
+            write_atomically(self.folder / f"{stem}.npy", lambda file: file.write(content.getbuffer()))
+        distributed.from_main(write)
         scores = sums.scores() if sums.finite else dict.fromkeys(label_free.OWN_SCORES)
         if self.cfg.select_by == "miou":
             scores["miou"] = self.miou(network)
@@ -120,7 +127,9 @@ class Candidates:
                              "scores": scores, "histogram": sums.shares(), "digest": _digest(content.getbuffer())})
 
     def _images(self, network: Segmenter) -> Iterator[Tensor]:
-        loader = loaders.whole_image_loader(self.cfg, self.cfg.target, self.samples, False, self.device.type == "cuda")
+        """This process's share of the sample."""
+        loader = loaders.whole_image_loader(self.cfg, self.cfg.target, distributed.share(self.samples), False,
+                                            self.device.type == "cuda")
         for item in loader:
             self.check()
             yield network.prepare(item["image"].to(self.device, non_blocking=True))
@@ -131,7 +140,7 @@ class Candidates:
         """Say and log the verdict at a step, once, and prune."""
         if self._judged == step:
             return
-        verdict = self._decide()
+        verdict = distributed.from_main(self._decide)
         self._prune(verdict)
         self.log.say(table(verdict))
         trust = {c["name"]: c["scores"]["trust"] for c in verdict.candidates}
@@ -153,7 +162,8 @@ class Candidates:
         for record in self.records:
             if record["name"] not in kept:
                 record["kept"] = False
-                (self.folder / f"{record['file']}.pth").unlink(missing_ok=True)
+                if distributed.is_main():
+                    (self.folder / f"{record['file']}.pth").unlink(missing_ok=True)
 
     def hand_back(self) -> tuple[Path, Verdict]:
         """Write `<stage>_chosen.pth` and `<stage>_verdict.json` beside the stage's checkpoint. Returns the path of the

@@ -16,6 +16,8 @@ from dataset.transforms import for_display
 from model.build import pick_device
 from model.inference import Augmentation
 from trainer import evaluate, methods, verdict
+from utils import distributed
+from utils.checkpoint import digest
 from utils.config import Config
 from utils.errors import ConfigError, one_line
 from utils.progress import Progress
@@ -45,27 +47,32 @@ def headings(checkpoints: list[str]) -> list[str]:
 def score_checkpoints(cfg: Config, checkpoints: list[str],
                       augmentation: Augmentation = evaluate.NO_AUGMENTATION) -> dict[str, dict]:
     """Scores of each checkpoint on the target's validation split: heading -> `evaluate.protocol_scores`, in order.
-    augmentation: at test time.
+    augmentation: at test time. Of several processes each predicts its share of the images, and all have the scores.
 
     At the end, remarks go to stderr: what was left out of the split, how a checkpoint was converted, and what is
     suspicious about it. Raises CheckpointError for a checkpoint that does not fit the network, or that leaves a part of
     it at random.
     """
     device, names, classes = pick_device(cfg.device), headings(checkpoints), class_set(cfg)
+    facts = {}
     samples, remarks = segmentation.find_split(cfg.target, cfg.target_data, "val")
     missing_labels.require_labels(cfg.target, cfg.target_data, "val", samples)
     remarks += inspection.unknown_ids(cfg, cfg.target, samples)
     for checkpoint in checkpoints:  # all of them first: a wrong name is found before the evaluations
-        _, loaded = evaluate.trained_network(cfg, device, checkpoint)
+        network, loaded = evaluate.trained_network(cfg, device, checkpoint)
+        if distributed.size() > 1:
+            facts[f"weights of {checkpoint}"] = digest(network.state_dict())
         remarks += [f"{checkpoint}: {line}" for line in str(loaded).splitlines()] if loaded.remarkable else []
+    distributed.require_same(lambda: {"images": segmentation.fingerprint(samples), **facts})
     scores = {}
     for name, checkpoint in zip(names, checkpoints):
         model, _ = evaluate.trained_network(cfg, device, checkpoint)
-        loader = loaders.whole_image_loader(cfg, cfg.target, samples, True, device.type == "cuda", augmentation.scales)
+        loader = loaders.whole_image_loader(cfg, cfg.target, distributed.share(samples), True, device.type == "cuda",
+                                            augmentation.scales)
         confusion = evaluate.evaluate(model, Progress(loader, name, cfg.print_freq, cfg.screen), len(classes), device,
                                       num_labels=len(classes.labels), flip=augmentation.flip)
         scores[name] = evaluate.protocol_scores(confusion, classes)
-    for remark in remarks:  # at the end, so that an error is the only line
+    for remark in remarks if distributed.is_main() else ():  # at the end, so that an error is the only line
         print(one_line(remark), file=sys.stderr)
     return scores
 

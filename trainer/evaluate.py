@@ -10,6 +10,7 @@ from model.build import build_model
 from model.inference import Augmentation, image_scores
 from model.segmenter import Segmenter
 from model.weights import LoadReport
+from utils import distributed
 from utils.config import Config
 from utils.errors import CheckpointError
 from utils.metrics import confusion_matrix, grouped_iou
@@ -43,7 +44,8 @@ def predictions(model: Segmenter, loader: Iterable[dict], device: torch.device,
 
 def evaluate(model: Segmenter, loader: Iterable[dict], num_classes: int, device: torch.device,
              check: Callable[[], None] = lambda: None, num_labels: int | None = None, flip: bool = False) -> Tensor:
-    """Confusion matrix int64 [L, C] over all labelled images of the loader, on the CPU; rows are labels.
+    """Confusion matrix int64 [L, C] over all labelled images of the loader, on the CPU; rows are labels. Of several
+    processes each gives the loader of its share, and all get the sum. Collective.
 
     Batch norms use their running statistics. check: called after each image; what it raises ends the evaluation.
     num_labels: L, the number of the labels' classes, if they are not the network's own C = num_classes. flip: as for
@@ -51,10 +53,11 @@ def evaluate(model: Segmenter, loader: Iterable[dict], num_classes: int, device:
     """
     rows = num_classes if num_labels is None else num_labels
     total = torch.zeros(rows, num_classes, dtype=torch.int64, device=device)
-    for item, prediction in predictions(model, loader, device, flip):
-        total += confusion_matrix(item["label"].to(device, non_blocking=True), prediction, num_classes, rows)
-        check()
-    return total.cpu()
+    with distributed.together():
+        for item, prediction in predictions(model, loader, device, flip):
+            total += confusion_matrix(item["label"].to(device, non_blocking=True), prediction, num_classes, rows)
+            check()
+    return distributed.total(total).cpu()
 
 
 def protocol_scores(confusion: Tensor, class_set: ClassSet) -> dict[str, dict]:

@@ -279,7 +279,8 @@ class Trainer:
         return Batch(self.network.prepare(pixels), label, names, pixels)
 
     def _whole_images(self) -> Iterator[torch.Tensor]:
-        loader = loaders.whole_image_loader(self.cfg, self.cfg.target, self.samples, False, self.device.type == "cuda")
+        loader = loaders.whole_image_loader(self.cfg, self.cfg.target, distributed.share(self.samples), False,
+                                            self.device.type == "cuda")
         for item in Progress(loader, "statistics", self.cfg.print_freq, self.cfg.screen):
             self.interrupt.check()
             yield self.network.prepare(item["image"].to(self.device, non_blocking=True))

@@ -10,7 +10,7 @@ from dataset import outputs
 from dataset.files import Bands
 from dataset.inputs import InputImages, find_inputs
 from dataset.loaders import ReadingLoader, worker_count
-from dataset.segmentation import Sample
+from dataset.segmentation import Sample, fingerprint
 from dataset.views import sizes_of
 from model import inference
 from model.build import pick_device
@@ -19,6 +19,7 @@ from model.inference import Augmentation, Prediction, Tiling
 from model.segmenter import Segmenter
 from trainer.evaluate import NO_AUGMENTATION, trained_network
 from trainer.prediction_manifest import Manifest
+from utils import distributed
 from utils.background import Background, host_copy
 from utils.checkpoint import digest, write_atomically
 from utils.config import Config
@@ -97,21 +98,25 @@ def predict_files(cfg: Config, checkpoint: str, request: Request) -> Outcome:
 
 def predict(network: Segmenter, cfg: Config, request: Request, found: tuple[list[Sample], list[str]] | None = None,
             key: outputs.Legend | None = None) -> Outcome:
-    """`predict_files` with a network that is there already."""
+    """`predict_files` with a network that is there already. Of several processes each predicts its share of the images,
+    and all have the whole outcome. Collective."""
     samples, remarks = found or _inputs(cfg, request)
     key = key or outputs.legend(cfg, request.ids)
     cut = inference.tiling(network, request.tile, request.overlap) if request.tile else None
     size = request.size or cfg.target_data.input_size
     settings = {**_settings(cfg, request, key, cut, size), **plain(network_keys(network, cfg))}
-    with Manifest(request.output, request.save, request.overwrite, samples,
-                  {"weights": digest(network.state_dict()), **settings}) as manifest:
-        waiting = [sample for sample in samples if not manifest.done(sample)]
-        folder = request.output
-        write_atomically(folder / LEGEND, lambda file: file.write(key.json()))
-        images = InputImages(waiting, None if cut else size, request.augmentation.scales, "overlay" in request.save)
-        failed = _predict(network, cfg, request, images, cut, key, manifest, len(samples) - len(waiting))
-    return Outcome(len(waiting) - len(failed), len(samples) - len(waiting), failed,
-                   [folder / kind for kind in request.save], remarks)
+    settings = {"weights": digest(network.state_dict()), **settings}
+    distributed.require_same(lambda: {"images": fingerprint(samples), **settings})
+    with Manifest(request.output, request.save, request.overwrite, samples, settings) as manifest:
+        waiting, folder = manifest.waiting(), request.output
+        distributed.from_main(lambda: write_atomically(folder / LEGEND, lambda file: file.write(key.json())))
+        images = InputImages(distributed.share(waiting), None if cut else size, request.augmentation.scales,
+                             "overlay" in request.save)
+        skipped = len(samples) - len(waiting)
+        mine = _predict(network, cfg, request, images, cut, key, manifest, skipped // distributed.size())
+        faults = {name: line for lines in distributed.gathered(mine) for name, line in lines.items()}
+    failed = [faults[sample.name] for sample in waiting if sample.name in faults]
+    return Outcome(len(waiting) - len(failed), skipped, failed, [folder / kind for kind in request.save], remarks)
 
 
 def _inputs(cfg, request):
@@ -130,9 +135,9 @@ def _settings(cfg: Config, request: Request, key: outputs.Legend, cut: Tiling | 
 
 
 def _predict(network: Segmenter, cfg: Config, request: Request, images: InputImages, cut: Tiling | None,
-             key: outputs.Legend, manifest: Manifest, skipped: int) -> list[str]:
-    """Predict all images and write their pictures; lines about those that failed."""
-    device, confident, failed = next(network.parameters()).device, "confidence" in request.save, []
+             key: outputs.Legend, manifest: Manifest, skipped: int) -> dict[str, str]:
+    """Predict all images and write their pictures; lines about those that failed, by name."""
+    device, confident, failed = next(network.parameters()).device, "confidence" in request.save, {}
     samples = {sample.name: sample for sample in images.samples}
     network.eval()
     workers = min(worker_count(cfg), 1) if cut else worker_count(cfg)  # large images: few of them in memory
@@ -150,8 +155,9 @@ def _predict(network: Segmenter, cfg: Config, request: Request, images: InputIma
         shown = Progress(loader, "predict", cfg.print_freq, cfg.screen, first=skipped)
         for item, found in _predictions(network, shown, request, cut, device):
             if found is None or not found.finite:
-                failed.append(item.get("error") or f"{samples[item['name']].image}: the network's outputs are not "
-                              "finite: set amp=off or bf16, or check the image and the checkpoint.")
+                failed[item["name"]] = item.get("error") or (
+                    f"{samples[item['name']].image}: the network's outputs are not finite: set amp=off or bf16, or "
+                    "check the image and the checkpoint.")
                 continue
             writers.submit(write, {"name": item["name"], "photo": item.get("photo", item["image"][0])},
                            host_copy(found.ids), host_copy(_grey(found.confidence)) if confident else None)

@@ -8,6 +8,7 @@ from dataset.class_sets import class_set
 from dataset.segmentation import Sample
 from model.segmenter import Segmenter
 from trainer import evaluate, pictures
+from utils import distributed
 from utils.checkpoint import write_atomically
 from utils.config import Config
 from utils.logger import RunLog
@@ -15,7 +16,8 @@ from utils.progress import Progress
 
 
 class Validation:
-    """Scores the network on the validation split and keeps the last scores, as a part of a run's saved state.
+    """Scores the network on the validation split and keeps the last scores, as a part of a run's saved state. Of
+    several processes each predicts its share of the images, and all have the scores.
 
     scores: `evaluate.protocol_scores`; None before the first validation, and where the split cannot be scored. samples:
     of the split, none where it cannot be scored. remarks: lines for the log, among them why it cannot. Building it
@@ -37,7 +39,7 @@ class Validation:
         trained = {sample.image for sample in training_samples}
         if shared := sum(sample.image in trained for sample in samples):
             self.remarks.append(f"note: {shared} of the {len(samples)} validation images are trained on as well")
-        self._loader = loaders.whole_image_loader(cfg, cfg.target, samples, True, pin_memory)
+        self._loader = loaders.whole_image_loader(cfg, cfg.target, distributed.share(samples), True, pin_memory)
 
     @property
     def possible(self) -> bool:
@@ -67,8 +69,8 @@ class Validation:
         return next(iter(self.score(network, check).values()))["miou"]
 
     def write(self) -> None:
-        """Write the scores to `<result>/<note>/<stage>.json`, if there are any."""
-        if self.scores is not None:
+        """Write the scores to `<result>/<note>/<stage>.json`, if there are any. Of several processes the first does."""
+        if self.scores is not None and distributed.is_main():
             content = json.dumps(self.scores, indent=1).encode()
             path = Path(self.cfg.result) / self.cfg.note / f"{self.cfg.stage}.json"
             write_atomically(path, lambda file: file.write(content))

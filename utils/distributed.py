@@ -6,9 +6,9 @@ is a collective: it waits for all of them, at most `TIMEOUT`, and raises PeerLos
 """
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from utils.errors import ConfigError, NothingToDo, PeerLost, Stopped, UserError, first_line
 
@@ -19,6 +19,7 @@ if all(name in os.environ for name in _NEEDED):  # torch reads it when it is imp
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where all parameters of a network have gradients
 T = TypeVar("T")
 Mean = Callable[[Any], Any]  # a tensor -> its mean over several parts of a batch, of its shape
+S = TypeVar("S", bound=Sequence)
 
 
 def launched() -> bool:
@@ -61,9 +62,9 @@ def alone(tensor: Any) -> Any:
     return tensor
 
 
-def share(items: Sequence[T]) -> Sequence[T]:
+def share(items: S) -> S:
     """This process's share of the items: every `size()`-th one, from number `rank()` on. Each item is in one share."""
-    return items[rank()::size()] if _joined else items
+    return cast(Any, items)[rank()::size()] if _joined else items
 
 
 def joined() -> bool:
@@ -127,6 +128,38 @@ def gathered(value: T) -> list[T]:
     with _peers():
         dist.all_gather_object(values, value)
     return values
+
+
+def collected(found: list[T]) -> list[T]:
+    """What the processes have found for the items of their `share`, picklable and small, in the order of all the items.
+    Collective."""
+    lists = gathered(found)
+    return [lists[i % len(lists)][i // len(lists)] for i in range(sum(map(len, lists)))]
+
+
+def stacked(tensor: Any) -> Any:
+    """The tensors of all processes, which have the same shape and type, in the order of rank: [processes, ...].
+    Collective."""
+    if not _joined:
+        return tensor.unsqueeze(0)
+    import torch
+    import torch.distributed as dist
+    tensors = [torch.empty_like(tensor) for _ in range(size())]
+    with _peers():
+        dist.all_gather(tensors, tensor.detach().contiguous())
+    return torch.stack(tensors)
+
+
+def require_same(facts: Callable[[], Mapping[str, Any]]) -> None:
+    """Raise ConfigError, in all processes, if one of the facts, name -> small value, is not the same in all. They are
+    asked for only if there are several processes. Collective."""
+    if size() == 1 or not _joined:
+        return
+    first, *others = gathered(dict(facts()))
+    for number, other in enumerate(others, 1):
+        if unlike := [name for name in first if first[name] != other.get(name)]:
+            raise ConfigError(f"processes 0 and {number} do not have the same {unlike[0]} ({first[unlike[0]]} and "
+                              f"{other.get(unlike[0])}): start all with one command, on the same files.")
 
 
 def from_main(call: Callable[[], T]) -> T:

@@ -8,7 +8,8 @@ import torch
 
 from dataset import loaders
 from model.statistics import TargetStatistics, batch_norms
-from trainer.methods.base import Method
+from trainer.methods.base import Batches, Method
+from utils import distributed
 from utils.config_values import UNUSED, key
 from utils.errors import ConfigError, TrainingError
 
@@ -23,6 +24,7 @@ class BatchNormAdaptation(Method):
     the default, since here a batch is one image: it is the variance that normalised each image while it was seen.
     Schneider et al. write alpha = N/(N + n), N the weight of the source in images, and estimate m_T from n test images;
     here n is the whole training split of the target. A batch norm that sees one value per channel keeps the source's.
+    A step is one image of each process, and the result the same with any number of processes.
     """
 
     title = "BN"
@@ -46,14 +48,13 @@ class BatchNormAdaptation(Method):
         self.statistics = TargetStatistics(self.network, self.bn_momentum, self.alpha, self.bn_variance == "population")
 
     def batches(self, round_index, first):
-        return loaders.whole_image_loader(self.cfg, self.cfg.target, self.samples[first:], False,
-                                          self.device.type == "cuda")
+        section, rest = self.cfg.target_data, self.samples[first * distributed.size():]
+        own = loaders.whole_image_loader(self.cfg, self.cfg.target, distributed.share(rest), False,
+                                         self.device.type == "cuda")
+        return _Lockstep(own, -(-len(rest) // distributed.size()), (*section.input_size[::-1], section.bands))
 
     def losses(self, batch, rng):
-        self.network.use_statistics("batch")
-        with torch.no_grad():
-            self.network.score_map(batch.images)
-            self.statistics.add_image()
+        self.statistics.add(batch.images)
         return {}
 
     def end_round(self, round_index):
@@ -63,3 +64,19 @@ class BatchNormAdaptation(Method):
 
     def parts(self):
         return {"statistics": self.statistics}
+
+
+class _Lockstep:
+    """Batches of one image each, and then empty ones until there are `steps`: at its end another process may have one
+    image more. shape: of an image, (H, W, K)."""
+
+    def __init__(self, images: Batches, steps: int, shape: tuple[int, int, int]):
+        self.images, self.steps, self.shape = images, steps, shape
+
+    def __len__(self):
+        return self.steps
+
+    def __iter__(self):
+        yield from self.images
+        for _ in range(self.steps - len(self.images)):
+            yield {"image": torch.empty(0, *self.shape, dtype=torch.uint8), "name": []}
