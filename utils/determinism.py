@@ -34,10 +34,14 @@ def same_kernels() -> Iterator[None]:
     """A block after which torch chooses its kernels as before it."""
     cudnn = torch.backends.cudnn
     before = cudnn.benchmark, cudnn.deterministic, _memory.fill_uninitialized_memory
-    wanted = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    algorithms = _algorithms()
     try:
         yield
     finally:
         cudnn.benchmark, cudnn.deterministic, _memory.fill_uninitialized_memory = before
-        torch.use_deterministic_algorithms(wanted, warn_only=warn_only)
+        if _algorithms() != algorithms:  # else the call would load torch's compiler for nothing
+            torch.use_deterministic_algorithms(algorithms[0], warn_only=algorithms[1])
+
+
+def _algorithms():
+    return torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
