@@ -37,6 +37,7 @@ from trainer.verdict import CHOSEN, beside
 from utils.config import parse_config
 from utils.config_keys import SECTION_KEYS, Config
 from utils.config_values import shown
+from utils.determinism import same_kernels
 from utils.errors import ConfigError, NothingToDo
 from utils.yaml_text import parse_yaml, read_text
 
@@ -103,6 +104,7 @@ def adapt(network: nn.Module, images: str | Path | Sequence[str | Path], classes
         home.mkdir(parents=True, exist_ok=True)
         cfg = _configuration(images, classes, home, {"method": method, **keys})
         stack.enter_context(same_random_numbers(pick_device(cfg.device)))
+        stack.enter_context(same_kernels())
         _given.append(_plain(network))
         stack.callback(_given.pop)
         try:

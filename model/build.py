@@ -9,6 +9,7 @@ from model.weights import LoadReport, load_weights
 from utils import distributed
 from utils.allocator import keep_freed_memory
 from utils.config import Config
+from utils.determinism import compute_deterministically
 from utils.errors import ConfigError
 
 AUTOCAST = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of the key `amp`
@@ -19,11 +20,14 @@ def build_model(cfg: Config, device: torch.device, weights: str | None = None,
     """Build the network of a configuration on a device and load its weights: (network, report on what was loaded).
 
     weights: a checkpoint to load in place of `init_weight`. load: False loads none, for a caller that loads them later.
-    On the CPU, the process from now on keeps the memory that it frees, unless `checkpointing` asks to save memory.
+    On the CPU, the process from now on keeps the memory that it frees, unless `checkpointing` asks to save memory. On a
+    GPU, it computes with deterministic kernels from now on if `deterministic` asks for them.
     Raises CheckpointError if the weights do not fit, ConfigError if the network cannot be built or used.
     """
     if device.type == "cpu" and not cfg.checkpointing:
         keep_freed_memory()
+    if cfg.deterministic:
+        compute_deterministically(device)
     family = cast(Network, cfg.network_class(cfg.options))
     network = family.segmenter(cfg.model, cfg.num_classes)
     source = (weights or cfg.init_weight) if load else None

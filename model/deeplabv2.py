@@ -58,12 +58,38 @@ class Head(nn.Module):
         much faster than four convolutions with few output channels (`python -m bench head`).
         """
         used: list[Any] = list(self.conv2d_list)[:self.branches]
-        taps = [conv.weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2) for conv in used]
-        products = F.conv2d(x, torch.cat(taps)[:, :, None, None]).flatten(2)
-        # Half-precision terms are added up in float32.
-        parts = products.to(torch.promote_types(products.dtype, torch.float32)).chunk(len(used), dim=1)
-        shifted = [F.fold(part, x.shape[-2:], 3, dilation=d, padding=d) for part, d in zip(parts, DILATIONS)]
-        return sum(shifted) + sum(conv.bias for conv in used).view(-1, 1, 1)
+        convolved = viewed_taps if x.is_cuda else folded_taps
+        return sum(convolved(x, [conv.weight for conv in used])) + sum(conv.bias for conv in used).view(-1, 1, 1)
+
+
+def folded_taps(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """The head's convolutions, float [B, in, h, w] -> [B, C, h, w] each, their taps added up by F.fold. weights: [C,
+    in, 3, 3] each; the first has the first dilation, and so on."""
+    taps = [weight.flip(2, 3).permute(0, 2, 3, 1).flatten(0, 2) for weight in weights]
+    products = F.conv2d(x, torch.cat(taps)[:, :, None, None]).flatten(2)
+    # Half-precision terms are added up in float32.
+    parts = products.to(torch.promote_types(products.dtype, torch.float32)).chunk(len(weights), dim=1)
+    return [F.fold(part, x.shape[-2:], 3, dilation=d, padding=d) for part, d in zip(parts, DILATIONS)]
+
+
+def viewed_taps(x: Tensor, weights: list[Tensor]) -> list[Tensor]:
+    """`folded_taps` on a GPU, whose F.fold searches (2 d + 1)^2 positions for the 9 taps of a pixel.
+
+    The matrix product has a multiple of 8 rows, as tensor cores need it. Padded by d on all sides, tap (i, j) of a
+    pixel lies i d rows and j d columns below and right of the pixel's place: a view that includes this in its steps
+    from tap to tap has all taps of a pixel at one place, and is summed at once.
+    """
+    taps = torch.cat([weight.permute(0, 2, 3, 1).flatten(0, 2) for weight in weights])
+    products = F.conv2d(x, F.pad(taps, (0, 0, 0, -len(taps) % 8))[:, :, None, None])[:, :len(taps)]
+    wide = products.to(torch.promote_types(products.dtype, torch.float32), memory_format=torch.contiguous_format)
+    (batch, _, height, width), channels, results = wide.shape, len(weights[0]), []
+    for part, d in zip(wide.chunk(len(weights), dim=1), DILATIONS):
+        padded = F.pad(part, (d, d, d, d)).contiguous()
+        row, plane = padded.shape[-1], padded[0, 0].numel()
+        aligned = padded.as_strided((batch, channels, 3, 3, height, width),
+                                    (9 * channels * plane, 9 * plane, 3 * plane + d * row, plane + d, row, 1))
+        results.append(aligned.sum((2, 3)))
+    return results
 
 
 class DeepLabV2(nn.Module):

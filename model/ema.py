@@ -1,5 +1,6 @@
 """A mean teacher: an exponential moving average of the student."""
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -46,11 +47,11 @@ class Teacher:
     def update(self, student: nn.Module) -> None:
         """Move towards the student's current weights."""
         decay = ema_decay(self.updates, self.ema_alpha)
-        mine, theirs = ([p.detach() for p in network.parameters()] for network in (self.model, student))
-        torch._foreach_mul_(mine, decay)
-        torch._foreach_add_(mine, theirs, alpha=1 - decay)
-        if copied := list(self.model.buffers()):  # a network without batch norm may have none
-            torch._foreach_copy_(copied, list(student.buffers()))
+        for mine, theirs in _by_type(self.model.parameters(), student.parameters()):
+            torch._foreach_mul_(mine, decay)
+            torch._foreach_add_(mine, theirs, alpha=1 - decay)
+        for mine, theirs in _by_type(self.model.buffers(), student.buffers()):
+            torch._foreach_copy_(mine, theirs)
         self.updates += 1
 
     def state_dict(self) -> dict:
@@ -61,3 +62,12 @@ class Teacher:
         """Go on from where `state_dict` was."""
         self.model.load_state_dict(state["model"])
         self.updates = state["updates"]
+
+
+def _by_type(mine: Iterable[Tensor], theirs: Iterable[Tensor]) -> Iterable[tuple[list[Tensor], list[Tensor]]]:
+    """Lists of corresponding tensors, those of one type together: of mixed lists torch computes each tensor alone."""
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for one, other in zip(mine, theirs):
+        for tensors, tensor in zip(groups.setdefault(one.dtype, ([], [])), (one, other)):
+            tensors.append(tensor.detach())
+    return groups.values()

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.bilinear import bilinear
 from utils.constants import InputConvention
 from utils.errors import ConfigError
 
@@ -90,15 +91,14 @@ class Interface:
         the image, of `image_size` (height, width) before padding."""
         padded, aligned = self._padded_size(image_size), self.align_corners
         if tuple(size) == tuple(image_size):
-            whole = F.interpolate(scores, padded, mode="bilinear", align_corners=aligned)
+            whole = bilinear(scores, padded, aligned)
             return whole if self.size_multiple == 1 else _corner(whole, size)
         wanted = [s * p / i for s, p, i in zip(size, padded, image_size)]  # of the whole map, at the scale of `size`
         if aligned or all(extent == int(extent) for extent in wanted):
-            whole = F.interpolate(scores, tuple(map(round, wanted)), mode="bilinear", align_corners=aligned)
+            whole = bilinear(scores, tuple(map(round, wanted)), aligned)
         else:  # by a factor, as the size is no whole number; the margin makes up for rounding down
             factors = tuple(extent / n * (1 + 1e-9) for extent, n in zip(wanted, scores.shape[-2:]))
-            whole = F.interpolate(scores, scale_factor=factors, mode="bilinear", align_corners=False,
-                                  recompute_scale_factor=False)
+            whole = bilinear(scores, None, False, factors)
         return whole if padded == tuple(image_size) else whole[..., :size[0], :size[1]]
 
     def scores(self, found: Any, num_classes: int) -> Tensor:

@@ -24,7 +24,9 @@ MIN_OTHERS = 1e-5  # lower clamp of 1 - p_k in the negative term
 def cross_entropy(logits: Tensor, label: Tensor, ignore_index: int = 255, labelled: Tensor | None = None) -> Tensor:
     """Cross entropy -log p_y, mean over the labelled pixels; 0 if there are none, where torch's own mean is NaN.
     labelled: what to divide by in place of their number."""
-    loss = F.cross_entropy(widened(logits), label, ignore_index=ignore_index, reduction="sum")
+    z = widened(logits)
+    one_by_one = "none" if z.is_cuda else "sum"  # as a GPU's own sum is added up in any order
+    loss = F.cross_entropy(z, label, ignore_index=ignore_index, reduction=one_by_one).sum()
     return share(loss, (label != ignore_index).sum() if labelled is None else labelled)
 
 

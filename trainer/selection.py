@@ -103,7 +103,10 @@ def threshold_confidence(bins: Tensor) -> Tensor:
 
 def image_threshold(uncertainty: Tensor, portion: float) -> Tensor:
     """The largest uncertainty, a scalar, among the image's most confident `portion` of pixels (at least one pixel)."""
-    return uncertainty.flatten().kthvalue(_portion_count(portion, uncertainty.numel())).values
+    position, values = _portion_count(portion, uncertainty.numel()), uncertainty.flatten()
+    if values.device.type == "cpu":
+        return values.kthvalue(position).values
+    return values.sort().values[position - 1]  # much faster than a GPU's kthvalue, which uses one block of threads
 
 
 def select(label: Tensor, uncertainty: Tensor, thresholds: Tensor, portion: float | None,

@@ -168,6 +168,10 @@ def guarded(main: Callable[[], int | None], debug: bool = False, several: bool =
         if type(error).__name__ == "OutOfMemoryError":
             return _said(EXIT_USER_ERROR, "error: the GPU's memory is full: lower batch_size or crop_tgt, or set "
                          "checkpointing=true or amp=bf16.")
+        operation, refused, _ = str(error).partition(" does not have a deterministic implementation")
+        if refused:
+            return _said(EXIT_USER_ERROR, f"error: deterministic: torch cannot compute {operation} so on a GPU: set "
+                         "deterministic=false, or choose a network or method without this operation.")
         if own := fault_in_run(error):
             return _said(EXIT_USER_ERROR, f"error: {own}: correct the file; --debug shows the whole way there.")
         return _said(EXIT_UNEXPECTED, f"error: unexpected {type(error).__name__}: {str(error)[:500]}: run the same "

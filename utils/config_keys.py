@@ -134,6 +134,8 @@ class Config:
                    group="Speed")
     channels_last: bool = key(True, "keep the channels of a pixel side by side in memory")
     compile: bool = key(False, "fuse network blocks and losses with torch.compile, where it can")
+    deterministic: bool = key(False, "on a GPU compute the same bits each time, with kernels that are slower "
+                              "(docs/guarantees.md); the CPU does so anyway")
     sync_bn: bool = key(False, "batch norms normalise training batches by the statistics of all processes' batches "
                         "together (CUDA only)")
     checkpointing: bool = key(False, "train in less memory: what is inside each block of the network is computed again "
