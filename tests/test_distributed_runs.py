@@ -65,7 +65,8 @@ def outcome(world, note, stage):
     events = map(json.loads, (world / f"log/{note}/{stage}.jsonl").read_text().splitlines())
     checkpoints = sorted((world / f"snapshot/{note}").glob(f"{stage}*.pth"))
     return {"weights": {p.name: {k: v.numpy().tobytes() for k, v in weights(p).items()} for p in checkpoints},
-            "labels": {p.name: p.read_bytes() for p in sorted((world / f"plabel/{note}/{stage}").rglob("*.png"))},
+            "labels": {str(p.relative_to(world / f"plabel/{note}")): p.read_bytes()
+                       for p in sorted((world / f"plabel/{note}/{stage}").rglob("*.png"))},
             "log": [{**e, "seconds": 0} for e in events if e["event"] not in ("machine", "cost")],
             "verdict": (world / f"snapshot/{note}/{stage}_verdict.json").read_text(),
             "scores": (world / f"miou_result/{note}/{stage}.json").read_text(),

@@ -236,25 +236,28 @@ class Trainer:
     def save(self) -> None:
         """Write `<snapshot>/<note>/<stage>.pth` and, where there are candidates, the chosen one beside it; each as a
         model folder, too. Of several processes the first writes."""
-        distributed.from_main(self._save)
-
-    def _save(self):
+        def leave():
+            start = self.start if self.cfg.init_weight else None
+            origin = provenance(self.cfg, start, self.fingerprint, len(self.samples))
+            leave_folders(self.cfg, self.network, path, self.position.global_step, origin, chosen, verdict)
         path = self.snapshot / f"{self.cfg.stage}.pth"
-        save_weights(self.network, path)
+        distributed.from_main(lambda: save_weights(self.network, path))
         chosen, verdict = self.candidates.hand_back() if self.candidates else (None, None)
-        origin = provenance(self.cfg, self.start if self.cfg.init_weight else None, self.fingerprint, len(self.samples))
-        leave_folders(self.cfg, self.network, path, self.position.global_step, origin, chosen, verdict)
+        distributed.from_main(leave)
         for written in (path, chosen) if chosen else (path,):
             self.log.say(f"saved {written}" + (f" and {written.with_suffix('')}/" if self.cfg.model_folder else ""))
 
     def save_state(self) -> None:
         """Save all that a resumed run needs. If the disk refuses, say so and go on, as older states are still whole.
-        Process 0 has what the others have, and saves it while they wait."""
-        try:
-            self._last_state = distributed.from_main(lambda: self.states.save(saved_state(
-                self.cfg, self.fingerprint, self.start, self.position, self._parts())))
-        except CheckpointError as error:
-            self.log.say(f"warning: {error}")
+        All processes have the same; the first saves it, and the others wait."""
+        def save():
+            state = saved_state(self.cfg, self.fingerprint, self.start, self.position, self._parts())
+            try:
+                return self.states.save(state)
+            except CheckpointError as error:
+                self.log.say(f"warning: {error}")
+                return self._last_state
+        self._last_state = distributed.from_main(save)
 
     def _parts(self) -> dict[str, Any]:
         """Name -> object whose `state_dict` is a part of the saved state."""
@@ -319,7 +322,7 @@ class Trainer:
     def _stopped(self, stop):
         """The end of a run that a signal has stopped. Process 0 says it."""
         if distributed.joined():
-            self.interrupt.settle()
+            self.interrupt.ignore_more()
         which = next(filter(None, distributed.gathered(self.interrupt.requested)), stop)
         where = f"its state is in {self._last_state}" if self._last_state else "no state had been saved yet"
         result = Stopped(f"stopped by {which} at step {self.position.global_step}: {where}; the same command with "

@@ -28,7 +28,7 @@ class Interrupt:
         if self.requested:
             raise Stopped(self.requested)
 
-    def settle(self) -> None:
+    def ignore_more(self) -> None:
         """Ignore further signals until the process ends. A process of several says so once all have agreed to stop:
         torchrun sends another signal as soon as the first of them has ended."""
         for number in self._taken:
@@ -104,7 +104,7 @@ def signals_end() -> Iterator[None]:
         yield
     finally:
         for number in taken:
-            if signal.getsignal(number) is stop:  # not if `Interrupt.settle` has put an end to it
+            if signal.getsignal(number) is stop:  # not if `Interrupt.ignore_more` has put an end to it
                 signal.signal(number, signal.SIG_DFL)
 
 
