@@ -2,10 +2,10 @@
 
     torchrun --nproc_per_node 2 tests/several.py '{"rank": 1, "step": 3, "do": "SIGKILL"}' run.py key=value ...
 
-In the middle of step 3, counted from 1 in each process, process 1 does this to itself: it sends itself the signal, or, by
-`launcher:SIGTERM`, the signal to torchrun, or raises the error of that name. A restarted process does nothing. `words`:
-more words, of process `rank` alone. Each process appends a line to `known-RANK.txt` at every saved state: the step, and
-a hash of all parts of the state but the log's.
+In the middle of step 3, counted from 1 in each process, process 1 does this to itself: it sends itself the signal, or,
+by `launcher:SIGTERM`, the signal to torchrun, or raises the error of that name. A restarted process does nothing.
+`words`: more words, of process `rank` alone. Each process appends a line to `known-RANK.txt` at every saved state: the
+step, and a hash of all parts of the state but the log's.
 """
 import builtins
 import hashlib

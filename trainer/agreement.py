@@ -63,7 +63,7 @@ def require_same_run(cfg: Config, device: torch.device) -> None:
         _require_same(of_configuration(cfg, device))
 
 
-def require_same_images(training: Sequence[Sample], data: str, validation: Sequence[Sample]) -> None:
+def require_same_images(training: list[Sample], data: str, validation: list[Sample]) -> None:
     """Raise ConfigError unless all processes have found the same images. data: `fingerprint` of the training images."""
     if distributed.size() > 1:
         _require_same({"the training images (names and sizes)": _images(len(training), data),

@@ -1,7 +1,8 @@
 """One run of one method: its assembly, the training loop, validation, saving and resuming."""
+import contextlib
 import dataclasses
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -303,21 +304,22 @@ class Trainer:
             self.interrupt.check()
             yield self.network.prepare(item["image"].to(self.device, non_blocking=True))
 
-    def _awaited(self, batches: Iterable[dict]) -> Iterator[dict]:
+    def _awaited(self, batches: Any) -> Iterator[dict]:
         """The batches. Before each, and after the last, all processes learn whether a signal has come to one of them,
         which may have ended its wait for the batch. If so, the state after the last step is saved."""
-        items, end = iter(batches), {}
-        while True:
-            try:
-                item, stop = next(items, end), self.interrupt.requested
-            except Stopped as stopped:
-                item, stop = {}, str(stopped)
-            if agreement.stop_requested(bool(stop), item is end):
-                self.save_state()
-                raise Stopped(stop)
-            if item is end:
-                return
-            yield item
+        with contextlib.closing(iter(batches)) as items:
+            ended, stop = False, None
+            while not ended:
+                try:
+                    item = next(items, None)
+                    ended, stop = item is None, self.interrupt.requested
+                except Stopped as stopped:
+                    stop = str(stopped)
+                if agreement.stop_requested(bool(stop), ended):
+                    self.save_state()
+                    raise Stopped(stop)
+                if not ended:
+                    yield item
 
     def _stopped(self, stop):
         """The end of a run that a signal has stopped. Process 0 says it."""

@@ -2,6 +2,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,7 @@ def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable
         return None, None
     for path in reversed(paths):
         read: list[dict] = []  # by process 0
-        if remark := distributed.from_main(lambda path=path, read=read: _read_fitting(cfg, path, samples, read)):
+        if remark := distributed.from_main(partial(_read_fitting, cfg, path, samples, read)):
             remarks.append(remark)
             continue
         state = read[0] if read else read_state(path)
