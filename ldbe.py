@@ -34,6 +34,7 @@ from model.build import pick_device
 from model.weights import load_weights
 from trainer.pictures import same_random_numbers
 from trainer.verdict import CHOSEN, beside
+from utils import distributed
 from utils.config import parse_config
 from utils.config_keys import SECTION_KEYS, Config
 from utils.config_values import shown
@@ -91,6 +92,9 @@ def adapt(network: nn.Module, images: str | Path | Sequence[str | Path], classes
                           "that it was made of.")
     if own := keys.keys() & {"model", "init_weight"}:
         raise ConfigError(f"adapt: {own.pop()}: the run starts from the given network: leave the key out.")
+    if distributed.size() > 1:
+        raise ConfigError("adapt: runs in one process, and torchrun has started this script in "
+                          f"{distributed.size()}: start it without torchrun, or use run.py, which takes several.")
     if not _one_call.acquire(blocking=False):
         raise ConfigError("adapt: another call runs in this process, and both would use the same random generators: "
                           "call one after the other, or in processes of their own.")

@@ -14,6 +14,7 @@ from trainer.checks import require_start
 from trainer.forecast import amount, existing
 from trainer.run_state import newest_state
 from trainer.trial import Trial
+from utils import distributed
 from utils.checkpoint import StateFolder
 from utils.config import Config
 from utils.errors import ConfigError, UserError, one_line
@@ -26,6 +27,9 @@ _FOLDERS = ("snapshot", "log", "plabel", "result")
 def try_out(cfg: Config) -> None:
     """Try a run and print what the whole run takes. Raises what the run would raise. Nothing that it writes stays, and
     a run of the same note may be under way."""
+    if distributed.size() > 1:
+        raise ConfigError("--dry-run: a run is tried in one process: start it without torchrun. N processes share the "
+                          "images of each pass and take steps of N times as many.")
     for key in _FOLDERS:
         _require_writable(key, Path(getattr(cfg, key)) / cfg.note)
     require_start(cfg)  # names the run's own folders, which the trial has not

@@ -1,6 +1,7 @@
 """One run of one method: its assembly, the training loop, validation, saving and resuming."""
+import contextlib
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from dataset.segmentation import Sample
 from model.alpha_bn import AlphaBatchNorm
 from model.build import build_model, pick_device
 from model.weights import save_weights, source_sha256
-from trainer import candidates
+from trainer import agreement, candidates
 from trainer.candidates import Candidates
 from trainer.checks import require_device, require_parts, require_start, require_trained
 from trainer.handover import leave_folders, provenance
@@ -25,7 +26,7 @@ from trainer.validation import Validation
 from trainer.verdict import start_remark
 from utils import distributed
 from utils.checkpoint import RunLock, StateFolder, digest, remove_unfinished, write_atomically
-from utils.config import Config, config_remarks, to_yaml, with_drawn_seed
+from utils.config import Config, config_remarks, drawn_seed, to_yaml
 from utils.errors import CheckpointError, ConfigError, NothingToDo, Stopped, TrainingError, one_line
 from utils.interrupt import Interrupt
 from utils.logger import RunLog
@@ -47,6 +48,7 @@ class Trainer:
     def __init__(self, cfg: Config):
         method = cfg.method_class
         self.device = pick_device(cfg.device)
+        agreement.require_same_run(cfg, self.device)
         torch.backends.cudnn.benchmark = True  # all crops have one size, and so, as a rule, do whole images
         require_start(cfg)
         require_device(cfg, self.device)
@@ -57,24 +59,29 @@ class Trainer:
         self.fingerprint = segmentation.fingerprint(self.samples)  # now, as a later save may find the disk gone
         self.validation = Validation(cfg, self.samples, self.device.type == "cuda")
         remarks += [r for r in self.validation.remarks if r not in remarks]  # one list or folder may serve both splits
+        agreement.require_same_images(self.samples, self.fingerprint, self.validation.samples)
+        agreement.require_shared_folders(cfg)
         self.snapshot = Path(cfg.snapshot) / cfg.note
         self.states = StateFolder(self.snapshot / f"{cfg.stage}.state", cfg.keep)
-        self.lock = RunLock(self.snapshot) if self.snapshot.is_dir() else None  # before its files are read
+        self.lock: RunLock | None = None  # of process 0
+        distributed.from_main(self._lock)  # before its files are read
         try:
             self._last_state, self._resumed = newest_state(
                 cfg, self.states, self.samples,
-                lambda state: method.usable(cfg, self.samples, state) and candidates.intact(cfg, state), remarks)
+                lambda state: all([method.usable(cfg, self.samples, state), candidates.intact(cfg, state)]), remarks)
         except NothingToDo:
-            candidates.clear(cfg, finished=True)  # an earlier call may have been cut off before that
+            if distributed.is_main():
+                candidates.clear(cfg, finished=True)  # an earlier call may have been cut off before that
             raise
         if not cfg.fix_seed:
             cfg = (dataclasses.replace(cfg, seed=self._resumed["seed"], fix_seed=True) if self._resumed else
-                   with_drawn_seed(cfg))
+                   dataclasses.replace(cfg, seed=distributed.from_main(drawn_seed), fix_seed=True))
         self.cfg = cfg
         torch.manual_seed(cfg.seed)
         self.network, report = build_model(cfg, self.device, load=not self._resumed)
         if not self._resumed:
             require_trained(cfg, report)
+            agreement.require_same_weights(self.network.state_dict())
         self.start = self._begun_with(remarks)
         method.check_network(cfg, self.network)
         if not self.network.has_batch_norm:
@@ -111,18 +118,16 @@ class Trainer:
                     self.train()
                     self.save()
                 self.validate()
-                self.validation.write()
+                distributed.from_main(self.validation.write)
                 self.log.event("cost", self.position.global_step, **peak_memory(self.device))
                 if self.cfg.train:
-                    self.states.finish()
-                    candidates.clear(self.cfg, finished=True)
+                    distributed.from_main(self._finish)
         except Stopped as stop:
-            where = f"its state is in {self._last_state}" if self._last_state else "no state had been saved yet"
-            raise Stopped(f"stopped by {stop} at step {self.position.global_step}: {where}; the same command with "
-                          "--resume goes on.") from None
+            raise self._stopped(stop) from None
         finally:
             self.log.close()
-            self.lock.release()
+            if self.lock:
+                self.lock.release()
         return self.validation.scores
 
     def train(self) -> None:
@@ -131,10 +136,12 @@ class Trainer:
         if position.step == 0:
             self.consider()
         if self.alpha_bn and not position.global_step and not position.prepared:
-            self.alpha_bn.start(self.network, self._whole_images())
+            with distributed.together():
+                self.alpha_bn.start(self.network, self._whole_images())
         while position.round < method.rounds and not self._ended_early():
             if not position.prepared:
-                method.prepare_round(position.round)
+                with distributed.together():
+                    method.prepare_round(position.round)
                 self._say_remarks()
                 position.prepared = True
                 self.save_state()
@@ -152,7 +159,8 @@ class Trainer:
     def show(self) -> None:
         """Show the network's predictions of a few images, and the pseudo labels that it trains or was trained on."""
         last = min(self.position.round, self.method.rounds - 1)
-        self.pictures.show(self.position.global_step, self.network, self.method.pseudo_labelled(last))
+        with distributed.together():
+            self.pictures.show(self.position.global_step, self.network, self.method.pseudo_labelled(last))
 
     def run_steps(self, loader: Batches, base_lr: float) -> None:
         """Take a step on every batch of `loader`, which begins at `position`. base_lr: `Method.base_lr`."""
@@ -174,9 +182,8 @@ class Trainer:
             if position.step % every == 0 and position.step < total:
                 self.consider()
             self._say_remarks()
-            if self.interrupt.requested or position.global_step % cfg.save_freq == 0:
+            if position.global_step % cfg.save_freq == 0:
                 self.save_state()
-            self.interrupt.check()
             if position.global_step % cfg.val_freq == 0:
                 self.validate()
             if self._ended_early():
@@ -200,7 +207,8 @@ class Trainer:
         """Score the network as it stands, where the target's validation split has labels. If a signal ends that, the
         state is saved."""
         try:
-            self.validation.run(self.network, self.position.global_step, self.log, self.interrupt.check)
+            with distributed.together():
+                self.validation.run(self.network, self.position.global_step, self.log, self.interrupt.check)
         except Stopped:
             if self.cfg.train:
                 self.save_state()
@@ -211,34 +219,42 @@ class Trainer:
         if self.candidates is None:
             return
         try:
-            if self.position.global_step:
-                self.candidates.consider(self.position.global_step, self.method.networks())
-                if self.position.step == 0:
-                    self.candidates.judge(self.position.global_step)
-            else:
-                self.candidates.begin(self.network)
+            with distributed.together():
+                if self.position.global_step:
+                    self.candidates.consider(self.position.global_step, self.method.networks())
+                    if self.position.step == 0:
+                        self.candidates.judge(self.position.global_step)
+                else:
+                    self.candidates.begin(self.network)
         except Stopped:
             self.save_state()
             raise
 
     def save(self) -> None:
         """Write `<snapshot>/<note>/<stage>.pth` and, where there are candidates, the chosen one beside it; each as a
-        model folder, too."""
+        model folder, too. Of several processes the first writes."""
+        def leave():
+            start = self.start if self.cfg.init_weight else None
+            origin = provenance(self.cfg, start, self.fingerprint, len(self.samples))
+            leave_folders(self.cfg, self.network, path, self.position.global_step, origin, chosen, verdict)
         path = self.snapshot / f"{self.cfg.stage}.pth"
-        save_weights(self.network, path)
+        distributed.from_main(lambda: save_weights(self.network, path))
         chosen, verdict = self.candidates.hand_back() if self.candidates else (None, None)
-        origin = provenance(self.cfg, self.start if self.cfg.init_weight else None, self.fingerprint, len(self.samples))
-        leave_folders(self.cfg, self.network, path, self.position.global_step, origin, chosen, verdict)
+        distributed.from_main(leave)
         for written in (path, chosen) if chosen else (path,):
             self.log.say(f"saved {written}" + (f" and {written.with_suffix('')}/" if self.cfg.model_folder else ""))
 
     def save_state(self) -> None:
-        """Save all that a resumed run needs. If the disk refuses, say so and go on, as older states are still whole."""
-        state = saved_state(self.cfg, self.fingerprint, self.start, self.position, self._parts())
-        try:
-            self._last_state = self.states.save(state)
-        except CheckpointError as error:
-            self.log.say(f"warning: {error}")
+        """Save all that a resumed run needs. If the disk refuses, say so and go on, as older states are still whole.
+        All processes have the same; the first saves it, and the others wait."""
+        def save():
+            state = saved_state(self.cfg, self.fingerprint, self.start, self.position, self._parts())
+            try:
+                return self.states.save(state)
+            except CheckpointError as error:
+                self.log.say(f"warning: {error}")
+                return self._last_state
+        self._last_state = distributed.from_main(save)
 
     def _parts(self) -> dict[str, Any]:
         """Name -> object whose `state_dict` is a part of the saved state."""
@@ -285,13 +301,33 @@ class Trainer:
             self.interrupt.check()
             yield self.network.prepare(item["image"].to(self.device, non_blocking=True))
 
-    def _awaited(self, batches: Iterable[dict]) -> Iterator[dict]:
-        """The batches. If a signal ends the wait for one, the state after the last step is saved."""
-        try:
-            yield from batches
-        except Stopped:
-            self.save_state()
-            raise
+    def _awaited(self, batches: Any) -> Iterator[dict]:
+        """The batches. Before each, and after the last, all processes learn whether a signal has come to one of them,
+        which may have ended its wait for the batch. If so, the state after the last step is saved."""
+        with contextlib.closing(iter(batches)) as items:
+            ended, stop = False, None
+            while not ended:
+                try:
+                    item = next(items, None)
+                    ended, stop = item is None, self.interrupt.requested
+                except Stopped as stopped:
+                    stop = str(stopped)
+                if agreement.stop_requested(bool(stop), ended):
+                    self.save_state()
+                    raise Stopped(stop)
+                if not ended:
+                    yield item
+
+    def _stopped(self, stop):
+        """The end of a run that a signal has stopped. Process 0 says it."""
+        if distributed.joined():
+            self.interrupt.ignore_more()
+        which = next(filter(None, distributed.gathered(self.interrupt.requested)), stop)
+        where = f"its state is in {self._last_state}" if self._last_state else "no state had been saved yet"
+        result = Stopped(f"stopped by {which} at step {self.position.global_step}: {where}; the same command with "
+                         "--resume goes on.")
+        result.said = not distributed.is_main()
+        return result
 
     def _ended_early(self):
         return self.cfg.stop_when == "collapse" and self.candidates is not None and self.candidates.collapsed
@@ -325,22 +361,44 @@ class Trainer:
 
     def _start_writing(self, remarks, report):
         """Lock the run's folder and write the configuration and the first lines, once everything is checked."""
-        cfg, state = self.cfg, self._resumed
-        self.snapshot.mkdir(parents=True, exist_ok=True)
-        self.lock = self.lock or RunLock(self.snapshot)
-        if cfg.train and not state:
-            self.states.clear()
-            candidates.clear(cfg, finished=False)
-        remove_unfinished(self.snapshot)
+        cfg, state, processes = self.cfg, self._resumed, distributed.size()
+        launchers = distributed.gathered(distributed.launcher())
+        distributed.from_main(lambda: self._clean(launchers))
+        several = {"processes": processes} if processes > 1 else {}
         self.log.event("machine", state["position"]["global_step"] if state else 0, versions=versions(),
-                       **machine(self.device))
-        write_atomically(self.snapshot / f"{cfg.stage}.yml", lambda file: file.write(to_yaml(cfg).encode()))
+                       **machine(self.device), **several)
         self.log.say(f"stage {cfg.stage}: {len(self.samples)} images, {cfg.num_classes} classes, {self.device}, "
                      f"seed {cfg.seed}")
+        if processes * cfg.accumulate > 1 and self.method.trains:
+            self.log.say(f"{processes} processes: a step takes {processes * cfg.accumulate * cfg.batch_size} images "
+                         f"(batch_size {cfg.batch_size} x accumulate {cfg.accumulate} x processes {processes})")
         if not state:
             self.log.say(f"weights: {f'{cfg.init_weight}: ' if cfg.init_weight else ''}{report}")
-        for remark in remarks + ([self.lock.remark] if self.lock.remark else []):
+        for remark in remarks + ([self.lock.remark] if self.lock and self.lock.remark else []):
             self.log.say(one_line(remark))
+
+    def _clean(self, launchers):
+        """Make the run's folder, lock it, and remove what an earlier run or a killed writer has left there."""
+        cfg = self.cfg
+        self.snapshot.mkdir(parents=True, exist_ok=True)
+        self._lock()
+        if cfg.train and not self._resumed:
+            self.states.clear()
+            candidates.clear(cfg, finished=False)
+        if cfg.train and distributed.launched():
+            self.states.note_launchers(launchers)
+        remove_unfinished(self.snapshot)
+        write_atomically(self.snapshot / f"{cfg.stage}.yml", lambda file: file.write(to_yaml(cfg).encode()))
+
+    def _lock(self):
+        """Lock the run's folder, if it is there and not locked yet."""
+        if not self.lock and self.snapshot.is_dir():
+            self.lock = RunLock(self.snapshot)
+
+    def _finish(self):
+        """Remove what a run needs only while it is under way."""
+        self.states.finish()
+        candidates.clear(self.cfg, finished=True)
 
     def _say_remarks(self):
         """Print the network's remarks on how it is used, each once."""

@@ -2,10 +2,12 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from dataset.segmentation import Sample, fingerprint
+from utils import distributed
 from utils.checkpoint import STATE_VERSION, StateFolder, read_state
 from utils.config import Config, differences, parse_config, to_yaml
 from utils.errors import CheckpointError, ConfigError, NothingToDo, one_line
@@ -39,7 +41,7 @@ def saved_state(cfg: Config, data: str, start: str | None, position: Position,
     `segmentation.fingerprint` of the training images. start: SHA-256 of init_weight."""
     return {"version": STATE_VERSION, "config": to_yaml(cfg), "seed": cfg.seed, "data": data, "start": start,
             "code": {key: file_digest(getattr(cfg, key)) for key in ("method", "model")},
-            "position": dataclasses.asdict(position),
+            "processes": distributed.size(), "position": dataclasses.asdict(position),
             "parts": {name: part.state_dict() for name, part in parts.items()}}
 
 
@@ -68,23 +70,17 @@ def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable
     in `remarks`. Raises ConfigError if a state belongs to another run, or if the folder holds an unfinished run that is
     neither to be resumed nor overwritten; NothingToDo if the stage is finished.
     """
-    paths = states.paths()
-    if not cfg.resume:
-        if paths and cfg.train and not cfg.overwrite and not states.finished():
-            raise ConfigError(f"note: {states.folder} holds the states of an unfinished run, the newest "
-                              f"{paths[-1].name}: add --resume to go on, or overwrite=true to start over.")
+    launchers = distributed.gathered(distributed.launcher())
+    paths = distributed.from_main(lambda: _states_to_try(cfg, states, launchers))
+    if paths is None:
         return None, None
-    if states.finished():
-        states.finish()  # an earlier call may have been cut off
-        raise NothingToDo(f"{states.folder}: this stage is finished, nothing to resume.")
     for path in reversed(paths):
-        try:
-            state = read_state(path)
-        except CheckpointError as error:
-            remarks.append(f"warning: {error}")
+        read: list[dict] = []  # by process 0
+        if remark := distributed.from_main(partial(_read_fitting, cfg, path, samples, read)):
+            remarks.append(remark)
             continue
-        _require_same_run(cfg, path, state, samples)
-        if usable(state):
+        state = read[0] if read else read_state(path)
+        if not distributed.any_of(not usable(state)):
             remarks.append(f"resumed from {path}")
             remarks += [f"warning: {getattr(cfg, key)}: the file has changed since this state was saved, so the run "
                         "goes on with other code than it began with" for key, digest in state["code"].items()
@@ -94,6 +90,45 @@ def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable
                        "round is done again")
     remarks.append(f"resume: no usable state in {states.folder}, the stage starts from its beginning")
     return None, None
+
+
+def _states_to_try(cfg, states, launchers):
+    """The files of the saved states, oldest first; None if the run does not resume. A run that had begun when torchrun
+    restarted it does. Raises as `newest_state`."""
+    paths = states.paths()
+    if not cfg.resume and not (distributed.restarted() and states.launched_by(launchers)):
+        if paths and cfg.train and not cfg.overwrite and not states.finished():
+            raise ConfigError(f"note: {states.folder} holds the states of an unfinished run, the newest "
+                              f"{paths[-1].name}: add --resume to go on, or overwrite=true to start over.")
+        return None
+    if states.finished():
+        states.finish()  # an earlier call may have been cut off
+        raise NothingToDo(f"{states.folder}: this stage is finished, nothing to resume.")
+    return paths
+
+
+def _read_fitting(cfg, path, samples, read):
+    """Append the state in `path` to `read`; or return a remark, if it is damaged. Raises ConfigError if it belongs to
+    another run."""
+    try:
+        state = read_state(path)
+    except CheckpointError as error:
+        return f"warning: {error}"
+    _require_same_run(cfg, path, state, samples)
+    _require_same_batches(cfg, path, state)
+    read.append(state)
+    return ""
+
+
+def _require_same_batches(cfg, path, state):
+    """Within a round, the number of processes and `accumulate` must stay, as the round's batches depend on them."""
+    was = state.get("processes", 1), parse_yaml(state["config"], str(path)).get("accumulate", 1)
+    now = distributed.size(), cfg.accumulate
+    if was != now and state["position"]["step"]:
+        raise ConfigError(f"resume: {path} was saved within a round, by processes: {was[0]} with accumulate: {was[1]}; "
+                          f"now these are {now[0]} and {now[1]}, which may change between rounds alone: resume with as "
+                          "many as before, or remove the states of this round but the one at its start "
+                          f"(...-round{state['position']['round']:02d}-start.pth), from which the round is done again.")
 
 
 def _require_same_run(cfg, path, state, samples):
@@ -114,6 +149,7 @@ def _other_classes(cfg, saved):
 def _differences(cfg, path, state, samples):
     # Of this run's method and model, so that no file that a state names is run.
     saved = parse_config(state["config"], str(path), method=cfg.method, model=cfg.model)
+    cfg = dataclasses.replace(cfg, accumulate=saved.accumulate)  # `_require_same_batches` compares it
     if not cfg.fix_seed:  # the run goes on with the seed that was drawn when it began
         cfg = dataclasses.replace(cfg, seed=saved.seed)
     found = differences(saved, cfg)

@@ -4,7 +4,7 @@ import errno
 import hashlib
 import os
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +19,7 @@ from utils.errors import CheckpointError, ConfigError, first_line
 
 STATE_VERSION = 3  # of a state's content and of how a run resumes from it; 1 had no number, 2 no named parts
 FINISHED = "finished"  # file beside a stage's states once the stage is done
+LAUNCHERS = "launchers"  # file beside the states of a run that torchrun has started: by which calls of it
 # Errors of file systems that cannot sync files (some FUSE, CIFS), or cannot sync folders. ENOSPC, EDQUOT and, for a
 # file, EIO are not among them: there the data is not on the disk.
 _NO_SYNC = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
@@ -111,6 +112,19 @@ class StateFolder:
         """Whether the stage has run to its end."""
         return (self.folder / FINISHED).exists()
 
+    def note_launchers(self, launchers: Iterable[str]) -> None:
+        """Note that the states of this folder are those of a run that these started (`distributed.launcher`)."""
+        content = "".join(f"{one}\n" for one in sorted(set(launchers)))
+        write_atomically(self.folder / LAUNCHERS, lambda file: file.write(content.encode()))
+
+    def launched_by(self, launchers: Iterable[str]) -> bool:
+        """Whether one of these started the run whose states are here."""
+        try:
+            noted = (self.folder / LAUNCHERS).read_text("utf-8").splitlines()
+        except (OSError, ValueError):
+            return False
+        return not set(noted).isdisjoint(launchers)
+
     def save(self, state: dict) -> Path:
         """Write a state and remove those that are not kept; returns its path.
 
@@ -135,7 +149,7 @@ class StateFolder:
 
     def clear(self) -> None:
         """Remove the states and the mark of an earlier run."""
-        for path in (*self.paths(), self.folder / FINISHED):
+        for path in (*self.paths(), self.folder / FINISHED, self.folder / LAUNCHERS):
             path.unlink(missing_ok=True)
 
 

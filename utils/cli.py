@@ -123,7 +123,7 @@ def run_stage(description: str, default_config: str, run: Callable[..., object],
     given = arguments.parse_intermixed_args()
 
     def main():
-        resume = {"resume": True} if given.resume or distributed.restarted() else {}
+        resume = {"resume": True} if given.resume else {}
         cfg = load_config(given.config, given.overrides, **fixed, **resume)
         run(cfg, **({"dry_run": True} if given.dry_run else {}))
         return 0
@@ -148,7 +148,7 @@ def guarded(main: Callable[[], int | None], debug: bool = False, several: bool =
             print(done)
         return 0
     except Stopped as stop:
-        return _said(EXIT_STOPPED, stop)
+        return EXIT_STOPPED if stop.said else _said(EXIT_STOPPED, stop)
     except KeyboardInterrupt:
         return _said(EXIT_INTERRUPTED, "stopped: what had been saved before is kept")
     except Exception as error:

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from utils import config_values as values
+from utils import distributed
 from utils.config_keys import (
     KEYS,
     NO_EFFECT,
@@ -56,17 +57,17 @@ def config_of(content: dict, where: str, overrides: list[str] | tuple[str, ...] 
     cfg = Config(**given, sections=sections, options=MappingProxyType(own),
                  ignored_keys=tuple(dict.fromkeys(tree.ignored)), other_keys=MappingProxyType(tree.other),
                  given_keys=frozenset({**tree.given, **fixed}))
-    if not cfg.fix_seed and not cfg.resume:
-        cfg = with_drawn_seed(cfg)
+    if not cfg.fix_seed and not cfg.resume and not distributed.launched():  # else the run draws one for all processes
+        cfg = dataclasses.replace(cfg, seed=drawn_seed(), fix_seed=True)
     check_rules(cfg)
     for chosen in (cfg.method_class, cfg.network_class):
         chosen.check(cfg)
     return cfg
 
 
-def with_drawn_seed(cfg: Config) -> Config:
-    """The same configuration with a new random seed, 0..2^31-1, and with fix_seed."""
-    return dataclasses.replace(cfg, seed=secrets.randbelow(2**31), fix_seed=True)
+def drawn_seed() -> int:
+    """A new random seed, 0..2^31-1."""
+    return secrets.randbelow(2**31)
 
 
 def differences(saved: Config, now: Config) -> list[str]:

@@ -6,8 +6,10 @@ is a collective: it waits for all of them, at most `TIMEOUT`, and raises PeerLos
 """
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from utils.errors import ConfigError, NothingToDo, PeerLost, Stopped, UserError, first_line
@@ -60,6 +62,14 @@ def restarted() -> bool:
 def alone(tensor: Any) -> Any:
     """The mean of a tensor over the parts of a batch where there is but one: the tensor itself."""
     return tensor
+
+
+def launcher() -> str:
+    """Names the torchrun that has started this process; the same after a restart, another for each call of it."""
+    parent, began = os.getppid(), ""
+    with contextlib.suppress(OSError, IndexError):  # in a container the number alone may always be the same
+        began = Path(f"/proc/{parent}/stat").read_text("utf-8").rpartition(")")[2].split()[19]  # proc(5): starttime
+    return f"{socket.gethostname()} {parent} {began}"
 
 
 def share(items: S) -> S:

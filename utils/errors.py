@@ -37,7 +37,10 @@ class Stopped(BaseException):
     """A signal has asked the run to stop, and its state is saved; the argument says so, or names the signal.
 
     It may be raised within any code that reads data. It is no Exception, which that code may take for a damaged file.
+    said: as of UserError.
     """
+
+    said = False
 
 
 class NothingToDo(Exception):

@@ -21,17 +21,26 @@ class Interrupt:
     def __init__(self) -> None:
         self.requested: str | None = None  # name of the signal
         self._before: dict = {}
+        self._taken: tuple = ()
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""
         if self.requested:
             raise Stopped(self.requested)
 
+    def ignore_more(self) -> None:
+        """Ignore further signals until the process ends. A process of several says so once all have agreed to stop:
+        torchrun sends another signal as soon as the first of them has ended."""
+        for number in self._taken:
+            signal.signal(number, signal.SIG_IGN)
+        self._before = {}
+
     def __enter__(self):
         global _current
         if threading.current_thread() is threading.main_thread():
             _current = self
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
+            self._taken = tuple(self._before)
         return self
 
     def __exit__(self, *_):
@@ -95,7 +104,8 @@ def signals_end() -> Iterator[None]:
         yield
     finally:
         for number in taken:
-            signal.signal(number, signal.SIG_DFL)
+            if signal.getsignal(number) is stop:  # not if `Interrupt.ignore_more` has put an end to it
+                signal.signal(number, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
