@@ -131,6 +131,7 @@ class Segmenter(nn.Module):
         their code, so a deep network compiles as fast as a shallow one. A block that cannot be compiled, for example
         because there is no compiler, runs uncompiled."""
         torch._dynamo.config.suppress_errors = True
+        torch._dynamo.config.optimize_ddp = False  # it splits what is larger than a block
         if self.interface.own_blocks:
             compiled = self.network.compile_blocks()
         else:

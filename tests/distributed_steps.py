@@ -18,9 +18,9 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from model.build import build_model
+from model.build import build_model, pick_device
 from model.segmenter import Segmenter
-from trainer.methods.base import Batch, Setting
+from trainer.methods.base import Batch, Method, Setting
 from trainer.optimisation import Optimisation
 from trainer.parts import Parts
 from trainer.run_state import Position
@@ -62,6 +62,14 @@ def odd():
     return Odd()
 
 
+class Twice(Method):
+    """A method whose losses take two forward passes, which share its parameters."""
+
+    def losses(self, batch, rng):
+        a, b = self.network(batch.images), self.network(batch.images.flip(3))
+        return {"consistency": (a - b.flip(3)).square().mean() + a.square().mean()}
+
+
 def global_batch(step, parts):
     """Pixels and labels of all parts. Their shares of labelled pixels differ widely; the first part has none."""
     rng = np.random.default_rng([7, step])
@@ -88,13 +96,13 @@ class World:
     """A method with its network, in float64 unless amp is used, as a run builds it. total: parts that the batches have,
     if they are not those of `trainer.parts`."""
 
-    def __init__(self, case, network, *words, total=None):
+    def __init__(self, case, network, *words, total=None, device="cpu"):
         name, *own = CASES.get(case, case.split())
-        words = [f"num_classes={CLASSES}", "device=cpu", f"batch_size={SIZE}", "fixbn=False", *NETWORKS[network], *own,
-                 *words]
-        self.cfg = cfg = parse_config("", "-", words, method=name)
+        words = [f"num_classes={CLASSES}", f"batch_size={SIZE}", "fixbn=False", *NETWORKS[network], *own, *words]
+        self.cfg = cfg = parse_config("", "-", words, method=name, device=device)
+        self.device = pick_device(device)
         torch.manual_seed(0)
-        self.network = made = build_model(cfg, torch.device("cpu"))[0]
+        self.network = made = build_model(cfg, self.device)[0]
         if cfg.amp == "off":
             made.double()
             made.prepare = lambda pixels: Segmenter.prepare(made, pixels).double()
@@ -107,13 +115,13 @@ class World:
         self.parts = Parts(cfg, made, self.position)
         self.total = total or self.parts.count
         self.log = SimpleNamespace(say_once=print)
-        self.method = cfg.method_class(Setting(cfg, made, torch.device("cpu"), [], tuple("abcdefghijklm"), self.position,
-                                               self.log, None, self.parts.mean))
-        self.optimisation = Optimisation(cfg, made, torch.device("cpu"))
+        self.method = cfg.method_class(Setting(cfg, made, self.device, [], tuple("abcdefghijklm"),
+                                               self.position, self.log, None, self.parts.mean))
+        self.optimisation = Optimisation(cfg, made, self.device)
 
     def batch(self, step):
         """This process's share of the batch."""
-        pixels, labels = global_batch(step, self.total)
+        pixels, labels = (tensor.to(self.device) for tensor in global_batch(step, self.total))
         count = len(pixels) // distributed.size()
         mine = slice(distributed.rank() * count, (distributed.rank() + 1) * count)
         names = [f"image{i}" for i in range(len(pixels))][mine]
@@ -127,7 +135,7 @@ class World:
         losses = self.parts.gradients(self.method, self.optimisation, batch)
         gradients = {n: p.grad if p.grad is None else p.grad.clone() for n, p in self.network.named_parameters()}
         if losses and (broken := self.optimisation.move(losses)):
-            raise UserError(f"{broken}: {self.parts.suspects()}")
+            raise UserError(f"{broken}: {self.parts.suspects(self.parts.found)}")
         self.method.after_step(batch)
         self.position.step += 1
         return {name: loss.item() for name, loss in losses.items()}, gradients
@@ -140,9 +148,11 @@ class World:
         return {name: part.state_dict() for name, part in parts.items()}
 
 
-def trained(case, network, *words, total=None):
+def trained(case, network, *words, total=None, device="cpu"):
     """Losses and gradients of STEPS steps, and the state after them."""
-    world = World(case, network, *words, total=total)
+    world = World(case, network, *words, total=total, device=device)
+    if world.cfg.sync_bn:
+        world.network.synchronise_norms()
     steps = [world.step() for _ in range(STEPS)]
     return {"losses": [losses for losses, _ in steps], "gradients": [found for _, found in steps],
             "state": world.state()}

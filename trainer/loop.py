@@ -408,9 +408,10 @@ class Trainer:
     def _not_finite(self, which, losses):
         values = {name: loss.item() for name, loss in losses.items()}
         kept = f"the last good state is {self._last_state}" if self._last_state else "no state had been saved yet"
+        images = self.parts.suspects(self.parts.found)
         error = TrainingError(f"step {self.position.global_step}: the {which} is not finite (losses {values}, learning "
-                              f"rates {self.optimisation.rates}, images {self.parts.suspects()}); {kept}: lower "
-                              "learning_rate, or check these images and init_weight.")
+                              f"rates {self.optimisation.rates}, images {images}); {kept}: lower learning_rate, or "
+                              "check these images and init_weight.")
         error.said = not distributed.is_main()  # the same in all processes
         return error
 

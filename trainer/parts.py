@@ -39,7 +39,7 @@ class Parts:
         self._means: list[Tensor] | None = None  # what `mean` returns, in the order of its calls
         self._given: list[Tensor] = []           # sums of what `mean` was given, in this order
         self._calls = 0                          # of `mean`, of a part
-        self._found: list[tuple[list[str], dict[str, Tensor]]] = []  # names and losses of each part
+        self.found: list[tuple[list[str], dict[str, Tensor]]] = []  # of the last step: names and losses of each part
 
     def gradients(self, method: Method, optimisation: Optimisation | None, batch: Batch) -> dict[str, Tensor]:
         """Compute the gradients of a step and its losses, both the mean over all parts. batch: the images of this
@@ -52,7 +52,7 @@ class Parts:
             self._learn_means(method, parts, moving)
         if optimisation:
             optimisation.begin()
-        self._found = []
+        self.found = []
         for number, part in enumerate(parts):
             if number:
                 moving.rewind()
@@ -62,7 +62,7 @@ class Parts:
                 self._require_same_names(losses)
                 if losses:
                     optimisation.add(losses, self.own)
-            self._found.append((part.names, {name: loss.detach() for name, loss in losses.items()}))
+            self.found.append((part.names, {name: loss.detach() for name, loss in losses.items()}))
             if moving:
                 moving.add()
         if moving:
@@ -86,10 +86,10 @@ class Parts:
         self._given[self._calls - 1] += value
         return value
 
-    def suspects(self) -> list[str]:
-        """The images of the parts whose last losses are not finite, or else of all, of all processes; not more than a
-        message can hold. Collective."""
-        mine = [(names, all(loss.isfinite() for loss in losses.values())) for names, losses in self._found]
+    def suspects(self, found: list[tuple[list[str], dict[str, Tensor]]]) -> list[str]:
+        """The images of the parts whose losses are not finite, or else of all parts, of all processes; not more than a
+        message can hold. found: as it was after the step. Collective."""
+        mine = [(names, all(loss.isfinite() for loss in losses.values())) for names, losses in found]
         all_parts = [part for found in distributed.gathered(mine) for part in found]
         broken = [names for names, finite in all_parts if not finite] or [names for names, _ in all_parts]
         names = [name for part in broken for name in part]
@@ -97,10 +97,10 @@ class Parts:
 
     def _divided(self, batch):
         """The parts of this process's batch."""
-        size, rest = divmod(len(batch.names), self.own)
-        if rest:
-            raise TrainingError(f"method: {self.cfg.method}: a batch has {len(batch.names)} images, expected a "
-                                f"multiple of accumulate={self.own}.")
+        size = len(batch.names) // self.own
+        if self.own > 1 and len(batch.names) != self.own * self.cfg.batch_size:
+            raise TrainingError(f"method: {self.cfg.method}: a step's batch has {len(batch.names)} images, expected "
+                                f"accumulate x batch_size = {self.own} x {self.cfg.batch_size}.")
         labelled = None
         if batch.labels is not None:
             labelled = distributed.total((batch.labels != IGNORE_INDEX).sum().double()) / self.count
@@ -139,8 +139,8 @@ class Parts:
     def _require_same_names(self, losses):
         """Raise TrainingError unless all parts have losses of the same names: a process without any would not add to
         the gradient for which the others wait."""
-        if self._found:
-            same = list(losses) == list(self._found[0][1])
+        if self.found:
+            same = list(losses) == list(self.found[0][1])
         else:
             code = zlib.crc32("\n".join(losses).encode())
             low, high = distributed.smallest(torch.tensor([code, -code])).tolist()
@@ -151,7 +151,7 @@ class Parts:
 
     def _mean_losses(self):
         """The losses by name, their mean over all parts."""
-        found = [losses for _, losses in self._found]
+        found = [losses for _, losses in self.found]
         if self.count == 1 or not found[0]:
             return found[0]
         sums = torch.stack([torch.stack([losses[name].double() for losses in found]).sum() for name in found[0]])
