@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from model import recompute
 from model.interface import Interface
+from model.parallel import Parallel, synchronised
 from utils.errors import ConfigError, first_line
 
 _MUCH_PADDING = 0.1  # of an input's pixels, from which on it is said what batch norm makes of it
@@ -32,6 +33,7 @@ class Segmenter(nn.Module):
         self.autocast: torch.dtype | None = None
         self.remarks: list[str] = []
         self.training_norm: Callable[[_BatchNorm, Tensor], Tensor] | None = None  # their forward pass in training mode
+        self.parallel: Parallel | None = None  # through which training passes go, of several processes
         self._checkpointing = False
         self._norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
         self._watched = list(self._norms)  # batch norms that may see one value per channel
@@ -47,6 +49,9 @@ class Segmenter(nn.Module):
 
     def score_map(self, x: Tensor) -> Tensor:
         """Logits at the network's own resolution, float32 (float64 for float64) [B, C, h, w]. x: from `prepare`."""
+        return self.parallel(x) if self.parallel and self.training and torch.is_grad_enabled() else self._scores(x)
+
+    def _scores(self, x):
         with torch.autocast(x.device.type, self.autocast, enabled=self.autocast is not None), self._adjusted(len(x)):
             found = self._run(self._padded(x))
         scores = self.interface.scores(found, self.num_classes)
@@ -96,6 +101,16 @@ class Segmenter(nn.Module):
         """Exclude weight and bias of every batch norm from training. Its running statistics still move."""
         for norm in self._norms:
             norm.requires_grad_(False)
+
+    def distribute(self) -> None:
+        """From now on the gradients of training passes are averaged over all processes. Collective."""
+        if self.parallel is None or not self.parallel.fits(self.network):
+            self.parallel = None  # before the next one: it would go on averaging
+            self.parallel = Parallel(self.network, self._scores)
+
+    def synchronise_norms(self) -> None:
+        """From now on batch norms normalise by the batches of all processes in training; on CUDA only."""
+        self.training_norm = synchronised(self._norms)
 
     def parameter_groups(self, backbone_lr_mult: float, head_lr_mult: float) -> list[dict]:
         """Two groups for the optimiser, `backbone` and `head`, which together hold every trainable tensor once. A
@@ -215,8 +230,9 @@ class Segmenter(nn.Module):
         return self.network.named_buffers(*args, **kwargs)
 
     def __getstate__(self):
-        """The attributes of a copy, which is not compiled, since compiled code belongs to the original's blocks."""
-        return {**self.__dict__, "_fused": {}}
+        """The attributes of a copy, which is not compiled, since compiled code belongs to the original's blocks, and
+        whose gradients stay its own."""
+        return {**self.__dict__, "_fused": {}, "parallel": None}
 
 
 def _last_with_parameters(network):

@@ -23,9 +23,19 @@ def require_start(cfg: Config) -> None:
     method = cfg.method_class
     if cfg.bn_source and cfg.compile:
         raise ConfigError("bn_source: compiled batch norms cannot mix statistics: set compile=false or bn_source=0.")
+    if cfg.sync_bn and (cfg.bn_source or cfg.compile):
+        other = "bn_source" if cfg.bn_source else "compile"
+        raise ConfigError(f"sync_bn: it does not go together with {other}: set one of them to its default.")
     if method.starts_from == TRAINED and cfg.init_weight is None and not cfg.network_class.brings_weights:
         raise ConfigError(f"init_weight: stage {cfg.stage} starts from a trained network: give its checkpoint, "
                           f"such as {cfg.snapshot}/{cfg.note}/{method.after}.pth.")
+
+
+def require_device(cfg: Config, device: torch.device) -> None:
+    """Raise ConfigError if the configuration trains with what the device does not have."""
+    if cfg.sync_bn and device.type != "cuda":
+        raise ConfigError(f"sync_bn: batch norms are synchronised on CUDA GPUs only, and this run is on {device}: set "
+                          "sync_bn=false; each process then normalises by its own batch.")
 
 
 def require_trained(cfg: Config, report: LoadReport) -> None:

@@ -7,18 +7,19 @@ import functools
 import torch
 from torch import Tensor
 
-from trainer.losses import MIN_OTHERS, widened
+from trainer.losses import MIN_OTHERS, share, widened
 from utils.tiles import tiles
 
 
 def ld_losses(logits: Tensor, pseudo_label: Tensor, negative_rank: int, entropy_on: str = "all",
-              entropy: str = "released", ignore_index: int = 255, compile: bool = False) -> dict[str, Tensor]:
+              entropy: str = "released", ignore_index: int = 255, compile: bool = False,
+             labelled: Tensor | None = None) -> dict[str, Tensor]:
     """The scalars `positive`, `entropy` and `negative`, as in `losses`; label denoising minimises their plain sum.
 
     logits: float [B, C, H, W]. pseudo_label: int64 [B, H, W], train ids, or ignore_index where a pixel is not selected.
     negative_rank: k of this step, 1-based: 1 = the most probable class of a pixel, C = the least. entropy_on: `all`
     pixels (released code) or the `unselected` ones (paper). entropy: which function, see below. compile: fuse with
-    torch.compile.
+    torch.compile. labelled: the number of selected pixels by which to divide, in place of this batch's (`losses`).
     - positive: cross entropy, mean over the selected pixels; 0 if there are none.
     - entropy, mean over the pixels named by entropy_on; 0 if there are none. `shannon` (paper): -sum_c p_c log p_c.
       `released` (the released code takes the softmax twice): -sum_c p_c log softmax(p)_c = logsumexp(p) - sum_c p_c^2,
@@ -31,8 +32,11 @@ def ld_losses(logits: Tensor, pseudo_label: Tensor, negative_rank: int, entropy_
     in_entropy = torch.ones_like(selected) if entropy_on == "all" else ~selected
     label = pseudo_label.masked_fill(~selected, 0)
     positive, entropic, negative = _LDSums.apply(logits, label, selected, in_entropy, negative_rank, entropy, compile)
-    return {"positive": positive / selected.sum().clamp(min=1), "entropy": entropic / in_entropy.sum().clamp(min=1),
-            "negative": negative / selected.numel()}
+    labelled = selected.sum() if labelled is None else labelled
+    everywhere = selected.numel()
+    return {"positive": share(positive, labelled),
+            "entropy": entropic / everywhere if entropy_on == "all" else share(entropic, everywhere - labelled),
+            "negative": negative / everywhere}
 
 
 class _LDSums(torch.autograd.Function):

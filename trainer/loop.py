@@ -1,12 +1,10 @@
 """One run of one method: its assembly, the training loop, validation, saving and resuming."""
 import contextlib
 import dataclasses
-import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from dataset import inspection, loaders, segmentation
@@ -17,10 +15,11 @@ from model.build import build_model, pick_device
 from model.weights import save_weights, source_sha256
 from trainer import agreement, candidates
 from trainer.candidates import Candidates
-from trainer.checks import require_losses, require_parts, require_start, require_trained
+from trainer.checks import require_device, require_parts, require_start, require_trained
 from trainer.handover import leave_folders, provenance
 from trainer.methods.base import Batch, Batches, Method, Setting
 from trainer.optimisation import Optimisation
+from trainer.parts import Parts
 from trainer.pictures import Pictures
 from trainer.run_state import Position, newest_state, restore_parts, saved_state
 from trainer.validation import Validation
@@ -33,8 +32,6 @@ from utils.interrupt import Interrupt
 from utils.logger import RunLog
 from utils.machine import machine, peak_memory, versions
 from utils.progress import Progress
-
-RANK = 0  # of this process
 
 
 class Trainer:
@@ -54,6 +51,7 @@ class Trainer:
         agreement.require_same_run(cfg, self.device)
         torch.backends.cudnn.benchmark = True  # all crops have one size, and so, as a rule, do whole images
         require_start(cfg)
+        require_device(cfg, self.device)
         remarks = [f"note: {remark}" for remark in config_remarks(cfg)] + start_remark(cfg.init_weight)
         section = cfg.source if method.needs_source else cfg.target
         self.samples, more = inspection.training_samples(cfg, section, labels_needed=method.needs_source)
@@ -90,7 +88,11 @@ class Trainer:
             remarks.append("note: the network has no batch norm: fixbn and bn_stats have no effect")
         self.position, self.interrupt = Position(0), Interrupt()
         self.alpha_bn = AlphaBatchNorm(self.network, cfg.bn_source) if cfg.bn_source and method.trains else None
-        self.network.training_norm = self.alpha_bn.normalise if self.alpha_bn else None
+        if self.alpha_bn:
+            self.network.training_norm = self.alpha_bn.normalise
+        elif cfg.sync_bn:
+            self.network.synchronise_norms()
+        self.parts = Parts(cfg, self.network, self.position)
         self.optimisation: Optimisation | None = None  # of the round that runs, where the method trains
         self.log = self._new_log()
         self.method = self.new_method(self.samples)
@@ -188,22 +190,16 @@ class Trainer:
                 break
 
     def step(self, item: dict) -> dict[str, torch.Tensor]:
-        """Take one step on a loader's batch. Returns the losses by name.
+        """Take one step on a loader's batch, which holds the crops of this process. Returns the losses by name, of the
+        whole batch of all processes. Collective.
 
-        Raises TrainingError, before the optimiser moves, where the method returns no losses that can be minimised, or
-        where a loss or gradient is not finite.
+        Raises TrainingError, in every process and before the optimiser moves, where the method returns no losses that
+        can be minimised, or where a loss or gradient is not finite.
         """
-        counters = [self.cfg.seed, RANK, self.position.round, self.position.step]
-        seed = int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0])
-        torch.manual_seed(seed)
-        random.seed(seed)  # this and the next for users' networks and methods
-        np.random.seed(seed % 2**32)
         batch = self._on_device(item)
-        self.network.train()
-        losses = self.method.losses(batch, np.random.default_rng([counters[0], *counters[2:]]))
-        require_losses(self.cfg.method, self.method.trains, losses)
-        if losses and (broken := self.optimisation.minimise(losses)):
-            raise self._not_finite(broken, losses, batch.names)
+        losses = self.parts.gradients(self.method, self.optimisation, batch)
+        if losses and (broken := self.optimisation.move(losses)):
+            raise self._not_finite(broken, losses)
         self.method.after_step(batch)
         return losses
 
@@ -349,7 +345,7 @@ class Trainer:
         """The configuration's method, to train on these images."""
         cfg = self.cfg
         return cfg.method_class(Setting(cfg, self.network, self.device, samples, class_set(cfg).names, self.position,
-                                        self.log, self.interrupt.check))
+                                        self.log, self.interrupt.check, self.parts.mean))
 
     def begin_optimisation(self) -> None:
         """Make the round's optimiser, unless `_restore` has made it already or the method does not train."""
@@ -408,12 +404,14 @@ class Trainer:
         for remark in self.network.remarks:
             self.log.say_once(f"note: {remark}")
 
-    def _not_finite(self, which, losses, names):
+    def _not_finite(self, which, losses):
         values = {name: loss.item() for name, loss in losses.items()}
         kept = f"the last good state is {self._last_state}" if self._last_state else "no state had been saved yet"
-        return TrainingError(f"step {self.position.global_step}: the {which} is not finite (losses {values}, learning "
-                             f"rates {self.optimisation.rates}, images {names}); {kept}: lower learning_rate, or check "
-                             "these images and init_weight.")
+        error = TrainingError(f"step {self.position.global_step}: the {which} is not finite (losses {values}, learning "
+                              f"rates {self.optimisation.rates}, images {self.parts.suspects()}); {kept}: lower "
+                              "learning_rate, or check these images and init_weight.")
+        error.said = not distributed.is_main()  # the same in all processes
+        return error
 
     def _report(self, losses, pace):
         if not losses:

@@ -4,6 +4,9 @@ They are pure functions. Each returns a scalar that is to be minimised, or sever
 [B, C, H, W] with C classes, labels are int64 [B, H, W], train ids or `ignore_index`, and p = softmax(logits) over the
 classes. Losses are computed in float32, for float64 logits in float64. Finite logits of any size give finite values and
 gradients. A mean over no pixels is 0, and so is its gradient.
+
+Where a step's batch has several parts (processes, `accumulate`), the mean of the parts' losses is the loss of the whole
+batch if each is divided by the count of a part in the mean, in place of its own: `labelled`, `mean`.
 """
 import math
 
@@ -13,20 +16,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from utils.counting import count
+from utils.distributed import Mean, alone
 
 MIN_OTHERS = 1e-5  # lower clamp of 1 - p_k in the negative term
 
 
-def cross_entropy(logits: Tensor, label: Tensor, ignore_index: int = 255) -> Tensor:
-    """Cross entropy -log p_y, mean over the labelled pixels; 0 if there are none, where torch's own mean is NaN."""
+def cross_entropy(logits: Tensor, label: Tensor, ignore_index: int = 255, labelled: Tensor | None = None) -> Tensor:
+    """Cross entropy -log p_y, mean over the labelled pixels; 0 if there are none, where torch's own mean is NaN.
+    labelled: what to divide by in place of their number."""
     loss = F.cross_entropy(widened(logits), label, ignore_index=ignore_index, reduction="sum")
-    return loss / (label != ignore_index).sum().clamp(min=1)
+    return share(loss, (label != ignore_index).sum() if labelled is None else labelled)
 
 
-def positive(logits: Tensor, pseudo_label: Tensor, ignore_index: int = 255) -> Tensor:
+def positive(logits: Tensor, pseudo_label: Tensor, ignore_index: int = 255, labelled: Tensor | None = None) -> Tensor:
     """Positive term of label denoising (You et al., ACM MM 2021): cross entropy on the selected pixels, that is those
     whose pseudo label is a class."""
-    return cross_entropy(logits, pseudo_label, ignore_index)
+    return cross_entropy(logits, pseudo_label, ignore_index, labelled)
 
 
 def entropy(logits: Tensor, mask: Tensor | None = None, kind: str = "shannon") -> Tensor:
@@ -65,15 +70,16 @@ def negative_rank(num_classes: int, width: int, rng: np.random.Generator) -> int
     return min(max(num_classes // 2 + int(rng.integers(-width, width + 1)), 2), num_classes)
 
 
-def mixed_cross_entropy(logits: Tensor, label: Tensor, conf: Tensor, conf_thresh: float) -> Tensor:
+def mixed_cross_entropy(logits: Tensor, label: Tensor, conf: Tensor, conf_thresh: float,
+                        mean: Mean = alone) -> Tensor:
     """Cross entropy of boundary enhancement (You et al., ACM MM 2021).
 
     label: without ignored pixels. conf: float [B, H, W], confidence of each label in 0..1. The pixels of an image are
     weighted by the share of its pixels with conf >= conf_thresh. The mean runs over the pixels whose cross entropy is
-    positive, as in the released code.
+    positive, as in the released code. mean: of a value over the parts of the batch, `Method.mean`.
     """
     loss = F.cross_entropy(widened(logits), label, reduction="none")
-    return (_confident_share(conf, conf_thresh, loss.dtype) * loss).sum() / (loss > 0).sum().clamp(min=1)
+    return share((_confident_share(conf, conf_thresh, loss.dtype) * loss).sum(), mean((loss > 0).sum().double()))
 
 
 def confidence_weighted_cross_entropy(logits: Tensor, label: Tensor, confidence: Tensor, threshold: float = 0.968,
@@ -109,19 +115,25 @@ def maximum_squares(logits: Tensor, balance: float = 0.0) -> Tensor:
     return -values.mean() / 2
 
 
-def information_maximisation(logits: Tensor) -> dict[str, Tensor]:
+def information_maximisation(logits: Tensor, mean: Mean = alone) -> dict[str, Tensor]:
     """SHOT's two terms (Liang, Hu and Feng, ICML 2020), whose sum is minimised: confident pixels, not all of one class.
 
     `entropy`: -sum_c p_c log p_c, mean over the pixels. `diversity`: sum_c m_c log m_c, the negative entropy of the
     mean prediction m over all pixels of the batch, in -log C..0. In SHOT the mean runs over a batch of whole images'
     predictions. Its released code adds 1e-5 within the logarithms; here log m is computed from log p, which needs none.
+    mean: of a value over the parts of the batch, `Method.mean`; log m is computed from the mean of their m, if several.
     """
     log_p = widened(logits).log_softmax(1)
     log_mean = log_p.logsumexp((0, 2, 3)) - math.log(log_p[:, 0].numel())
-    return {"entropy": -(log_p.exp() * log_p).sum(1).mean(), "diversity": (log_mean.exp() * log_mean).sum()}
+    own = log_mean.exp()
+    prediction = mean(own)
+    if prediction is not own:
+        log_mean = prediction.clamp(min=torch.finfo(own.dtype).tiny).log()
+    return {"entropy": -(log_p.exp() * log_p).sum(1).mean(), "diversity": (prediction * log_mean).sum()}
 
 
-def crst_mrkld(logits: Tensor, pseudo_label: Tensor, weight: float = 0.1, ignore_index: int = 255) -> Tensor:
+def crst_mrkld(logits: Tensor, pseudo_label: Tensor, weight: float = 0.1, ignore_index: int = 255,
+               labelled: Tensor | None = None) -> Tensor:
     """-log p_y - weight/C sum_c log p_c, mean over the selected pixels.
 
     Self-training with model regularisation (CRST's MRKLD; Zou et al., ICCV 2019): the second term is the
@@ -131,8 +143,13 @@ def crst_mrkld(logits: Tensor, pseudo_label: Tensor, weight: float = 0.1, ignore
     """
     log_p = widened(logits).log_softmax(1)
     selected = pseudo_label != ignore_index
-    to_uniform = -(log_p.mean(1) * selected).sum() / selected.sum().clamp(min=1)
-    return cross_entropy(logits, pseudo_label, ignore_index) + weight * to_uniform
+    to_uniform = share(-(log_p.mean(1) * selected).sum(), selected.sum() if labelled is None else labelled)
+    return cross_entropy(logits, pseudo_label, ignore_index, labelled) + weight * to_uniform
+
+
+def share(total: Tensor, count: Tensor) -> Tensor:
+    """A sum divided by a count, which may be the mean of several; 0 for a count of 0, whose sum is 0."""
+    return total / (count + (count == 0)).to(total.dtype)
 
 
 def widened(logits: Tensor) -> Tensor:

@@ -17,7 +17,10 @@ from utils.errors import ConfigError, NothingToDo, PeerLost, Stopped, UserError,
 TIMEOUT = timedelta(minutes=30)  # of a collective: longer than what one process does while others wait
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 _joined = False
+if all(name in os.environ for name in _NEEDED):  # torch reads it when it is imported; it warns while it connects, and
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where all parameters of a network have gradients
 T = TypeVar("T")
+Mean = Callable[[Any], Any]  # a tensor -> its mean over several parts of a batch, of its shape
 
 
 def launched() -> bool:
@@ -61,6 +64,11 @@ def launcher() -> str:
     with contextlib.suppress(OSError, IndexError):  # in a container the number alone may always be the same
         began = Path(f"/proc/{parent}/stat").read_text("utf-8").rpartition(")")[2].split()[19]  # proc(5): starttime
     return f"{socket.gethostname()} {parent} {began}"
+
+
+def alone(tensor: Any) -> Any:
+    """The mean of a tensor over the parts of a batch where there is but one: the tensor itself."""
+    return tensor
 
 
 def share(items: Sequence[T]) -> Sequence[T]:

@@ -1,7 +1,7 @@
 """The base classes of the methods: training data, starting point, losses, configuration keys and state of a method."""
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from trainer.rounds import PseudoLabels
 from trainer.run_state import Position
 from utils.config import Config
 from utils.config_values import Declares, key
+from utils.distributed import Mean, alone
 from utils.errors import ConfigError
 from utils.logger import RunLog
 from utils.schedule import round_lr, round_portion
@@ -25,17 +26,22 @@ TRAINED, ANY = "trained", "any"  # what a method may start from: a trained netwo
 
 @dataclass(frozen=True)
 class Batch:
-    """The batch of a step. All tensors are on the device.
+    """The batch of a step, or a part of it: where there are several processes, or `accumulate` is above 1, the losses
+    are those of one of equal parts, and the gradient of the step is the mean over all. All tensors are on the device.
 
     images: float32 [B, K, H, W], ready for the network. labels: int64 [B, H, W] train ids, 255 where a pixel has none,
     or None if the images have no labels. names: of the images. pixels: the images as read, uint8 [B, H, W, K], RGB for
-    three bands.
+    three bands. labelled: the number of labelled pixels, in a part in the mean, float64 []; None without labels. A mean
+    over them that is divided by it, in place of the part's own count, is the whole batch's. rng: the part's own
+    generator, seeded with seed, round, step and the part's number.
     """
 
     images: Tensor
     labels: Tensor | None
     names: list[str]
     pixels: Tensor
+    labelled: Tensor | None = None
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(0))
 
 
 class Batches(Protocol):
@@ -50,7 +56,7 @@ class Batches(Protocol):
 class Setting:
     """What a method is given. network: on `device`. samples: the training images. class_names: of the network's
     classes. position: where training stands, not to be changed. check: to be called between the images of a long pass;
-    what it raises ends the run."""
+    what it raises ends the run. mean: `Method.mean`."""
 
     cfg: Config
     network: Segmenter
@@ -60,6 +66,7 @@ class Setting:
     position: Position
     log: RunLog
     check: Callable[[], None]
+    mean: Mean = alone
 
 
 class Method(Declares):
@@ -76,6 +83,7 @@ class Method(Declares):
     trains: ClassVar[bool] = True  # False: its losses are always {}, and there is no optimiser
     starts_from: ClassVar[str] = TRAINED
     after: ClassVar[str] = "source_only"  # the stage from whose checkpoint it usually starts
+    uses_mean: ClassVar[bool] = False  # `losses` calls `mean`; with accumulate > 1 they are then computed twice
 
     epochs: int = key(1, "passes over the target images in a round", low=1)
 
@@ -87,7 +95,7 @@ class Method(Declares):
         super().__init__(setting.cfg.options)
         self.cfg, self.network, self.device = setting.cfg, setting.network, setting.device
         self.samples, self.class_names, self.position = setting.samples, setting.class_names, setting.position
-        self.log, self.check_interrupt = setting.log, setting.check
+        self.log, self.check_interrupt, self._mean = setting.log, setting.check, setting.mean
         self.setup()
 
     def setup(self) -> None:
@@ -119,14 +127,21 @@ class Method(Declares):
     def losses(self, batch: Batch, rng: np.random.Generator) -> dict[str, Tensor]:
         """Losses of one batch by name, scalar tensors whose sum is minimised; {} leaves the parameters as they are.
 
-        The network is in training mode. rng: the step's own generator, seeded with seed, round and step, as are the
-        global ones of torch, NumPy and Python.
+        The network is in training mode. rng: the step's own generator, seeded with seed, round and step, for what is to
+        be the same in all parts of the batch; the global ones of torch, NumPy and Python are the part's own, as
+        `batch.rng` is. All parts return losses of the same names.
         """
         raise ConfigError(f"method: {type(self).__name__} has no losses: define losses(self, batch, rng), or "
                           "set method to another class.")
 
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of a tensor over the parts of the step's batch, for `losses` that are no means over equally many
+        pixels of each part. Its gradient reaches the part's own value. Collective: all parts call it equally often. A
+        class that calls it sets `uses_mean`."""
+        return self._mean(value)
+
     def after_step(self, batch: Batch) -> None:
-        """Called after each step."""
+        """Called after each step. batch: this process's, whole."""
 
     def end_round(self, round_index: int) -> None:
         """Called after the last step of a round, before its state is saved."""

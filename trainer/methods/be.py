@@ -16,6 +16,7 @@ class BoundaryEnhancement(SelfTraining):
     labels, and the teacher's predictions where a pixel has none."""
 
     title = "LDBE"
+    uses_mean = True
     after = "ld"
 
     ema_alpha: float = key(0.99, "a, largest share of the old teacher that an update keeps", low=0, high=1)
@@ -35,9 +36,9 @@ class BoundaryEnhancement(SelfTraining):
         conf, label = self.teacher.predict(batch.images, self.cfg.bn_stats)
         selected = batch.labels != IGNORE_INDEX
         label, conf = torch.where(selected, batch.labels, label), conf.masked_fill(selected, 1)
-        generator = torch.Generator().manual_seed(int(rng.integers(2**63)))
+        generator = torch.Generator().manual_seed(int(batch.rng.integers(2**63)))
         images, label, conf = class_mix(batch.images, label, conf, generator)
-        return {"mixed": losses.mixed_cross_entropy(self.network(images), label, conf, self.conf_thresh)}
+        return {"mixed": losses.mixed_cross_entropy(self.network(images), label, conf, self.conf_thresh, self.mean)}
 
     def after_step(self, batch):
         self.teacher.update(self.network)

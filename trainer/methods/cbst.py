@@ -27,4 +27,5 @@ class ClassBalancedSelfTraining(SelfTraining):
         return label, selected.to(torch.uint8)
 
     def losses(self, batch, rng):
-        return {"cross_entropy": losses.cross_entropy(self.network(batch.images), batch.labels)}
+        return {"cross_entropy": losses.cross_entropy(self.network(batch.images), batch.labels,
+                                                      labelled=batch.labelled)}

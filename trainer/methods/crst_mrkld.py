@@ -17,4 +17,5 @@ class ConfidenceRegularisedSelfTraining(ClassBalancedSelfTraining):
     kld_weight: float = key(0.1, "w, weight of the divergence from the uniform distribution", low=0)
 
     def losses(self, batch, rng):
-        return {"cross_entropy": losses.crst_mrkld(self.network(batch.images), batch.labels, self.kld_weight)}
+        return {"cross_entropy": losses.crst_mrkld(self.network(batch.images), batch.labels, self.kld_weight,
+                                                   labelled=batch.labelled)}

@@ -16,6 +16,7 @@ class InformationMaximisation(Method):
     """
 
     title = "InfoMax"
+    uses_mean = True
 
     diversity_weight: float = key(1.0, "w, weight of the entropy of the mean prediction", low=0)
     freeze_head: bool = key(True, "keep the head as trained on the source, as SHOT does")
@@ -32,5 +33,5 @@ class InformationMaximisation(Method):
                 parameter.requires_grad_(False)
 
     def losses(self, batch, rng):
-        terms = losses.information_maximisation(self.network(batch.images))
+        terms = losses.information_maximisation(self.network(batch.images), self.mean)
         return {"entropy": terms["entropy"], "diversity": self.diversity_weight * terms["diversity"]}

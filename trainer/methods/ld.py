@@ -21,4 +21,4 @@ class LabelDenoising(SelfTraining):
         logits = self.network(batch.images)
         rank = losses.negative_rank(self.cfg.num_classes, self.neg_rank_width, rng)
         return fused_losses.ld_losses(logits, batch.labels, rank, self.entropy_on, self.entropy,
-                                      compile=self.cfg.compile)
+                                      compile=self.cfg.compile, labelled=batch.labelled)

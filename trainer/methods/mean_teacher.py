@@ -31,7 +31,8 @@ class MeanTeacher(Method):
 
     def losses(self, batch, rng):
         confidence, label = self.teacher.predict(batch.images, self.cfg.bn_stats)
-        pixels = augmentation.strong(batch.pixels, rng, self.jitter, self.jitter_probability, self.blur_probability)
+        pixels = augmentation.strong(batch.pixels, batch.rng, self.jitter, self.jitter_probability,
+                                     self.blur_probability)
         logits = self.network(self.network.prepare(pixels))
         return {"consistency": losses.confidence_weighted_cross_entropy(logits, label, confidence, self.conf_thresh)}
 

@@ -23,4 +23,5 @@ class PlainPseudoLabels(SelfTraining):
         return label, label.to(torch.uint8)
 
     def losses(self, batch, rng):
-        return {"cross_entropy": losses.cross_entropy(self.network(batch.images), batch.labels)}
+        return {"cross_entropy": losses.cross_entropy(self.network(batch.images), batch.labels,
+                                                      labelled=batch.labelled)}

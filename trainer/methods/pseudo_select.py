@@ -13,4 +13,4 @@ class SelectedPseudoLabels(SelfTraining):
     title = "Pseudo + selection"
 
     def losses(self, batch, rng):
-        return {"positive": losses.positive(self.network(batch.images), batch.labels)}
+        return {"positive": losses.positive(self.network(batch.images), batch.labels, labelled=batch.labelled)}

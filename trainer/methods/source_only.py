@@ -5,6 +5,7 @@ from dataset import inspection, loaders
 from dataset.labels import IGNORE_INDEX
 from trainer import losses
 from trainer.methods.base import ANY, Method
+from utils import distributed
 from utils.config_values import UNUSED
 
 ENOUGH_CROPS = 1000  # after which a class without a single pixel is warned of, before the stage ends
@@ -25,7 +26,8 @@ class SourceOnly(Method):
         return loaders.source_loader(self.cfg, self.samples, first, self.device.type == "cuda")
 
     def losses(self, batch, rng):
-        return {"cross_entropy": losses.cross_entropy(self.network(batch.images), batch.labels)}
+        return {"cross_entropy": losses.cross_entropy(self.network(batch.images), batch.labels,
+                                                      labelled=batch.labelled)}
 
     def after_step(self, batch):
         before = self.seen.crops
@@ -49,16 +51,17 @@ class SourceOnly(Method):
 
 
 class SeenClasses:
-    """The classes that the labels have shown so far. named: those that the last warning named."""
+    """The classes that the labels of all processes have shown so far. named: those that the last warning named."""
 
     def __init__(self, num_classes: int, device: torch.device):
         self.crops, self.num_classes, self.named = 0, num_classes, []
         self._ids = torch.zeros(IGNORE_INDEX + 1, dtype=torch.bool, device=device)
 
     def add(self, labels: torch.Tensor) -> None:
-        """Add a batch's labels, int64 [B, H, W], without waiting for a GPU."""
-        self.crops += len(labels)
-        self._ids.index_fill_(0, labels.flatten(), True)
+        """Add a batch's labels, int64 [B, H, W], of each process, without waiting for a GPU. Collective."""
+        self.crops += len(labels) * distributed.size()
+        shown = torch.zeros_like(self._ids, dtype=torch.int32).index_fill_(0, labels.flatten(), 1)
+        self._ids |= distributed.total(shown) > 0
 
     @property
     def unseen(self) -> list[int]:
