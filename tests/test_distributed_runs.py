@@ -78,8 +78,8 @@ def whole(world):
     """LD and BE that nothing happens to, in two processes: {stage: (outcome, what was known, what was printed)}."""
     found = {}
     for stage, words in (("ld", LD), ("be", BE)):
-        result = done(world, 2, [*words, "note=whole"])
-        found[stage] = outcome(world, "whole", stage), known(world), result.stdout
+        result = done(world, 2, [*words, f"note=whole_{stage}"])
+        found[stage] = outcome(world, f"whole_{stage}", stage), known(world), result.stdout
     return found
 
 
@@ -176,8 +176,9 @@ def test_processes_that_were_started_differently_are_refused_by_name(world):
     error, = [line for line in result.stderr.splitlines() if "error:" in line]
     assert "momentum: 0.9 in process 0, 0.5 in process 1: start" in error and "worker" not in error
     listed = world / "world/shorter.txt"
-    listed.write_text("".join(f"{name}\n" for name in sorted(
-        p.name for p in (world / "world/cityscapes/leftImg8bit/train").rglob("*.png"))[:4]))
+    images = world / "world/cityscapes/leftImg8bit/train"
+    names = sorted(p.relative_to(images).as_posix() for p in images.rglob("*.png"))
+    listed.write_text("".join(f"{name}\n" for name in names[:4]))
     result = several(world, 2, [*LD, "note=differs"],
                      plan={"rank": 1, "words": [f"cityscapes.data_list={listed}"]})
     alone = several(world, 2, [*LD, "note=differs"], plan={"rank": 1, "words": [f"snapshot={world}/world"]})
