@@ -78,8 +78,8 @@ def whole(world):
     """LD and BE that nothing happens to, in two processes: {stage: (outcome, what was known, what was printed)}."""
     found = {}
     for stage, words in (("ld", LD), ("be", BE)):
-        result = done(world, 2, [*words, "note=whole"])
-        found[stage] = outcome(world, "whole", stage), known(world), result.stdout
+        result = done(world, 2, [*words, f"note=whole_{stage}"])
+        found[stage] = outcome(world, f"whole_{stage}", stage), known(world), result.stdout
     return found
 
 
@@ -100,10 +100,11 @@ def test_processes_hold_the_same_state_and_the_first_alone_writes(whole, stage):
 def test_a_killed_process_ends_the_job_and_a_restart_resumes_exactly(world, whole):
     plan = {"rank": 1, "step": 8, "do": "SIGKILL"}
     result = done(world, 2, [*LD, "note=killed"], plan=plan, options=["--max_restarts", "1"])
-    assert "resumed from snapshot/killed/ld.state/00000006-round01-step.pth" in result.stdout
+    assert "resumed from snapshot/killed/ld.state/0000000" in result.stdout
+    assert "process 0: error: process 0 of 2 has lost the others" in result.stderr
     assert outcome(world, "killed", "ld") == whole["ld"][0]
     first, second = known(world)
-    assert set(first) == set(second) == set(whole["ld"][1][0])
+    assert first == second and set(first) <= set(whole["ld"][1][0]) and first[-1] == whole["ld"][1][0][-1]
 
 
 @pytest.mark.slow
@@ -175,8 +176,9 @@ def test_processes_that_were_started_differently_are_refused_by_name(world):
     error, = [line for line in result.stderr.splitlines() if "error:" in line]
     assert "momentum: 0.9 in process 0, 0.5 in process 1: start" in error and "worker" not in error
     listed = world / "world/shorter.txt"
-    listed.write_text("".join(f"{name}\n" for name in sorted(
-        p.name for p in (world / "world/cityscapes/leftImg8bit/train").rglob("*.png"))[:4]))
+    images = world / "world/cityscapes/leftImg8bit/train"
+    names = sorted(p.relative_to(images).as_posix() for p in images.rglob("*.png"))
+    listed.write_text("".join(f"{name}\n" for name in names[:4]))
     result = several(world, 2, [*LD, "note=differs"],
                      plan={"rank": 1, "words": [f"cityscapes.data_list={listed}"]})
     alone = several(world, 2, [*LD, "note=differs"], plan={"rank": 1, "words": [f"snapshot={world}/world"]})

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from dataset.segmentation import Sample, fingerprint
+from dataset.segmentation import fingerprint
 from trainer.forecast import existing
 from utils import distributed
 from utils.checkpoint import digest
@@ -63,8 +63,9 @@ def require_same_run(cfg: Config, device: torch.device) -> None:
         _require_same(of_configuration(cfg, device))
 
 
-def require_same_images(training: list[Sample], data: str, validation: list[Sample]) -> None:
-    """Raise ConfigError unless all processes have found the same images. data: `fingerprint` of the training images."""
+def require_same_images(training: Any, data: str, validation: Any) -> None:
+    """Raise ConfigError unless all processes have found the same samples to train on and to validate on. data:
+    `fingerprint` of the former."""
     if distributed.size() > 1:
         _require_same({"the training images (names and sizes)": _images(len(training), data),
                        "the validation images (names and sizes)": _images(len(validation), fingerprint(validation))})

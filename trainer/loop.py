@@ -233,14 +233,14 @@ class Trainer:
     def save(self) -> None:
         """Write `<snapshot>/<note>/<stage>.pth` and, where there are candidates, the chosen one beside it; each as a
         model folder, too. Of several processes the first writes."""
-        def leave():
-            start = self.start if self.cfg.init_weight else None
-            origin = provenance(self.cfg, start, self.fingerprint, len(self.samples))
-            leave_folders(self.cfg, self.network, path, self.position.global_step, origin, chosen, verdict)
+        distributed.from_main(self._save)
+
+    def _save(self):
         path = self.snapshot / f"{self.cfg.stage}.pth"
-        distributed.from_main(lambda: save_weights(self.network, path))
+        save_weights(self.network, path)
         chosen, verdict = self.candidates.hand_back() if self.candidates else (None, None)
-        distributed.from_main(leave)
+        origin = provenance(self.cfg, self.start if self.cfg.init_weight else None, self.fingerprint, len(self.samples))
+        leave_folders(self.cfg, self.network, path, self.position.global_step, origin, chosen, verdict)
         for written in (path, chosen) if chosen else (path,):
             self.log.say(f"saved {written}" + (f" and {written.with_suffix('')}/" if self.cfg.model_folder else ""))
 

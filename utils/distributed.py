@@ -59,17 +59,17 @@ def restarted() -> bool:
     return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def alone(tensor: Any) -> Any:
-    """The mean of a tensor over the parts of a batch where there is but one: the tensor itself."""
-    return tensor
-
-
 def launcher() -> str:
     """Names the torchrun that has started this process; the same after a restart, another for each call of it."""
     parent, began = os.getppid(), ""
     with contextlib.suppress(OSError, IndexError):  # in a container the number alone may always be the same
         began = Path(f"/proc/{parent}/stat").read_text("utf-8").rpartition(")")[2].split()[19]  # proc(5): starttime
     return f"{socket.gethostname()} {parent} {began}"
+
+
+def alone(tensor: Any) -> Any:
+    """The mean of a tensor over the parts of a batch where there is but one: the tensor itself."""
+    return tensor
 
 
 def share(items: S) -> S:
