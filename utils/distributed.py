@@ -6,9 +6,9 @@ is a collective: it waits for all of them, at most `TIMEOUT`, and raises PeerLos
 """
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from utils.errors import ConfigError, NothingToDo, PeerLost, Stopped, UserError, first_line
 
@@ -16,7 +16,6 @@ TIMEOUT = timedelta(minutes=30)  # of a collective: longer than what one process
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 _joined = False
 T = TypeVar("T")
-S = TypeVar("S", bound=Sequence)
 
 
 def launched() -> bool:
@@ -54,9 +53,9 @@ def restarted() -> bool:
     return launched() and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
 
-def share(items: S) -> S:
+def share(items: Sequence[T]) -> Sequence[T]:
     """This process's share of the items: every `size()`-th one, from number `rank()` on. Each item is in one share."""
-    return cast(Any, items)[rank()::size()] if _joined else items
+    return items[rank()::size()] if _joined else items
 
 
 def joined() -> bool:
@@ -142,12 +141,12 @@ def stacked(tensor: Any) -> Any:
     return torch.stack(tensors)
 
 
-def require_same(facts: Callable[[], Mapping[str, Any]]) -> None:
+def require_same(facts: Callable[[], dict[str, Any]]) -> None:
     """Raise ConfigError, in all processes, if one of the facts, name -> small value, is not the same in all. They are
     asked for only if there are several processes. Collective."""
     if size() == 1 or not _joined:
         return
-    first, *others = gathered(dict(facts()))
+    first, *others = gathered(facts())
     for number, other in enumerate(others, 1):
         if unlike := [name for name in first if first[name] != other.get(name)]:
             raise ConfigError(f"processes 0 and {number} do not have the same {unlike[0]} ({first[unlike[0]]} and "
