@@ -34,13 +34,14 @@ from utils.errors import Stopped, UserError
 from utils.logger import RunLog
 
 IMAGES = 7
-CPU = torch.device("cpu")
+CLASSES = ("a", "b", "c", "d")
+DEVICE = torch.device(os.environ.get("DEVICE", "cpu"))
 TINY = {
     "note": "tiny", "method": "bn_adapt", "model": "net.py:Net", "init_weight": "net.pth", "worker": 0, "screen": False,
     "device": "cpu", "source": "mine", "target": "mine", "num_classes": 4, "tensorboard": False, "model_folder": False,
     "score_images": 5, "pictures": 0, "print_freq": 1,
     "mine": {"type": "folder", "data_dir": "data", "images": "images/{split}", "labels": "labels/{split}",
-             "classes": ["a", "b", "c", "d"], "input_size": [48, 40]}}
+             "classes": list(CLASSES), "input_size": [48, 40]}}
 # A network with a batch norm that sees one value per channel. If the environment names its process by DIES, this is
 # killed in the pass after its first prediction is on the disk; by STOPS, it gets a signal in the second pass with batch
 # statistics.
@@ -96,20 +97,20 @@ def passes():
 
 
 def confusion(cfg, samples):
-    network, _ = build_model(cfg, CPU)
+    network, _ = build_model(cfg, DEVICE)
     loader = loaders.whole_image_loader(cfg, "mine", distributed.share(samples), True)
-    return evaluate.evaluate(network, loader, 4, CPU).tolist()
+    return evaluate.evaluate(network, loader, 4, DEVICE).tolist()
 
 
 def validated(cfg, samples):
-    validation, network = Validation(cfg, samples, False), build_model(cfg, CPU)[0]
+    validation, network = Validation(cfg, samples, False), build_model(cfg, DEVICE)[0]
     validation.run(network, 3, RunLog(cfg.log, "validation", False), lambda: None)
     validation.write()
     return validation.state_dict()
 
 
 def alpha_bn(cfg, samples):
-    network, _ = build_model(cfg, CPU)
+    network, _ = build_model(cfg, DEVICE)
     alpha = AlphaBatchNorm(network, 0.3)
     alpha.start(network, prepared(cfg, network, samples))
     return digest(network.state_dict())
@@ -118,19 +119,19 @@ def alpha_bn(cfg, samples):
 def prepared(cfg, network, samples, check=lambda: None):
     for item in loaders.whole_image_loader(cfg, "mine", distributed.share(samples), False):
         check()
-        yield network.prepare(item["image"])
+        yield network.prepare(item["image"].to(DEVICE))
 
 
 def adapted(cfg, samples, stop=None):
     """The network after bn_adapt, which goes on from a saved state after `stop` steps."""
-    network, _ = build_model(cfg, CPU)
+    network, _ = build_model(cfg, DEVICE)
     method = new_method(cfg, network, samples)
     batches = method.batches(0, 0)
     assert len(batches) == len(list(batches)) == -(-len(samples) // distributed.size())
     take_steps(method, list(batches)[:stop])
     if stop:
         state = [network.state_dict(), method.parts()["statistics"].state_dict()]
-        network, _ = build_model(cfg, CPU)
+        network, _ = build_model(cfg, DEVICE)
         method = new_method(cfg, network, samples)
         network.load_state_dict(state[0])
         method.parts()["statistics"].load_state_dict(state[1])
@@ -141,27 +142,28 @@ def adapted(cfg, samples, stop=None):
 
 
 def new_method(cfg, network, samples):
-    return cfg.method_class(Setting(cfg, network, CPU, samples, ("a", "b", "c", "d"), Position(0), None, lambda: None))
+    return cfg.method_class(Setting(cfg, network, DEVICE, samples, CLASSES, Position(0), None, lambda: None))
 
 
 def take_steps(method, batches):
     for item in batches:
         names = [item["name"]] if isinstance(item["name"], str) else item["name"]
-        batch = Batch(method.network.prepare(item["image"]), None, names, item["image"])
+        pixels = item["image"].to(DEVICE)
+        batch = Batch(method.network.prepare(pixels), None, names, pixels)
         assert method.losses(batch, np.random.default_rng(0)) == {}
 
 
 def candidates(cfg, samples, check=lambda: None):
     """Records, verdict, and the files that are left, of two states of a network."""
-    network, log = build_model(cfg, CPU)[0], RunLog(Path(cfg.log) / cfg.note, "run", False)
+    network, log = build_model(cfg, DEVICE)[0], RunLog(Path(cfg.log) / cfg.note, "run", False)
     validation = Validation(cfg, samples, False)
-    made = Candidates(cfg, samples, ("a", "b", "c", "d"), CPU, log, check, lambda n: validation.miou(n, lambda: None))
+    made = Candidates(cfg, samples, CLASSES, DEVICE, log, check, lambda n: validation.miou(n, lambda: None))
     made.begin(network)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():
-            parameter.add_(0.1 * torch.randn(parameter.shape))
-    made.consider(1, {"": network, "teacher": build_model(cfg, CPU)[0]})
+            parameter.add_(0.1 * torch.randn(parameter.shape).to(DEVICE))
+    made.consider(1, {"": network, "teacher": build_model(cfg, DEVICE)[0]})
     made.judge(1)
     chosen, verdict = distributed.from_main(made.hand_back)
     assert len(made.records) == 10
@@ -178,10 +180,10 @@ def stops():
     def check():
         if last:
             raise Stopped("SIGTERM")
-    network, ends = build_model(cfg, CPU)[0], []
+    network, ends = build_model(cfg, DEVICE)[0], []
     loader = loaders.whole_image_loader(cfg, "mine", distributed.share(samples), True)
     before = digest(network.state_dict())
-    for call in (lambda: evaluate.evaluate(network, loader, 4, CPU, check), lambda: candidates(cfg, samples, check),
+    for call in (lambda: evaluate.evaluate(network, loader, 4, DEVICE, check), lambda: candidates(cfg, samples, check),
                  lambda: AlphaBatchNorm(network, 0.3).start(network, prepared(cfg, network, samples, check)),
                  lambda: gathered(network, prepared(cfg, network, samples, check)).__enter__(),
                  lambda: distributed.require_same(lambda: {"images": "some", "list": distributed.is_main()})):
@@ -225,10 +227,10 @@ def copied(world, folder):
     return folder
 
 
-def alone(script, *words, folder):
+def alone(script, *words, folder, **environment):
     """Run a script in one process, on one thread as in `torchrun`."""
     return subprocess.run([sys.executable, ROOT / script, *map(str, words)], cwd=folder, text=True, capture_output=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)})
+                          env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment})
 
 
 SELF = "tests/test_distributed_passes.py"
@@ -268,6 +270,19 @@ def test_passes_give_what_one_process_gives(world, expected, tmp_path, processes
     assert left(folder) == left(its_folder) and len(left(folder)) > 10
 
 
+@pytest.mark.cuda
+@pytest.mark.slow
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_passes_on_a_gpu_give_under_torchrun_what_they_give_without(world, tmp_path):
+    folders = copied(world, tmp_path / "one"), copied(world, tmp_path / "two")
+    for folder in folders:
+        (folder / "tiny.yml").write_text((folder / "tiny.yml").read_text().replace("device: cpu", "device: cuda"))
+    done = alone(SELF, folder=folders[0], DEVICE="cuda"), torchrun(1, ROOT / SELF, folder=folders[1], DEVICE="cuda")
+    assert [d.returncode for d in done] == [0, 0], done[0].stderr + done[1].stderr
+    one, two = (json.loads((folder / "found.0.json").read_text()) for folder in folders)
+    assert one == two
+
+
 def left(folder):
     """The files that the passes have left: those of one process, each once, with the same predictions."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() if path.suffix in (".npy", ".json") else None
@@ -285,6 +300,15 @@ def test_eval_counts_every_image_once_and_the_first_process_alone_prints(world, 
     assert table(three.stdout) == table(one.stdout) and three.stdout.count("mIoU") == 1
     for name in ("scores.json", "figure.png"):
         assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_an_image_that_one_process_cannot_read_ends_all(world, tmp_path):
+    folder = copied(world, tmp_path / "run")
+    (folder / "data/images/val/1.png").write_bytes(b"no image")
+    done = torchrun(2, ROOT / "eval.py", "--config", "tiny.yml", "net.pth", folder=folder, timeout=120)
+    assert done.returncode != 0 and "mIoU" not in done.stdout
+    assert "process 1: error: data/images/val/1.png: cannot be read as an image" in done.stderr
 
 
 def table(output):

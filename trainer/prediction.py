@@ -110,7 +110,7 @@ def predict(network: Segmenter, cfg: Config, request: Request, found: tuple[list
     with Manifest(request.output, request.save, request.overwrite, samples, settings) as manifest:
         waiting, folder = manifest.waiting(), request.output
         distributed.from_main(lambda: write_atomically(folder / LEGEND, lambda file: file.write(key.json())))
-        images = InputImages(distributed.share(waiting), None if cut else size, request.augmentation.scales,
+        images = InputImages(list(distributed.share(waiting)), None if cut else size, request.augmentation.scales,
                              "overlay" in request.save)
         skipped = len(samples) - len(waiting)
         mine = _predict(network, cfg, request, images, cut, key, manifest, skipped // distributed.size())

@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from utils.errors import ConfigError, NothingToDo, PeerLost, Stopped, UserError, first_line
 
@@ -21,7 +21,6 @@ if all(name in os.environ for name in _NEEDED):  # torch reads it when it is imp
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where all parameters of a network have gradients
 T = TypeVar("T")
 Mean = Callable[[Any], Any]  # a tensor -> its mean over several parts of a batch, of its shape
-S = TypeVar("S", bound=Sequence)
 
 
 def launched() -> bool:
@@ -72,9 +71,9 @@ def alone(tensor: Any) -> Any:
     return tensor
 
 
-def share(items: S) -> S:
+def share(items: Sequence[T]) -> Sequence[T]:
     """This process's share of the items: every `size()`-th one, from number `rank()` on. Each item is in one share."""
-    return cast(Any, items)[rank()::size()] if _joined else items
+    return items[rank()::size()] if _joined else items
 
 
 def joined() -> bool:
