@@ -110,7 +110,7 @@ class ShardIndex:
         try:
             shard, offset, size, key = self._places[number].tolist()
             found = key == name_key(name)
-        except (OSError, ValueError, IndexError):
+        except (OSError, EOFError, ValueError, IndexError):
             found = False
         if not found:
             raise DataError(f"{self.folder / INDEX}: has no pseudo label of {name!r} as number {number} of the list: "
