@@ -1,5 +1,6 @@
-"""Pseudo labels as a file for each image beside tar files of many (`plabel_shard`), small ones and 20,000 of them: where
-the number of files is what costs. The functions are `bench.harness.Row.prepare`."""
+"""Pseudo labels in a file each beside tar files of many (`plabel_shard`): 20,000 small ones, so that the number of files
+is what costs. A function that begins with `inputs, variant` is a `bench.harness.Row.prepare`."""
+import functools
 import itertools
 import os
 import shutil
@@ -78,7 +79,7 @@ def write(inputs, variant, samples, labels):
     target.clear()
     with target.writing() as put:
         for i, sample in enumerate(samples):
-            put(i, sample.name, lambda label=labels[i % len(labels)]: label)
+            put(i, sample.name, functools.partial(labels.__getitem__, i % len(labels)))
     return folder, target.finish(weights="", portion=0.1)
 
 

@@ -10,16 +10,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
+from test_pipeline import TINY, call, weights
 
+import run as run_script
 from dataset import files
 from dataset.segmentation import Sample
 from dataset.shards import INDEX, Member, ShardWriter
-from trainer import label_files
+from dataset.toy import write_toy_world
+from model.build import build_model
+from model.weights import save_weights
+from trainer import label_files, report_data, report_pictures
 from trainer.label_files import MANIFEST, LabelFolder, Share, intact, labelled, labelled_now
+from trainer.loop import Trainer
 from utils import distributed
+from utils.cli import EXIT_STOPPED
+from utils.config import load_config
 from utils.errors import DataError
 
+LD = ("method=ld", "init_weight=start.pth")
 SHARDS = (0, 1, 2, 3, 7, 50)
 NAMES = ["frankfurt/a_000", "frankfurt/b.leftImg", "Zürich/straße", "日本/道路", "x" * 150, "d/" * 60 + "e", "last"]
 
@@ -238,6 +248,88 @@ def test_a_member_is_where_the_writer_says(tmp_path):
     for member, content in members:
         with member.open() as file:
             assert file.read() == content
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder with runs of two rounds: one whose labels are PNG files, `png`, one with tar files of 2 images, `tar`."""
+    root = tmp_path_factory.mktemp("runs")
+    write_toy_world(root / "world", seed=5, size=(128, 64), source=2, synthia=0, train=5, val=2)
+    (root / "tiny.yml").write_text(yaml.safe_dump({**TINY, "keep": 9, "pictures": 2}))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(root)
+        torch.manual_seed(0)
+        save_weights(build_model(load_config("tiny.yml"), torch.device("cpu"), load=False)[0], "start.pth")
+        for note, words in (("png", ()), ("tar", ("plabel_shard=2", "worker=2"))):
+            assert call(patch, run_script, f"note={note}", *LD, *words) == 0
+    return root
+
+
+def results(note):
+    """Weights and the log's facts on pseudo labels."""
+    events = map(json.loads, Path(f"log/{note}/ld.jsonl").read_text().splitlines())
+    return ({k: v.numpy().tobytes() for k, v in weights(f"snapshot/{note}/ld.pth").items()},
+            [{k: v for k, v in e.items() if k != "seconds"} for e in events if e["event"] in ("pseudo_label", "train")])
+
+
+@pytest.mark.slow
+def test_a_run_with_tar_files_has_the_results_of_one_without(trained, monkeypatch):
+    monkeypatch.chdir(trained)
+    assert results("tar") == results("png") and len(results("tar")[1]) > 2
+    for index in (0, 1):
+        png, tar = (contents(Path(f"plabel/{note}/ld/round{index}")) for note in ("png", "tar"))
+        assert sorted(tar) == ["000000.tar", "000001.tar", "000002.tar", INDEX, MANIFEST] and len(png) == 6
+        inside = {}
+        for name in sorted(tar)[:3]:
+            with tarfile.open(fileobj=io.BytesIO(tar[name])) as file:
+                inside |= {info.name: file.extractfile(info).read() for info in file}
+        assert inside == {name: content for name, content in png.items() if name != MANIFEST}
+
+
+@pytest.mark.slow
+def test_reports_and_pictures_show_labels_of_tar_files(trained, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    monkeypatch.chdir(trained)
+    shown = {}
+    for note in ("png", "tar"):
+        cfg = load_config("tiny.yml", ("pictures=3",), note=note)
+        tables, why_not = report_pictures.tables(cfg, report_data.stages(cfg))
+        assert not why_not
+        shown[note] = next(table.rows for table in tables if table.title.startswith("Pseudo labels"))
+        board = EventAccumulator(f"log/{note}/ld", size_guidance={"images": 0})
+        board.Reload()
+        shown[note, "board"] = [image.encoded_image_string for image in board.Images("images")]
+    assert shown["tar"] == shown["png"] and len(shown["png"]) == 1 + 2 + 1
+    assert shown["tar", "board"] == shown["png", "board"] and len(shown["png", "board"]) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", [None, "tar", "index", "png now"])
+def test_a_stopped_run_goes_on_with_its_tar_files(trained, monkeypatch, capsys, harm):
+    """Those that are damaged are written again; the key may change, from the next round on."""
+    monkeypatch.chdir(trained)
+    note, words = f"stopped {harm}", ("plabel_shard=2", *LD)
+    step = Trainer.step
+
+    def stop(self, item):
+        self.interrupt.requested = "SIGTERM" if self.position.global_step == 0 else None
+        return step(self, item)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", stop)
+        assert call(patch, run_script, f"note={note}", *words) == EXIT_STOPPED
+    folder = Path(f"plabel/{note}/ld/round0")
+    if harm in ("tar", "index"):
+        path = folder / {"tar": "000001.tar", "index": INDEX}[harm]
+        path.write_bytes(path.read_bytes()[:-1])
+    capsys.readouterr()
+    assert call(monkeypatch, run_script, f"note={note}", *words[1:], "--resume",
+                "plabel_shard=0" if harm == "png now" else "plabel_shard=2") == 0
+    assert ("the round is done again" in capsys.readouterr().out) == (harm in ("tar", "index"))
+    assert results(note) == results("png")
+    assert (folder / INDEX).exists() and len(list(Path(f"plabel/{note}/ld/round1").rglob("*.png"))) == (
+        5 if harm == "png now" else 0)
 
 
 # ---- memory ----------------------------------------------------------------------------------------------------------
