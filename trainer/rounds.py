@@ -69,13 +69,13 @@ def label_round(network: Segmenter, cfg: Config, samples: Sequence[Sample], name
     device = next(network.parameters()).device
     files = LabelFolder(folder, samples, cfg.plabel_shard)
     files.clear()
-    weights = digest(network.state_dict())
+    weights = digest(network.state_dict()) if distributed.is_main() else ""  # before running statistics move
     width, height = cfg.target_data.input_size
     input_size = height, width
     with TensorBuffer(cfg.score_budget * 2**20, folder) as buffer:
         histogram = _score_target(network, cfg, samples, files.share, device, buffer, check)
         thresholds = selection.class_thresholds(histogram, portion)
-        labels = _labels(cfg, files.share, device)
+        labels = _labels(cfg, samples, files.share, device)
         counts = _LabelCounts(class_set(cfg), labels is not None, device)
         with distributed.together(), files.writing() as write, torch.no_grad():
             watched = Progress(files.share, "pseudo labels", cfg.print_freq, cfg.screen)
@@ -174,10 +174,10 @@ def _merge_statistics(network, tracked, seen):
         norm.num_batches_tracked.copy_(old + new)
 
 
-def _labels(cfg, share, device):
+def _labels(cfg, samples, share, device):
     """Train ids uint8 [H, W] of each sample of the share, on the device, or None where there are no labels to compare
-    with, in this share or in that of another process."""
-    if distributed.any_of(not inspection.labels_compared(cfg, share)):
+    with, for any process."""
+    if distributed.any_of(not inspection.labels_compared(cfg, samples)):
         return None
     loader = loaders.whole_label_loader(cfg, cfg.target, share, device.type == "cuda")
     return (label.to(device, non_blocking=True) for label in loader)
