@@ -1,5 +1,5 @@
-"""Pseudo labels in a file each beside tar files of many (`plabel_shard`): 20,000 small ones, so that the number of files
-is what costs. A function that begins with `inputs, variant` is a `bench.harness.Row.prepare`."""
+"""Pseudo labels in a file each beside tar files of many (`plabel_shard`): 20,000 small ones, so that the number of
+files is what costs. A function that begins with `inputs, variant` is a `bench.harness.Row.prepare`."""
 import functools
 import itertools
 import os
@@ -15,7 +15,7 @@ from dataset import files
 from dataset.segmentation import Sample
 from trainer.label_files import LabelFolder, intact, labelled_now
 
-SIDE = 256, 128  # (width, height) of a label in pixels
+SIDE = 128, 64   # (width, height) of a label in pixels
 SHARD = 1000     # images in a tar file
 _CITIES = 20     # folders of files
 _numbers = itertools.count()

@@ -59,8 +59,8 @@ def test_the_files_are_those_of_one_process(root, name):
     assert (expected[name]["accuracy"] is None) == (name == "no_labels")
 
 
-@pytest.mark.parametrize("count", PROCESSES[1:])
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("name", ["plain", "tars", "running", "two"])
 def test_all_processes_hold_the_weighted_mean_of_the_statistics(root, name, count):
     words, images = SCENARIOS[name]
     cfg = load_config(root / "c.yml", words)

@@ -254,7 +254,7 @@ def test_a_member_is_where_the_writer_says(tmp_path):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A folder with runs of two rounds: one whose labels are PNG files, `png`, one with tar files of 2 images, `tar`."""
+    """A folder with runs of two rounds: `png`, whose labels are PNG files, and `tar`, with tar files of 2 images."""
     root = tmp_path_factory.mktemp("runs")
     write_toy_world(root / "world", seed=5, size=(128, 64), source=2, synthia=0, train=5, val=2)
     (root / "tiny.yml").write_text(yaml.safe_dump({**TINY, "keep": 9, "pictures": 2}))
