@@ -1,5 +1,5 @@
 """Every row of the table, by the name that the command line takes."""
-from bench import labelling, training
+from bench import label_files, labelling, training
 from bench.harness import Row
 from bench.inputs import Size
 
@@ -57,6 +57,13 @@ def cpu_rows(size: Size) -> dict[str, list[Row]]:
         "round_memory": [Row(f"memory of a round, growth from {labelling.FEW} to {size.many} images (baseline scaled "
                              f"up from {labelling.SOME})", labelling.round_memory, PAIR, ["product <= 64"],
                              unit="MiB")],
+        "shards": [Row(f"{20 * size.many} small pseudo labels, a file each or tar files of {label_files.SHARD}: {work}",
+                       prepare, ("png", "tar"), ["png/tar"], unit=unit, repeats=3) for work, prepare, unit in (
+                           ("writing, per image", label_files.writing, "s"),
+                           ("reading at random, per image", label_files.reading, "s"),
+                           ("checking hashes, per image", label_files.checking, "s"),
+                           ("listing and removing, per image", label_files.removing, "us"),
+                           ("room on the disk, per image", label_files.space, "B"))],
         "losses": [Row(f"losses of an LD step, batch 3, {size.crop}x{size.crop}, forward and backward",
                        training.ld_losses, ALL, ["baseline/product >= 2"], repeats=15)],
         "sample": [Row(f"one training sample, {name} ({'x'.join(map(str, getattr(size, name)))})",

@@ -10,12 +10,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 from PIL import Image
 
 from dataset import formats
+from dataset.shards import Member
 from utils.errors import DataError
 
 Result = TypeVar("Result")
@@ -74,7 +75,7 @@ def to_8_bits(samples: np.ndarray, value_range: tuple[float, ...]) -> np.ndarray
     return result
 
 
-def read_label_ids(path: Path) -> np.ndarray:
+def read_label_ids(path: Path | Member) -> np.ndarray:
     """Label ids uint8 or uint16 [H, W] as the file stores them, rotated and flipped as its orientation tag says.
 
     The file has one lossless channel of up to 16 bits (or of 32 with ids up to 65535): grey or palette (the index is
@@ -90,7 +91,7 @@ def read_label_ids(path: Path) -> np.ndarray:
         return _turned(ids, picture.orientation)
 
 
-def read_label(path: Path, table: np.ndarray) -> np.ndarray:
+def read_label(path: Path | Member, table: np.ndarray) -> np.ndarray:
     """Train ids uint8 [H, W]: the file's ids looked up in `table` (`labels.lookup_table`). Raises DataError."""
     return table.take(read_label_ids(path))
 
@@ -102,7 +103,7 @@ def read_size(path: Path, bands: Bands = RGB) -> tuple[int, int]:
         return picture.size[::-1] if picture.orientation > 4 else picture.size
 
 
-def read_label_size(path: Path) -> tuple[int, int]:
+def read_label_size(path: Path | Member) -> tuple[int, int]:
     """(width, height) of a label as `read_label_ids` returns it, without decoding the ids. Raises DataError."""
     with _opened(path, "a label") as picture:
         _ids_of(path, picture)
@@ -115,7 +116,7 @@ def look(path: Path, read: Callable[[formats.Picture], Result]) -> Result:
         return read(picture)
 
 
-def require_same_size(image_path: Path, size: tuple[int, int], label_path: Path, label: np.ndarray) -> None:
+def require_same_size(image_path: Path, size: tuple[int, int], label_path: Path | Member, label: np.ndarray) -> None:
     """Raise DataError unless the label [H, W] has the image's size (width, height)."""
     if label.shape != size[::-1]:
         raise DataError(f"{label_path}: label is {label.shape[1]}x{label.shape[0]}{_as_displayed(label_path)}, its "
@@ -123,7 +124,7 @@ def require_same_size(image_path: Path, size: tuple[int, int], label_path: Path,
                         "pair out of the list.")
 
 
-def _ids_of(path: Path, picture: formats.Picture) -> Callable[[], np.ndarray]:
+def _ids_of(path: Path | Member, picture: formats.Picture) -> Callable[[], np.ndarray]:
     """A function that decodes the ids. Raises DataError if the header already shows that they cannot be read."""
     if picture.ids is None:
         raise DataError(f"{path}: cannot be read as a label ({picture.what}, expected one lossless channel of ids, or "
@@ -187,13 +188,19 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels[::rows, ::columns])
 
 
+def _open(path: Path | Member) -> BinaryIO:
+    if isinstance(path, Member):
+        return path.open()
+    if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe without a writer never returns
+        raise OSError("not a file")
+    return open(path, "rb")
+
+
 @contextmanager
-def _opened(path: Path, kind: str) -> Iterator[formats.Picture]:
+def _opened(path: Path | Member, kind: str) -> Iterator[formats.Picture]:
     """The picture in a file, open within the block. Errors of opening and decoding become a DataError."""
     try:
-        if os.path.exists(path) and not os.path.isfile(path):  # opening a pipe without a writer never returns
-            raise OSError("not a file")
-        with warnings.catch_warnings(), open(path, "rb") as file:
+        with warnings.catch_warnings(), _open(path) as file:
             warnings.simplefilter("ignore")  # on metadata that is not used here
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             yield formats.read_header(file)

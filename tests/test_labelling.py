@@ -115,7 +115,7 @@ def test_the_network_sees_each_image_once(world, tmp_path):
     label_round(model, cfg, samples, names, PORTION, select, tmp_path)
     assert len(seen) == len(samples) == model.network.bn1.num_batches_tracked.item()
     files = sorted(p.name for p in tmp_path.rglob("*") if p.is_file())
-    assert files == sorted([f"{Path(s.name).name}.png" for s in samples] + ["manifest.json"])
+    assert files == sorted([f"{Path(s.name).name}.png" for s in samples] + ["manifest.jsonl"])
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -203,10 +203,12 @@ def test_buffer_gives_back_what_it_took(tmp_path, budget):
     g = torch.Generator().manual_seed(0)
     tensors = [torch.randint(-2**15, 2**15, (3, i + 1, 40), dtype=torch.int16, generator=g) for i in range(30)]
     with TensorBuffer(budget, tmp_path) as buffer:
-        for tensor in tensors:
-            buffer.append(tensor)
+        numbers = [tuple(range(-2**40, -2**40 + i % 4)) for i in range(30)]
+        for tensor, own in zip(tensors, numbers):
+            buffer.append(tensor, *own)
         for _ in range(2):
-            assert all(a.equal(b) for a, b in zip(tensors, buffer, strict=True))
+            assert all(a.equal(b) and own == found
+                       for a, own, (b, found) in zip(tensors, numbers, buffer, strict=True))
         assert not list(tmp_path.iterdir())  # the scratch file has no name
 
 

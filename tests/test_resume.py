@@ -229,7 +229,7 @@ def test_lost_or_foreign_pseudo_labels_are_made_again(world, monkeypatch, capsys
     if harm == "label":
         sorted(folder.rglob("*.png"))[0].write_bytes(b"")
     elif harm == "manifest":
-        (folder / "manifest.json").write_text("{}")
+        (folder / "manifest.jsonl").write_text("{}")
     else:
         shutil.rmtree(folder)
     capsys.readouterr()

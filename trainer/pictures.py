@@ -9,7 +9,7 @@ from PIL import Image
 
 from dataset import segmentation
 from dataset.class_sets import class_set
-from dataset.files import read_image, read_label
+from dataset.files import read_image, read_label, read_label_ids
 from dataset.labels import IGNORE_INDEX, ClassSet
 from dataset.segmentation import Sample
 from dataset.survey import spread
@@ -105,8 +105,8 @@ def same_random_numbers(device: torch.device) -> Iterator[None]:
 
 def _pseudo(sample, image, palette):
     """A pseudo label in colour, and the image with the selected pixels bright; None where the file is gone."""
-    with contextlib.suppress(OSError), Image.open(sample.label) as file:
-        label = np.asarray(file)
+    with contextlib.suppress(DataError):
+        label = read_label_ids(sample.label)
         return colourise(label, palette), dimmed(image, label != IGNORE_INDEX)
     return None, None
 

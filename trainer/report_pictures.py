@@ -5,15 +5,14 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from dataset import inspection, missing_labels, segmentation
 from dataset.class_sets import class_set
-from dataset.files import read_image
+from dataset.files import read_image, read_label_ids
 from dataset.survey import spread
 from dataset.transforms import for_display
-from trainer import comparison
+from trainer import comparison, label_files
 from trainer.report_data import Stage
 from utils.config import Config
 from utils.errors import UserError
@@ -75,9 +74,10 @@ def _pseudo_labels(cfg, stages):
     for stage in stages:
         for index in dict.fromkeys(event["round"] for event in stage.of("pseudo_label")):
             folder = Path(cfg.plabel) / cfg.note / stage.name / f"round{index}"
-            files = [folder / f"{sample.name}.png" for sample in chosen]
-            if all(file.is_file() for file in files):
-                rows.append((f"{stage.title}\nround {index}", [_coloured(file, of_network) for file in files]))
+            labelled = spread(label_files.labelled_now(folder, samples), cfg.pictures)
+            if all(sample.label.is_file() for sample in labelled):
+                rows.append((f"{stage.title}\nround {index}",
+                             [colourise(read_label_ids(sample.label), of_network) for sample in labelled]))
     if not rows or not chosen:
         return []
     rows.insert(0, ("image", [Image.fromarray(for_display(read_image(s.image, s.bands))) for s in chosen]))
@@ -85,11 +85,6 @@ def _pseudo_labels(cfg, stages):
         table = segmentation.label_table(cfg.target_data, cfg.num_classes)
         rows.append(("ground truth", [colourise(segmentation.read_pair(s, table)[1], of_labels) for s in chosen]))
     return [_table(cfg, "Pseudo labels of training images, black where no pixel is selected", chosen, rows)]
-
-
-def _coloured(file, palette):
-    with Image.open(file) as picture:
-        return colourise(np.asarray(picture), palette)
 
 
 def _table(cfg, title, samples, rows):

@@ -206,6 +206,9 @@ class Config:
     result: str = key("./miou_result", "folder of the last validation's figures", path=True, may_change=True)
     log: str = key("./log", "folder of the JSON lines and of what TensorBoard reads", path=True, may_change=True)
     plabel: str = key("./plabel", "folder of the pseudo labels", path=True, may_change=True)
+    plabel_shard: int = key(0, "images whose pseudo labels share a tar file, where millions of files are too many; 0: "
+                            "a PNG file for each image. Several processes label whole tar files each", low=0,
+                            may_change=True)
 
     sections: Mapping[str, DataConfig] = dataclasses.field(default_factory=dict)
     options: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # of the method's and network's own keys

@@ -1,0 +1,273 @@
+"""The files of a round's pseudo labels: one PNG file for each image, or tar files of many (`dataset.shards`), and a
+manifest with the SHA-256 hash of each file.
+
+Several processes fill one folder. Each writes the files of its own share; process 0 then writes the manifest, and the
+index of tar files, from what all have noted. No memory is needed that grows with the number of images.
+"""
+import contextlib
+import functools
+import hashlib
+import io
+import json
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from dataset.segmentation import Sample
+from dataset.shards import INDEX, PLACE, ShardIndex, ShardWriter, name_key, shard_name, write_index
+from utils import distributed
+from utils.background import Background
+from utils.checkpoint import remove_unfinished, write_atomically
+from utils.errors import naming
+
+MANIFEST = "manifest.jsonl"
+_WRITERS = 2
+_DIGEST = hashlib.sha256().digest_size
+_CHUNK = 2**20  # bytes that are hashed at once
+
+
+class Share(Sequence[Sample]):
+    """This process's share of the samples: of the blocks of `block` samples, the last may be shorter, every P-th of P
+    processes."""
+
+    def __init__(self, samples: Sequence[Sample], block: int):
+        self._samples, self._block = samples, block
+        self._first, self._step = _place()
+        mine = range(self._first, -(-len(samples) // block), self._step)
+        missing = max(0, (mine[-1] + 1) * block - len(samples)) if mine else 0
+        self._numbers = range(len(mine) * block - missing)
+
+    def number(self, index: int) -> int:
+        """The number among all samples of this share's sample `index`."""
+        block, within = divmod(self._numbers[index], self._block)
+        return (self._first + block * self._step) * self._block + within
+
+    def __len__(self):
+        return len(self._numbers)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in self._numbers[index]]
+        return self._samples[self.number(index)]
+
+
+class Labelled(Sequence[Sample]):
+    """Samples with other labels, made when they are asked for: label_of(number, sample) is the label of a sample, a
+    Path or a Member, which `dataset.files` reads as well."""
+
+    def __init__(self, samples: Sequence[Sample], label_of: Callable[[int, Sample], Any], numbers: range | None = None):
+        self._samples, self._label_of = samples, label_of
+        self._numbers = range(len(samples)) if numbers is None else numbers
+
+    def __len__(self):
+        return len(self._numbers)
+
+    def __getitem__(self, index):
+        number = self._numbers[index]
+        if isinstance(number, range):
+            return Labelled(self._samples, self._label_of, number)
+        sample = self._samples[number]
+        return replace(sample, label=self._label_of(number, sample))
+
+
+def labelled(folder: Path, samples: Sequence[Sample], tarred: bool) -> Sequence[Sample]:
+    """The samples with the pseudo labels in a folder as their labels. tarred: whether these are in tar files."""
+    return Labelled(samples, functools.partial(_member, ShardIndex(folder)) if tarred else
+                    functools.partial(_png_file, folder))
+
+
+def labelled_now(folder: Path, samples: Sequence[Sample]) -> Sequence[Sample]:
+    """As `labelled`, of a folder whose files say by themselves what they are."""
+    return labelled(folder, samples, (folder / INDEX).exists())
+
+
+class LabelFolder:
+    """Writes the pseudo labels of samples to a folder. shard: the number of images in a tar file; 0: one PNG file for
+    each image.
+
+    share: the samples whose labels this process writes: of tar files whole ones, so that the bytes of all files are the
+    same for any number of processes.
+    """
+
+    def __init__(self, folder: Path, samples: Sequence[Sample], shard: int):
+        self.folder, self.samples, self.shard = folder, samples, shard
+        self.share = Share(samples, shard or 1)
+
+    def clear(self) -> None:
+        """Make the folder, without manifest and tar files of an earlier call. Collective."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        distributed.from_main(self._clear)
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[Callable[[int, str, Callable[[], Tensor]], None]]:
+        """Within the block, write(index, name, label) writes the labels of the share in its order, in the background.
+        label: uint8 [H, W], as `host_copy` returns it."""
+        writer = _TarWriter(self, self._notes) if self.shard else _PngWriter(self.folder, self._notes)
+        with writer, Background(1 if self.shard else _WRITERS) as background:
+            yield lambda *given: background.submit(writer.write, *given)
+
+    def finish(self, **facts: object) -> str:
+        """Write the manifest, when all processes have written their share: `facts`, then the name and hash of each
+        file, in the order of the samples; one JSON object a line. Returns the manifest's SHA-256. Collective."""
+        return distributed.from_main(lambda: self._finished(facts))
+
+    def _clear(self):
+        for path in (self.folder / MANIFEST, self.folder / INDEX, *self.folder.glob("[0-9]*.tar")):
+            path.unlink(missing_ok=True)
+        remove_unfinished(self.folder)
+
+    def _finished(self, facts):
+        digest = hashlib.sha256()
+
+        def write(file):
+            for line in self._lines(facts):
+                digest.update(line)
+                file.write(line)
+        if self.shard:
+            write_atomically(self.folder / INDEX, lambda file: write_index(file, len(self.samples), self._places()))
+        write_atomically(self.folder / MANIFEST, write)
+        for kind in ("digests", "places"):
+            for rank in range(_place()[1]):
+                self._notes(kind, rank).unlink(missing_ok=True)
+        return digest.hexdigest()
+
+    def _lines(self, facts):
+        yield _line({**facts, "shard": self.shard})
+        with self._opened("digests") as notes:
+            for number, name in enumerate(_file_names(self.samples, self.shard)):
+                noted = name != INDEX and notes[number % len(notes)].read(_DIGEST).hex()
+                yield _line({"name": name, "sha256": noted or _sha256(self.folder / INDEX)})
+
+    def _places(self):
+        with self._opened("places") as notes:
+            for number, _ in enumerate(range(0, len(self.samples), self.shard)):
+                size = min(self.shard, len(self.samples) - number * self.shard)
+                yield np.frombuffer(notes[number % len(notes)].read(size * PLACE.itemsize), PLACE)
+
+    @contextlib.contextmanager
+    def _opened(self, kind):
+        """The notes of all processes, open."""
+        with contextlib.ExitStack() as files:
+            yield [files.enter_context(open(self._notes(kind, rank), "rb")) for rank in range(_place()[1])]
+
+    def _notes(self, kind: str, rank: int | None = None) -> Path:
+        """A file in which a process, this one by default, notes facts about what it has written, for process 0."""
+        return self.folder / f".{kind}.{_place()[0] if rank is None else rank}.tmp"
+
+
+def intact(folder: Path, samples: Sequence[Sample], manifest: str | None) -> bool:
+    """Whether a folder holds the very files of the manifest that has the SHA-256 hash `manifest`, and these are of the
+    samples. Collective: each process reads its share of the files."""
+    try:
+        same = _sha256(folder / MANIFEST) == manifest and _agrees(folder, samples)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration):
+        same = False
+    return not distributed.any_of(not same)
+
+
+def _agrees(folder, samples):
+    """Whether the manifest names the files of the samples, and those of this process's share have its hashes."""
+    first, step = _place()
+    with open(folder / MANIFEST, "rb") as lines:
+        shard = json.loads(next(lines))["shard"]
+        for number, (line, name) in enumerate(zip(lines, _file_names(samples, shard), strict=True)):
+            entry = json.loads(line)
+            if entry["name"] != name or number % step == first and _sha256(folder / name) != entry["sha256"]:
+                return False
+    return True
+
+
+def _file_names(samples: Sequence[Sample], shard: int) -> Iterator[str]:
+    """The names of the files below the folder, in the order of the samples."""
+    if not shard:
+        yield from (f"{sample.name}.png" for sample in samples)
+        return
+    yield from map(shard_name, range(-(-len(samples) // shard)))
+    yield INDEX
+
+
+def _png_file(folder, number, sample):
+    return folder / f"{sample.name}.png"
+
+
+def _member(index, number, sample):
+    return index.member(number, sample.name)
+
+
+def _place():
+    """(number of this process, number of processes)."""
+    return (distributed.rank(), distributed.size()) if distributed.joined() else (0, 1)
+
+
+def _line(entry):
+    return (json.dumps(entry) + "\n").encode()
+
+
+def _sha256(path):
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _png(label):
+    """The bytes of a PNG file. label: as `host_copy` returns it."""
+    content = io.BytesIO()
+    Image.fromarray(label().numpy()).save(content, "PNG", compress_level=1)
+    return content.getbuffer()
+
+
+class _PngWriter:
+    """Writes a PNG file for each image, in several threads, and notes the hash of each at its place in the share."""
+
+    def __init__(self, folder: Path, notes: Callable[[str], Path]):
+        self.folder, self._lock = folder, threading.Lock()
+        self._digests = open(notes("digests"), "wb")
+
+    def write(self, index, name, label):
+        png, path = _png(label), self.folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with naming(path):
+            path.write_bytes(png)
+        with self._lock:
+            self._digests.seek(index * _DIGEST)
+            self._digests.write(hashlib.sha256(png).digest())
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._digests.close()
+
+
+class _TarWriter:
+    """Writes images to tar files, in one thread, and notes the place of each image and the hash of each tar file."""
+
+    def __init__(self, labels: LabelFolder, notes: Callable[[str], Path]):
+        self.labels, self._tar = labels, None
+        self._digests, self._places = (open(notes(kind), "wb") for kind in ("digests", "places"))
+
+    def write(self, index, name, label):
+        share, block = self.labels.share, self.labels.shard
+        png, number = _png(label), share.number(index) // block
+        self._tar = self._tar or ShardWriter(self.labels.folder / shard_name(number))
+        place = number, self._tar.add(f"{name}.png", png), len(png), name_key(name)
+        self._places.write(np.array([place], PLACE).tobytes())
+        if (index + 1) % block == 0 or index + 1 == len(share):
+            self._digests.write(self._tar.finish())
+            self._tar = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for file in (self._tar, self._digests, self._places):
+            if file:
+                file.close()
