@@ -57,6 +57,8 @@ def inspect(sample: Sample) -> Finding:
 def header_fault(sample: Sample) -> str | None:
     """What the headers of a sample's files show to be wrong with them, without decoding a pixel; None: nothing."""
     try:
+        segmentation.require_inside(sample.image, sample.image_roots)
+        segmentation.require_inside(sample.label, sample.label_roots)
         size = files.read_size(sample.image, sample.bands)
         if sample.label:
             width, height = files.read_label_size(sample.label)

@@ -19,11 +19,12 @@ class NotPlain(Exception):
 
 @dataclass(frozen=True)
 class Lines:
-    """The lines of a list that are not empty: number i is data[starts[i]:ends[i]]."""
+    """The lines of a list that are not empty: number i is data[starts[i]:ends[i]]. gaps: there are empty ones."""
 
     data: bytearray
     starts: np.ndarray
     ends: np.ndarray
+    gaps: bool = False
 
     def __len__(self):
         return len(self.starts)
@@ -34,7 +35,7 @@ class Lines:
 
     def number(self, index: int) -> int:
         """The number of a line in the file, from 1."""
-        return self.data.count(b"\n", 0, int(self.starts[index])) + 1
+        return 1 + (self.data.count(b"\n", 0, int(self.starts[index])) if self.gaps else index)
 
     def require(self, right: Any, what: str = _OTHERWISE) -> None:
         """Raise NotPlain for the first line of which `right`, bool [n], is False."""
@@ -53,7 +54,7 @@ class Lines:
     def holds(self, text: str, starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
         """bool [n]: whether each data[start:end] begins with the text."""
         wanted, found = np.frombuffer(text.encode(), np.uint8), starts.astype(np.int64) + len(text.encode()) <= ends
-        if not len(wanted):
+        if not len(wanted) or not found.any():
             return found
         windows = np.lib.stride_tricks.sliding_window_view(np.frombuffer(self.data, np.uint8), len(wanted))
         for low in range(0, len(starts), _BLOCK):
@@ -91,9 +92,11 @@ def read_lines(path: str) -> Lines | None:
         if ended.sum() != returns:
             raise NotPlain("a line ends with a carriage return alone")
         ends -= ended
-    if not (filled := ends > starts).all():
+    filled = ends > starts
+    gaps = not filled[:-1].all()
+    if not filled.all():
         starts, ends = starts[filled], ends[filled]
-    lines = Lines(data, starts, ends)
+    lines = Lines(data, starts, ends, gaps)
     controls = sum(int(np.count_nonzero(block < ord(" "))) for _, block in _blocks(data))
     if controls != len(breaks) + returns + data.count(b"\t") or b"\x7f" in data or b"\\" in data:
         raise NotPlain("it holds backslashes or control characters")

@@ -61,7 +61,7 @@ class LongList:
     def _samples(self, lines: Lines) -> Samples:
         if not contiguous(self.images):
             raise NotPlain(f"by {str(self.images)!r}, a name is no part of a path")
-        looked_at = np.linspace(0, len(lines) - 1, _LOOKED_AT).round().astype(int).tolist()
+        looked_at = np.unique(np.linspace(0, len(lines) - 1, _LOOKED_AT).round().astype(int)).tolist()
         entries = {index: self._entry(lines, index) for index in looked_at}
         form = find_form(lines, entries, self.images, self.labels)
         image_spans, label_spans = find_spans(lines, form, self.images, self.labels)
@@ -83,16 +83,17 @@ class LongList:
         return Samples(table, range(len(table)))
 
     def _entry(self, lines: Lines, index: int) -> Entry:
-        """The entry of a line that is looked at."""
+        """The entry of a line that is looked at. Raises NotPlain if only a search of the folders can find its files."""
         number, text = lines.number(index), lines.text(index)
-        entry = self._reader(_AsSpelled(self.root)).entry(number, text)
-        if entry is None:
-            raise NotPlain(f"line {number} is a comment")
-        if self.complete and not os.path.isfile(self.root / entry.image):
+        lines.require_one(index, bool(text.strip()))
+        try:
+            entry = self._reader(_AsSpelled(self.root)).entry(number, text)
+        except DataError:
+            entry = None
+        if entry is None or self.complete and not os.path.isfile(self.root / entry.image):
             other = self._reader(Tree(self.root)).entry(number, text)
-            if other and os.path.isfile(self.root / other.image):
-                raise NotPlain(f"line {number} spells {other.image!r} in another way")
-            raise DataError(f"{self.root / entry.image}: listed in {self.file!r} but not there: check "
+            lines.require_one(index, other is not None and not os.path.isfile(self.root / other.image))
+            raise DataError(f"{self.root / other.image}: listed in {self.file!r} but not there: check "
                             f"{self.section_name}.data_dir or the list.")
         return entry
 
@@ -129,11 +130,20 @@ class LongList:
                                     f"{names.text(index)!r}{how}: pseudo labels could not be told apart; keep one of "
                                     "them.")
         if labels is not None:
-            for index in np.flatnonzero(images.keys() == labels.keys()).tolist():
+            for index in _equal(images, labels):
                 if images.text(index) == labels.text(index):
                     raise DataError(f"{images.text(index)}: is by {self.section_name}.labels its own label: give labels"
                                     " another folder or another ending, such as '{split}/{name}_label.png', or leave "
                                     "it out.")
+
+
+def _equal(images, labels):
+    """The indices of images that may be their own labels."""
+    if labels.starts is images.starts and labels.ends is images.ends:  # all are, or none
+        return [0]
+    if not images.before.startswith(labels.before) and not labels.before.startswith(images.before):
+        return []
+    return np.flatnonzero(images.keys() == labels.keys()).tolist()
 
 
 def _twice(keys):

@@ -12,9 +12,9 @@ from utils.errors import DataError
 _SPREAD = 64  # samples of a long list whose labels are looked for
 
 
-def looked_at(samples: Sequence[Sample]) -> Sequence[Sample]:
-    """The samples whose labels are looked for before they are read: all, or a few of a long list."""
-    return samples[:: -(-len(samples) // _SPREAD)] if isinstance(samples, Samples) and samples.unseen else samples
+def looked_at(samples: Sequence[Sample], most: int = _SPREAD) -> Sequence[Sample]:
+    """The samples whose files are looked at before they are read: all, or at most `most` of a long list."""
+    return samples[:: -(-len(samples) // most)] if isinstance(samples, Samples) and samples.unseen else samples
 
 
 def has_labels(samples: Sequence[Sample]) -> bool:

@@ -180,7 +180,8 @@ def _judge_ids(report, table, known):
     for label_id, (pixels, number, first) in sorted(report.ids.items()):
         report.pixels[int(table[label_id])] += pixels
         if label_id not in known:
-            report.notes.append(f"{report.samples[first].label}: label id {label_id} is not in the table and is ignored "
+            file = report.samples[first].label
+            report.notes.append(f"{file}: label id {label_id} is not in the table and is ignored "
                                 f"({pixels} pixels in {number} files, this the first)")
 
 

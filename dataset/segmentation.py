@@ -126,14 +126,14 @@ def fingerprint(samples: Sequence[Sample]) -> str:
 
 def read_pixels(sample: Sample) -> np.ndarray:
     """Image uint8 [H, W, K] of a sample. Raises DataError, also for a link out of the data set's folder."""
-    _require_inside(sample.image, sample.image_roots)
+    require_inside(sample.image, sample.image_roots)
     return read_image(sample.image, sample.bands)
 
 
 def read_ids(sample: Sample, size: tuple[int, int] | None) -> np.ndarray:
     """Label ids [H, W] of a sample that has a label. Raises DataError as `read_pixels` does, or if they are not of the
     image's size (width, height); None: it is not known."""
-    _require_inside(sample.label, sample.label_roots)
+    require_inside(sample.label, sample.label_roots)
     ids = read_label_ids(sample.label)
     if size:
         require_same_size(sample.image, size, sample.label, ids)
@@ -146,8 +146,9 @@ def read_pair(sample: Sample, table: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return image, table.take(read_ids(sample, image.shape[1::-1]))
 
 
-def _require_inside(path, roots):
-    if roots and not is_inside(path, roots):
+def require_inside(path: Path | None, roots: tuple[str, ...]) -> None:
+    """Raise DataError if a file is, after following all links, in none of these folders; (): it may be anywhere."""
+    if path and roots and not is_inside(path, roots):
         raise DataError(f"{path}: is a link out of {roots[0]!r} to {os.path.realpath(path)!r}: copy the file there, or "
                         "link the whole data folder.")
 
