@@ -14,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from bench import lists
+from bench.inputs import QUICK, Inputs
 from dataset import inspection, list_lines, loaders, long_lists, missing_labels, segmentation, views
 from dataset.columns import Column
 from dataset.messages import Messages
@@ -59,8 +61,9 @@ def test_keys_of_many_names_differ():
     assert len(np.unique(Column.of(names).keys())) == len(names)
 
 
-SAMPLES = st.lists(st.builds(lambda n, label: Sample(f"n{n}", Path(f"i/é {n}.png"), Path(f"l/{n}.png") if label else None),
-                             st.integers(0, 999), st.booleans()), max_size=8)
+SAMPLES = st.lists(st.builds(
+    lambda n, label: Sample(f"n{n}", Path(f"i/é {n}.png"), Path(f"l/{n}.png") if label else None),
+    st.integers(0, 999), st.booleans()), max_size=8)
 SLICES = st.slices(8)
 
 
@@ -216,8 +219,8 @@ LINES = st.sampled_from(["a/1.png", "a/2.png", "b/1.png", "i/a/1.png", "i/b/1.pn
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(LINES, min_size=2, max_size=6), st.booleans(), st.sampled_from(["i", "i/{name}.png", "{name}.png", "."]),
-       st.sampled_from([1, 2, 200]))
+@given(st.lists(LINES, min_size=2, max_size=6), st.booleans(),
+       st.sampled_from(["i", "i/{name}.png", "{name}.png", "."]), st.sampled_from([1, 2, 200]))
 def test_random_lists_are_read_as_line_by_line(folder, lines, complete, images, looked_at):
     many, careful = both(folder, "\n".join(lines).encode(), images, complete=complete, looked_at=looked_at)
     if isinstance(many, DataError):
@@ -245,7 +248,8 @@ def test_a_line_that_is_not_written_as_others_is_named(folder):
 
 @pytest.mark.parametrize("lines, said", [
     (["a/1.png", "b/1.png", "a/1.png"], "share the name 'a/1' (it is listed twice)"),
-    (["no/1.png", "a/1.png", "b/1.png"], "no/1.png: listed in"), (["a/1.png", "b/1.png", "../x.png"], "points outside")])
+    (["no/1.png", "a/1.png", "b/1.png"], "no/1.png: listed in"),
+    (["a/1.png", "b/1.png", "../x.png"], "points outside")])
 def test_faults_of_long_lists_are_named(folder, lines, said):
     many, careful = both(folder, "\n".join(lines).encode())
     assert said in str(many) and said in str(careful)
@@ -253,7 +257,8 @@ def test_faults_of_long_lists_are_named(folder, lines, said):
 
 def test_equal_keys_of_other_names_are_no_fault(folder, monkeypatch):
     monkeypatch.setattr(Column, "keys", lambda self: np.zeros(len(self), np.uint64))
-    assert known(both(folder, b"a/1.png\nb/1.png\nc.png")[0][0]) == known(both(folder, b"a/1.png\nb/1.png\nc.png")[1][0])
+    many, careful = both(folder, b"a/1.png\nb/1.png\nc.png")
+    assert known(many[0]) == known(careful[0])
     assert "share the name 'c'" in str(both(folder, b"a/1.png\nc.png\nc.png")[0])
 
 
@@ -335,6 +340,17 @@ if not os.fork():
     os._exit(0)
 print(seconds, status("VmHWM"), float(os.read(read, 99)), status("VmRSS") - before)
 """
+
+
+def test_the_bench_reads_what_it_says(tmp_path, monkeypatch):
+    monkeypatch.setattr(list_lines, "LONG", list_lines.LONG)  # put back at the end
+    inputs = Inputs(tmp_path, QUICK)
+    for variant, count in (("product", 3000), ("baseline", 300)):
+        work, units = lists.reading(inputs, variant)
+        samples, _ = work()
+        assert len(samples) == count and units == count / 3000 and samples.unseen == (variant == "product")
+        keys, batches = lists.order(inputs, variant)[0]()
+        assert keys == eager(0, 0, 3000, 3000) and [key for batch in batches for key in batch] == list(keys)
 
 
 def measured(root, count):
