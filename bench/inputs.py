@@ -44,6 +44,7 @@ class Size:
     crop: int = 600
     images: int = 3
     many: int = 1000
+    names: tuple[int, int] = (5_000_000, 100_000)  # of a list, for the product and for the baseline
     sides: tuple[int, int, int] = (256, 512, 1024)
     model: str = "deeplab"
 
@@ -61,7 +62,7 @@ class Size:
 
 FULL = Size()
 QUICK = Size(layers=(1, 1, 1, 1), width=4, cityscapes=(254, 127), gta5=(241, 131), input_size=(128, 64),
-             shorter_edge=101, crop=64, images=2, many=30, sides=(32, 64, 128))
+             shorter_edge=101, crop=64, images=2, many=30, names=(3000, 300), sides=(32, 64, 128))
 
 
 class Inputs:

@@ -1,5 +1,5 @@
 """Every row of the table, by the name that the command line takes."""
-from bench import label_files, labelling, training
+from bench import label_files, labelling, lists, training
 from bench.harness import Row
 from bench.inputs import Size
 
@@ -73,6 +73,14 @@ def cpu_rows(size: Size) -> dict[str, list[Row]]:
                      training.network_head, PAIR, ["baseline/product >= 1"], repeats=15)],
         "start": [Row("start of run.py to its first step (floor: imports and the network)", training.start_of_a_run,
                       ("product", "floor"), ["product/floor <= 1.3"], repeats=7)],
+        "lists": [Row(f"{work}{', memory' if memory else ''}", prepare, PAIR,
+                      [f"product <= {most[memory]}", "baseline/product >= 1"], {"memory": memory},
+                      unit="MiB" if memory else "s", repeats=3)
+                  for work, prepare, most in (
+                      (f"a list of {size.names[0]} names is read (baseline scaled up from {size.names[1]})",
+                       lists.reading, (5, 1024)),
+                      (f"first 1000 batches of an epoch of {size.names[0]} crops", lists.order, (1, 64)))
+                  for memory in (False, True)],
         "scaling": [Row(f"{work}, by {axis}", prepare, tuple(map(str, size.axes[axis])),
                         [f"{n}/{size.axes[axis][0]}" for n in size.axes[axis][1:]], {"axis": axis})
                     for work, (prepare, axes) in growth.items() for axis in axes],

@@ -8,121 +8,18 @@ images that occur twice; ends with each class's share of the labelled pixels. An
 Its folder need not be there for a method that adapts without the source, as ld and be do.
 """
 import os
-from collections import Counter
-from dataclasses import dataclass, field, replace
 
-from dataset import loaders, missing_labels, segmentation
-from dataset.class_sets import class_set, label_classes, require_network_classes
-from dataset.inspection import (
-    NO_ACCURACY,
-    NO_VALIDATION,
-    findings,
-    labels_compared,
-    never_seen,
-    no_images,
-    progress_of,
-    some_labels,
-)
+from dataset.class_sets import class_set, label_classes
+from dataset.inspection import never_seen
 from dataset.labels import IGNORE_INDEX
+from dataset.part_report import PARTS, SHOWN, Report, check_part, find_shared
 from utils.cli import guarded, leave, parser
 from utils.config import Config, load_config
-from utils.errors import ConfigError, DataError, one_line
+from utils.errors import one_line
+from utils.progress import say
 
-PARTS = {"source_train": ("source", "train"), "target_train": ("target", "train"), "target_val": ("target", "val")}
 EXIT_WOULD_STOP = 1
-_SHOWN, _IDS = 3, 40  # how many pairs of equal images and how many label ids a note lists
-
-
-@dataclass
-class Report:
-    """What reading one part of the data has shown, such as target_val.
-
-    ids: label id -> [pixels, files, first file]. digests: digest of an image's content -> path of the image.
-    """
-
-    title: str
-    errors: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-    pixels: Counter = field(default_factory=Counter)  # train id or IGNORE_INDEX -> pixels
-    ids: dict = field(default_factory=dict)
-    sizes: Counter = field(default_factory=Counter)  # (width, height) -> images
-    digests: dict = field(default_factory=dict)
-    twice: list = field(default_factory=list)  # pairs of images with the same content
-
-
-def check_part(cfg: Config, part: str) -> Report:
-    """Read one of PARTS. Faults that would stop a run are in the report's errors; nothing is raised."""
-    side, split = PARTS[part]
-    name = getattr(cfg, side)
-    report = Report(f"{part} ({name})")
-    try:
-        if side == "source":
-            require_network_classes(cfg, name)
-        samples, report.notes = segmentation.find_split(name, cfg.section(name), split, required=split == "train",
-                                                        complete=False)
-    except (ConfigError, DataError) as error:
-        report.errors.append(str(error))
-        return report
-    if not samples:
-        report.notes.append(no_images(name, cfg.section(name), split))
-    samples = _judge_gaps(report, cfg, part, samples)
-    labels_matter = part != "target_train" or labels_compared(cfg, samples)
-    skip, broken = cfg.on_bad_sample == "skip" and split == "train", 0
-    read = findings(samples, loaders.worker_count(cfg), progress_of(cfg, part))
-    for sample, found in zip(samples, read, strict=True):
-        for fault, stops in ((found.image_error, True), (found.label_error, labels_matter)):
-            if fault:
-                (report.errors if stops and not skip else report.notes).append(fault)
-        broken += bool(found.image_error or found.label_error and side == "source")
-        _count(report, sample, found)
-    if skip and broken:
-        report.notes.append(f"on_bad_sample: skip would leave out {broken} of {len(samples)} samples")
-        if broken == len(samples):
-            report.errors.append(f"{name}: none of its {broken} training samples can be read.")
-    _judge_ids(report, segmentation.label_table(cfg.section(name), cfg.num_classes),
-               segmentation.known_ids(cfg.section(name)))
-    return report
-
-
-def _judge_gaps(report, cfg, part, samples):
-    """Report missing labels in one line where that is enough. Returns the samples; a label that is left in them must be
-    there, and is reported on its own if it is not."""
-    there = [bool(s.label) and os.path.isfile(s.label) for s in samples]
-    report.title += f": {len(samples)} images, {sum(there)} labels"
-    if all(there) or part != "target_train" and any(there):
-        return samples
-    side, split = PARTS[part]
-    name, lost = getattr(cfg, side), NO_VALIDATION if split == "val" else NO_ACCURACY
-    if any(there):
-        report.notes.append(some_labels(lost, there.count(False), samples))
-    elif part == "source_train":
-        try:
-            missing_labels.require_labels(name, cfg.section(name), split, samples)
-        except DataError as error:
-            report.errors.append(str(error))
-    else:
-        report.notes.append(missing_labels.why_no_labels(name, cfg.section(name), split, samples).remark(lost))
-    return [s if label else replace(s, label=None) for s, label in zip(samples, there)]
-
-
-def _count(report, sample, found):
-    if found.size:
-        report.sizes[found.size] += 1
-        first = report.digests.setdefault(found.digest, sample.image)
-        if first != sample.image:
-            report.twice.append((first, sample.image))
-    for label_id, pixels in found.pixels.items():
-        entry = report.ids.setdefault(label_id, [0, 0, sample.label])
-        entry[0] += pixels
-        entry[1] += 1
-
-
-def _judge_ids(report, table, known):
-    for label_id, (pixels, number, first) in sorted(report.ids.items()):
-        report.pixels[int(table[label_id])] += pixels
-        if label_id not in known:
-            report.notes.append(f"{first}: label id {label_id} is not in the table and is ignored ({pixels} pixels in "
-                                f"{number} files, this the first)")
+_IDS = 40  # how many label ids a note lists
 
 
 def check(cfg: Config, parts: list[str]) -> dict[str, Report]:
@@ -133,16 +30,13 @@ def check(cfg: Config, parts: list[str]) -> dict[str, Report]:
     class_set(cfg)
     reports = {part: check_part(cfg, part) for part in parts}
     if {"target_train", "target_val"} <= reports.keys():
-        train, val = reports["target_train"].digests, reports["target_val"]
-        shared = [(train[digest], image) for digest, image in val.digests.items() if digest in train]
-        val.twice += [(first, image) for first, image in shared if first != image]
-        if same := sum(first == image for first, image in shared):
-            val.notes.append(f"images that are adapted to as well: {same}")
+        find_shared(reports["target_train"], reports["target_val"])
     for part, report in reports.items():
-        if report.twice:
-            shown = "; ".join(f"{a} and {b}" for a, b in report.twice[:_SHOWN])
-            report.notes.append(f"images with the content of another: {len(report.twice)} ({shown}"
-                                + ("; ...)" if len(report.twice) > _SHOWN else ")"))
+        count, pairs = report.twice
+        if count:
+            shown = "; ".join(f"{a} and {b}" for a, b in pairs)
+            report.notes.append(f"images with the content of another: {count} ({shown}"
+                                + ("; ...)" if count > len(pairs) else ")"))
         section = getattr(cfg, PARTS[part][0])
         names = label_classes(cfg.section(section), cfg.num_classes).names
         unseen = [n for c, n in enumerate(names) if not report.pixels[c]]
@@ -157,9 +51,11 @@ def summary(cfg: Config, reports: dict[str, Report]) -> str:
     """The reports as text: part by part, then a table of each class's share of the labelled pixels."""
     lines = []
     for report in reports.values():
-        sizes = "".join(f", {w}x{h} ({n})" for (w, h), n in report.sizes.most_common(_SHOWN))
-        lines.append(report.title + sizes + (", ..." if len(report.sizes) > _SHOWN else ""))
+        by_number = sorted(report.sizes.items(), key=lambda item: (-item[1][0], item[1][1]))
+        sizes = "".join(f", {w}x{h} ({n})" for (w, h), (n, _) in by_number[:SHOWN])
+        lines.append(report.title + sizes + (", ..." if len(report.sizes) > SHOWN else ""))
         said = [f"error: {text}" for text in report.errors]
+        said += [f"error: and {report.unlisted} more like these"] if report.unlisted else []
         said += [text if text.startswith("warning: ") else f"note: {text}" for text in report.notes]
         lines += [f"  {one_line(text)}" for text in said]
     columns = {part: report.pixels for part, report in reports.items() if report.pixels}
@@ -173,6 +69,7 @@ def summary(cfg: Config, reports: dict[str, Report]) -> str:
             lines.append((row or "ignored").ljust(width) + "".join(share.rjust(14) for share in shares))
         lines.append("")
     count = len({text for report in reports.values() for text in report.errors})  # a file may be in two parts
+    count += sum(report.unlisted for report in reports.values())
     return "\n".join([*lines, f"errors: {count}; a run would stop" if count else
                       "nothing in the data would stop a run"])
 
@@ -218,10 +115,10 @@ def main(arguments: list[str] | None = None) -> int:
                 left_out = (f"source_train ({cfg.source}): not read, no folder {cfg.source_data.data_dir!r}; run_so.py "
                             f"would stop, method {cfg.method} opens nothing of it")
         if left_out:
-            print(left_out)
+            say(left_out)
             parts.remove("source_train")
         reports = check(cfg, parts)
-        print(summary(cfg, reports))
+        say(summary(cfg, reports))
         return EXIT_WOULD_STOP if any(report.errors for report in reports.values()) else 0
     return guarded(run, given.debug, several=True)
 

@@ -1,14 +1,17 @@
 """Checking in parallel whether samples can be read; the samples that a run trains and validates on."""
 import hashlib
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 
 from dataset import files, labels, loaders, missing_labels, segmentation
 from dataset.class_sets import require_network_classes
-from dataset.segmentation import Sample
+from dataset.messages import Messages
+from dataset.samples import Kept, Sample, Samples
+from utils import distributed
 from utils.config import Config, DataConfig
 from utils.errors import DataError
 from utils.progress import Progress
@@ -16,6 +19,8 @@ from utils.progress import Progress
 NO_VALIDATION = "validation skipped"
 NO_ACCURACY = "the accuracy of pseudo labels is not reported"
 _LOOKED_AT, _SHOWN = 8, 6  # label files that are compared with the id table before a run; ids that a warning lists
+
+_FINE, _NO_LABEL, _LEFT_OUT = range(3)  # what is done with a sample
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class Finding:
     image_error: str | None = None
     label_error: str | None = None
     size: tuple[int, int] | None = None  # (width, height)
-    digest: bytes | None = None  # of the decoded image
+    digest: int | None = None  # 64 bits, of the decoded image
     pixels: dict[int, int] = field(default_factory=dict)
 
 
@@ -33,27 +38,27 @@ def inspect(sample: Sample) -> Finding:
     """Read a sample as training would. A sample without a label path has no label error."""
     image = image_error = ids = label_error = None
     try:
-        image = files.read_image(sample.image, sample.bands)
+        image = segmentation.read_pixels(sample)
     except DataError as error:
         image_error = str(error)
     try:
         if sample.label:
-            ids = files.read_label_ids(sample.label)
-            if image is not None:
-                files.require_same_size(sample.image, image.shape[1::-1], sample.label, ids)
+            ids = segmentation.read_ids(sample, image.shape[1::-1] if image is not None else None)
     except DataError as error:
         label_error = str(error)
     counts = np.bincount(ids.ravel()) if ids is not None else np.zeros(0, int)
     pixels = {int(label_id): int(counts[label_id]) for label_id in np.flatnonzero(counts)}
     if image is None:
         return Finding(image_error, label_error, pixels=pixels)
-    digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=16).digest()
-    return Finding(None, label_error, image.shape[1::-1], digest, pixels)
+    digest = hashlib.blake2b(repr(image.shape).encode() + image.tobytes(), digest_size=8).digest()
+    return Finding(None, label_error, image.shape[1::-1], int.from_bytes(digest, "little", signed=True), pixels)
 
 
 def header_fault(sample: Sample) -> str | None:
     """What the headers of a sample's files show to be wrong with them, without decoding a pixel; None: nothing."""
     try:
+        segmentation.require_inside(sample.image, sample.image_roots)
+        segmentation.require_inside(sample.label, sample.label_roots)
         size = files.read_size(sample.image, sample.bands)
         if sample.label:
             width, height = files.read_label_size(sample.label)
@@ -63,10 +68,22 @@ def header_fault(sample: Sample) -> str | None:
     return None
 
 
-def findings(samples: list[Sample], workers: int, watch: Callable = iter) -> Iterator[Finding]:
-    """`inspect` every sample, in order, in `workers` processes (0: in this one). watch(loader) -> iterator over it that
-    shows the progress (`progress_of`)."""
-    return iter(watch(loaders.ReadingLoader(inspect, samples, workers, lambda sample: str(sample.image))))
+def findings(samples: Sequence[Sample], workers: int, watch: Callable = iter) -> Iterator[tuple[int, Finding]]:
+    """(index, `inspect`) of each sample of this process's share, in order, in `workers` processes (0: in this one).
+    watch(loader) -> iterator over it that shows the progress (`progress_of`)."""
+    share = distributed.share(range(len(samples)))
+    loader = loaders.ReadingLoader(_Inspected(samples), share, workers, lambda index: str(samples[index].image))
+    return zip(share, watch(loader), strict=True)
+
+
+@dataclass(frozen=True)
+class _Inspected:
+    """The function index -> `inspect` of that sample: an index is sent to a reading process in place of a sample."""
+
+    samples: Sequence[Sample]
+
+    def __call__(self, index):
+        return inspect(self.samples[index])
 
 
 def progress_of(cfg: Config, title: str) -> Callable:
@@ -74,29 +91,33 @@ def progress_of(cfg: Config, title: str) -> Callable:
     return lambda loader: Progress(loader, title, cfg.print_freq, cfg.screen)
 
 
-def readable(samples: list[Sample], labels_needed: bool, workers: int,
-             watch: Callable = iter) -> tuple[list[Sample], list[tuple[Sample, str]]]:
-    """The samples that training can read, and [(sample, what is wrong with it)], both in order. watch: see `findings`.
+def readable(samples: Sequence[Sample], labels_needed: bool, workers: int,
+             watch: Callable = iter) -> tuple[Samples, list[str]]:
+    """The samples that training can read, in order, and what is wrong with the others (`Messages.lines`). watch: see
+    `findings`. Processes share the work, and all get the whole result. Collective.
 
     labels_needed: samples with a broken label are left out. Else only the image counts: the target's labels must not
     decide what is trained on. So the sample is kept, without its label.
     """
-    good, broken = [], []
-    for sample, found in zip(samples, findings(samples, workers, watch), strict=True):
-        if found.image_error or found.label_error:
-            broken.append((sample, found.image_error or found.label_error))
-        if not found.image_error and not (labels_needed and found.label_error):
-            good.append(replace(sample, label=None) if found.label_error else sample)
-    return good, broken
+    faults, broken = np.zeros(len(samples), np.int8), Messages()
+    with distributed.together():
+        for index, found in findings(samples, workers, watch):
+            if fault := found.image_error or found.label_error:
+                faults[index] = _LEFT_OUT if found.image_error or labels_needed else _NO_LABEL
+                broken.add(index, fault)
+    faults = distributed.total(torch.from_numpy(faults)).numpy()
+    good = Samples.of(samples).take(np.flatnonzero(faults != _LEFT_OUT))
+    kept = faults[faults != _LEFT_OUT]
+    return good.with_labels(Kept(kept == 0)) if kept.any() else good, broken.merged().lines()
 
 
-def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tuple[list[Sample], list[str]]:
+def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tuple[Samples, list[str]]:
     """The samples of a section to train on, and remarks for the log on what was left out.
 
-    on_bad_sample=error: all samples; the files must exist, but are not read here. skip: the samples of `readable`. They
-    are chosen before anything is drawn at random, so order and augmentation are functions of seed, round, epoch and
-    index. Raises DataError if files are missing or no sample can be read; ConfigError if labels that are needed have
-    other classes than the network (`require_network_classes`).
+    on_bad_sample=error: all samples; the files must exist (of a long list, those looked at), but are not read here.
+    skip: the samples of `readable`. They are chosen before anything is drawn at random, so order and augmentation are
+    functions of seed, round, epoch and index. Raises DataError if files are missing or no sample can be read;
+    ConfigError if labels that are needed have other classes than the network (`require_network_classes`).
     """
     section, skip = cfg.section(section_name), cfg.on_bad_sample == "skip"
     if labels_needed:
@@ -110,17 +131,18 @@ def training_samples(cfg: Config, section_name: str, labels_needed: bool) -> tup
             lines += unknown_ids(cfg, section_name, samples)
         return samples, lines
     if not labels_needed and not labels_compared(cfg, samples):
-        samples = [replace(s, label=None) for s in samples]
+        samples = samples.without_labels()
     good, broken = readable(samples, labels_needed, loaders.worker_count(cfg), progress_of(cfg, "reading"))
     if not good:
         raise DataError(f"{section_name}: none of its {len(samples)} training samples can be read; the first: "
-                        f"{broken[0][1]}")
-    lines += [f"on_bad_sample: {reason}" for _, reason in broken]
+                        f"{broken[0]}")
+    lines += [f"on_bad_sample: {reason}" for reason in broken]
     if len(good) < len(samples):
         lines.append(f"on_bad_sample: {len(samples) - len(good)} of {len(samples)} training samples of {section_name} "
                      "left out")
     if any(s.label is None for s in good) and any(s.label for s in good):
         lines.append("on_bad_sample: the accuracy of pseudo labels is not reported, a label is broken")
+        good = good.without_labels() if good.unseen else good  # `labels_compared` looks at a few
     return good, lines + (unknown_ids(cfg, section_name, good) if labels_needed else [])
 
 
@@ -131,21 +153,24 @@ def no_images(section_name: str, section: DataConfig, split: str) -> str:
         f"none matches {segmentation.image_pattern(section, split)!r}")
 
 
-def some_labels(lost: str, missing: int, samples: list[Sample]) -> str:
-    """A remark that `missing` of the samples have no label. lost: what is not possible for that reason."""
-    return f"{lost}: {missing} of {len(samples)} labels are not there"
+def some_labels(lost: str, missing: int, samples: Sequence[Sample], listed: int = 0) -> str:
+    """A remark that `missing` of the samples have no label. lost: what is not possible for that reason. listed: the
+    number of samples of which these were looked at, if there are more."""
+    return (f"{lost}: {missing} of {len(samples)} labels are not there"
+            + (f" ({listed} are listed, these were looked at)" if listed > len(samples) else ""))
 
 
 def _accuracy_remarks(section_name, section, samples):
     """Remarks on missing labels of the target's training split, which only the accuracy of pseudo labels needs."""
-    missing = sum(not (s.label and os.path.isfile(s.label)) for s in samples)
-    if missing < len(samples):
-        return [some_labels(NO_ACCURACY, missing, samples)] if missing else []
+    some = missing_labels.looked_at(samples)
+    missing = sum(not (s.label and os.path.isfile(s.label)) for s in some)
+    if missing < len(some):
+        return [some_labels(NO_ACCURACY, missing, some, len(samples))] if missing else []
     why = missing_labels.why_no_labels(section_name, section, "train", samples)
     return [why.remark(NO_ACCURACY)] if why.surprising else []
 
 
-def validation_samples(cfg: Config) -> tuple[list[Sample], list[str]]:
+def validation_samples(cfg: Config) -> tuple[Samples, list[str]]:
     """The samples of the target to validate on, and remarks for the log on what was left out.
 
     There are none if the split has no images or no labels; a remark says why. Raises DataError, also if only some of
@@ -153,10 +178,10 @@ def validation_samples(cfg: Config) -> tuple[list[Sample], list[str]]:
     """
     samples, remarks = segmentation.find_split(cfg.target, cfg.target_data, "val", required=False)
     if not samples:
-        return [], [*remarks, no_images(cfg.target, cfg.target_data, "val")]
+        return samples, [*remarks, no_images(cfg.target, cfg.target_data, "val")]
     if not missing_labels.has_labels(samples):
         why = missing_labels.why_no_labels(cfg.target, cfg.target_data, "val", samples)
-        return [], [*remarks, why.remark(NO_VALIDATION)]
+        return samples[:0], [*remarks, why.remark(NO_VALIDATION)]
     return samples, remarks + unknown_ids(cfg, cfg.target, samples)
 
 
@@ -173,7 +198,7 @@ def never_seen(cfg: Config, section_name: str, names: list[str], where: str) -> 
     return f"classes never seen: {', '.join(names)}: no pixel of them in {where}; {advice}"
 
 
-def unknown_ids(cfg: Config, section_name: str, samples: list[Sample]) -> list[str]:
+def unknown_ids(cfg: Config, section_name: str, samples: Sequence[Sample]) -> list[str]:
     """A list of at most one warning, on label ids that the section's table does not have.
 
     A few labels, spread over the samples, are read. Label files with another numbering (Cityscapes' labelIds in place
@@ -196,6 +221,7 @@ def unknown_ids(cfg: Config, section_name: str, samples: list[Sample]) -> list[s
     return []
 
 
-def labels_compared(cfg: Config, samples: list[Sample]) -> bool:
-    """Whether the accuracy of pseudo labels is measured: it is wanted, and all training labels of the target exist."""
-    return cfg.plabel_accuracy and all(s.label and os.path.isfile(s.label) for s in samples)
+def labels_compared(cfg: Config, samples: Sequence[Sample]) -> bool:
+    """Whether the accuracy of pseudo labels is measured: it is wanted, and all training labels of the target exist (of
+    a long list, those that are looked at)."""
+    return cfg.plabel_accuracy and all(s.label and os.path.isfile(s.label) for s in missing_labels.looked_at(samples))

@@ -2,7 +2,7 @@
 paths are text below data_dir."""
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from utils.errors import DataError
 
 # What a name in a list is: a file, no file, not below data_dir, or a path that does not match the pattern.
 THERE, MISSING, OUTSIDE, UNFIT = range(4)
-_LONGEST, _MOST_WORDS = 8192, 50  # characters and words of a line; each blank is one more way to split it
+LONGEST, _MOST_WORDS = 8192, 50  # characters and words of a line; each blank is one more way to split it
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def read_list(section_name: str, list_file: str, tree: Tree, images: Pattern, la
     Raises OSError or ValueError if the list cannot be read. Raises DataError, which names the line, if a name leaves
     data_dir or does not match, if some lines name a label and others do not, or if a line is too long for two names.
     """
-    reader = _Reader(section_name, list_file, tree, images, labels, free_labels)
+    reader = Reader(section_name, list_file, tree, images, labels, free_labels)
     entries = [entry for number, line in _lines(list_file) if (entry := reader.entry(number, line))]
     named = [entry.label is not None for entry in entries]
     if any(named) and not all(named):
@@ -56,9 +56,9 @@ class Places:
         self.tree = tree
         parts = folder.split("/") if folder else []
         self._folders = ["/".join(parts[:n]) for n in range(len(parts) + 1)]  # data_dir, ..., `folder`
-        self._real = [os.path.realpath(tree.root / f) for f in ("", folder)]  # both may be links
+        self.real = [os.path.realpath(tree.root / f) for f in ("", folder)]  # both may be links
         self._absolute = [(composed(path).rstrip("/") + "/", inner) for path, inner in
-                          ((os.path.abspath(tree.root), ""), *zip(self._real, ("", folder)))]
+                          ((os.path.abspath(tree.root), ""), *zip(self.real, ("", folder)))]
 
     def find(self, written: str, pattern: Pattern, added: str = "") -> tuple[str | None, int]:
         """(path, THERE or MISSING), (None, OUTSIDE) or (None, UNFIT) for a written name with `added` appended. A file
@@ -82,8 +82,7 @@ class Places:
 
     def inside(self, path: str) -> bool:
         """Whether the file is below data_dir or below `folder`, after following all links."""
-        real = os.path.realpath(self.tree.root / path)
-        return any(real.startswith(os.path.join(folder, "")) for folder in self._real)
+        return is_inside(self.tree.root / path, self.real)
 
     def _readings(self, path, absolute):
         """Yields (path below data_dir, whether it is only a guess) for each way to read a written path."""
@@ -101,6 +100,22 @@ class Places:
         yield path, True
 
 
+def is_inside(path: str | Path, folders: Iterable[str]) -> bool:
+    """Whether a file is, after following all links, below one of the folders, whose paths hold no link."""
+    real = os.path.realpath(path)
+    return any(real.startswith(os.path.join(folder, "")) for folder in folders)
+
+
+def label_path(tree: Tree, labels: Pattern, name: str) -> str | None:
+    """The path of the label of the image of that name, as spelled on disk; if there is none, where it is expected."""
+    expected = [labels.path(name, ending) for ending in labels.endings]
+    found = [path for there in expected if there and (path := tree.file(there, labels.ending(there) or ""))]
+    if len(found) > 1:
+        raise DataError(f"{tree.root / found[0]}: is a label of the same image as {found[1]}: keep one of them, or "
+                        "give the labels' ending in the key `labels`, as in '{split}/{name}.png'.")
+    return found[0] if found else labels.path(name)
+
+
 def _lines(path: str) -> list[tuple[int, str]]:
     """(number, text) of the lines that are not blank."""
     if os.path.exists(path) and not os.path.isfile(path):  # a device or a pipe may never end
@@ -109,7 +124,7 @@ def _lines(path: str) -> list[tuple[int, str]]:
     return [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _cuts(text: str) -> Iterator[tuple[str, str]]:
+def cuts(text: str) -> Iterator[tuple[str, str]]:
     """Yields the ways to split a text into a file name, which may hold blanks and commas, and the rest: not at all, at
     a tab, at a comma or semicolon, at blanks."""
     stripped = text.strip()
@@ -135,7 +150,7 @@ class _Reading(NamedTuple):
         return self.state == THERE and (not self.rest or self.label_state == THERE)
 
 
-class _Reader:
+class Reader:
     """Reads the lines of one list, and collects what was ignored in them."""
 
     def __init__(self, section_name, list_file, tree, images, labels, free_labels):
@@ -150,14 +165,14 @@ class _Reader:
         if "\0" in line:
             raise DataError(f"{self.list_file}, line {number}: {line!r} holds a zero byte: save the list as text in "
                             "UTF-8.")
-        if len(line) > _LONGEST or len(line.split()) > _MOST_WORDS:
+        if len(line) > LONGEST or len(line.split()) > _MOST_WORDS:
             if line.lstrip().startswith("#"):
                 self.comments.append(number)
                 return None
             raise DataError(f"{self.list_file}, line {number}: of {len(line)} characters in {len(line.split())} words, "
                             "is no image, or image and label: give a list with one image a line.")
         readings = []
-        for cut in _cuts(line):
+        for cut in cuts(line):
             readings += [self._reading(*cut)]
             if readings[-1].complete:
                 break
@@ -182,7 +197,7 @@ class _Reader:
         image, state = self.image_places.find(text, self.images, ending)
         labels = [] if state in (OUTSIDE, UNFIT) or not rest else [
             (*self.label_places.find(part, pattern), len(part))
-            for part, _ in _cuts(rest) for pattern in self.label_patterns]
+            for part, _ in cuts(rest) for pattern in self.label_patterns]
         label, label_state, _ = min(labels, key=lambda found: found[1:], default=(None, UNFIT, 0))
         return _Reading(text, rest, image, state, label, label_state)
 
@@ -212,7 +227,7 @@ class _Reader:
 
     def _refuse_label(self, number, rest):
         """Raise DataError if `rest` names a label file that the layout cannot read; it must not be ignored."""
-        named = next((text for text, _ in _cuts(rest) if self.any_label.name(text.lstrip("/"))), None)
+        named = next((text for text, _ in cuts(rest) if self.any_label.name(text.lstrip("/"))), None)
         if named is not None:
             raise DataError(f"{self.list_file}, line {number}: the label {named!r} does not match "
                             f"{str(self.labels)!r}, the labels whose ids are known for {self.section_name}: name "

@@ -3,11 +3,11 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from dataset import labels, segmentation, views
+from dataset.order import Parts, crop_keys
 from dataset.segmentation import Sample
 from utils import distributed
 from utils.config import Config
@@ -15,21 +15,22 @@ from utils.interrupt import waiting
 from utils.processes import map_in_order
 
 
-def source_loader(cfg: Config, samples: list[Sample], first: int = 0, pin_memory: bool = False) -> "ReadingLoader":
-    """Batches of labelled source crops, as source_only trains on: numbers `first` to `num_steps` - 1."""
+def source_loader(cfg: Config, samples: Sequence[Sample], first: int = 0, pin_memory: bool = False) -> "ReadingLoader":
+    """Batches of labelled source crops, as source_only trains on: those of steps `first` to `num_steps` - 1, of each
+    step the `accumulate` ones of this process."""
     table = segmentation.label_table(cfg.source_data, cfg.num_classes)
     return _crop_loader(cfg, samples, table, cfg.input_src, cfg.crop_src, 0, range(first, cfg.num_steps), pin_memory)
 
 
-def round_loader(cfg: Config, samples: list[Sample], epochs: int, round_index: int, first: int = 0,
+def round_loader(cfg: Config, samples: Sequence[Sample], epochs: int, round_index: int, first: int = 0,
                  pin_memory: bool = False) -> "ReadingLoader":
-    """Batches of target crops with pseudo labels, from number `first` of the round on. The labels of `samples` are the
-    pseudo-label files."""
+    """Batches of target crops with pseudo labels, from step `first` of the round on: of each step the `accumulate` ones
+    of this process. The labels of `samples` are the pseudo-label files."""
     return _target_loader(cfg, samples, labels.lookup_table({c: c for c in range(cfg.num_classes)}), epochs,
                           round_index, first, pin_memory)
 
 
-def target_loader(cfg: Config, samples: list[Sample], epochs: int, round_index: int, first: int = 0,
+def target_loader(cfg: Config, samples: Sequence[Sample], epochs: int, round_index: int, first: int = 0,
                   pin_memory: bool = False) -> "ReadingLoader":
     """Batches of the same crops as `round_loader`, without labels, whether the samples have labels or not."""
     return _target_loader(cfg, samples, None, epochs, round_index, first, pin_memory)
@@ -37,10 +38,15 @@ def target_loader(cfg: Config, samples: list[Sample], epochs: int, round_index: 
 
 def round_steps(cfg: Config, num_samples: int, epochs: int) -> int:
     """The number of steps of a round: `epochs` passes over the target, at least one step, at most `num_steps`."""
-    return min(cfg.num_steps, max(1, epochs * num_samples // cfg.batch_size))
+    return min(cfg.num_steps, max(1, epochs * num_samples // step_size(cfg)))
 
 
-def whole_image_loader(cfg: Config, section_name: str, samples: list[Sample], with_labels: bool,
+def step_size(cfg: Config) -> int:
+    """The number of crops of a step, of all processes and of all batches that are added up for it."""
+    return distributed.size() * cfg.accumulate * cfg.batch_size
+
+
+def whole_image_loader(cfg: Config, section_name: str, samples: Sequence[Sample], with_labels: bool,
                        pin_memory: bool = False, scales: tuple[float, ...] = (1.0,)) -> "ReadingLoader":
     """Whole images at the evaluation size times each of the scales (`views.WholeImages`): each sample once, in order,
     in batches of one."""
@@ -49,20 +55,11 @@ def whole_image_loader(cfg: Config, section_name: str, samples: list[Sample], wi
     return _image_loader(cfg, views.WholeImages(samples, section.input_size, table, scales), pin_memory)
 
 
-def whole_label_loader(cfg: Config, section_name: str, samples: list[Sample],
+def whole_label_loader(cfg: Config, section_name: str, samples: Sequence[Sample],
                        pin_memory: bool = False) -> "ReadingLoader":
     """The labels of whole images, uint8 [H, W] train ids: each sample once, in order."""
     table = segmentation.label_table(cfg.section(section_name), cfg.num_classes)
     return _image_loader(cfg, views.WholeLabels(samples, table), pin_memory)
-
-
-def crop_keys(seed: int, round_index: int, num_samples: int, count: int) -> list[tuple[int, int, int]]:
-    """(round, epoch, index) of the first `count` crops of a round. Each epoch is a permutation of the samples."""
-    keys = []
-    for epoch in range(-(-count // num_samples)):
-        order = np.random.default_rng([seed, round_index, epoch]).permutation(num_samples)
-        keys += [(round_index, epoch, int(index)) for index in order]
-    return keys[:count]
 
 
 def worker_count(cfg: Config) -> int:
@@ -117,9 +114,9 @@ def _target_loader(cfg, samples, table, epochs, round_index, first, pin_memory):
 
 def _crop_loader(cfg, samples, table, shorter_edge, crop, round_index, steps, pin_memory):
     crops = views.TrainingCrops(samples, table, shorter_edge, crop, cfg.scales, cfg.mirror, cfg.seed)
-    keys, size = crop_keys(cfg.seed, round_index, len(samples), steps.stop * cfg.batch_size), cfg.batch_size
-    batches = [keys[step * size: (step + 1) * size] for step in steps]
-    return ReadingLoader(Batches(crops), batches, worker_count(cfg),
+    keys = crop_keys(cfg.seed, round_index, len(samples), steps.stop * step_size(cfg))
+    parts = Parts(keys, cfg.batch_size, cfg.accumulate, steps, distributed.rank(), distributed.size())
+    return ReadingLoader(Batches(crops), parts, worker_count(cfg),
                          lambda batch: ", ".join(str(samples[index].image) for *_, index in batch), pin_memory)
 
 

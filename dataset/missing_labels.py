@@ -1,19 +1,30 @@
 """Whether the samples of a split have labels, and why they have none."""
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dataset.patterns import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, Pattern, Tree, folders, scan
-from dataset.segmentation import Sample, patterns_of
+from dataset.samples import Sample, Samples
+from dataset.segmentation import patterns_of
 from utils.config import DataConfig
 from utils.errors import DataError
 
+_SPREAD = 64  # samples of a long list whose labels are looked for
 
-def has_labels(samples: list[Sample]) -> bool:
-    """True if every sample's label file exists, False if none does. Raises DataError if only some exist."""
-    missing = [s for s in samples if s.label is None or not os.path.isfile(s.label)]
-    if missing and len(missing) < len(samples):
+
+def looked_at(samples: Sequence[Sample], most: int = _SPREAD) -> Sequence[Sample]:
+    """The samples whose files are looked at before they are read: all, or at most `most` of a long list."""
+    return samples[:: -(-len(samples) // most)] if isinstance(samples, Samples) and samples.unseen else samples
+
+
+def has_labels(samples: Sequence[Sample]) -> bool:
+    """True if every sample's label file exists, False if none does. Raises DataError if only some exist. Of a long list
+    some are looked at."""
+    some = looked_at(samples)
+    missing = [s for s in some if s.label is None or not os.path.isfile(s.label)]
+    if missing and len(missing) < len(some):
         raise DataError(f"{missing[0].image}: its label {missing[0].label} is missing ({len(missing)} of "
-                        f"{len(samples)} labels are): add it, or take the image out of the split.")
+                        f"{len(some)} labels are): add it, or take the image out of the split.")
     return not missing
 
 
@@ -32,7 +43,7 @@ class NoLabels:
         return f"{'warning: ' if self.surprising else ''}{lost}: {self.reason}"
 
 
-def why_no_labels(section_name: str, section: DataConfig, split: str, samples: list[Sample]) -> NoLabels:
+def why_no_labels(section_name: str, section: DataConfig, split: str, samples: Sequence[Sample]) -> NoLabels:
     """The reason why none of these samples has a label: which file was expected, and what was found instead."""
     images, pattern = patterns_of(section, split)
     tree, first = Tree(section.data_dir), samples[0].label
@@ -55,7 +66,7 @@ def why_no_labels(section_name: str, section: DataConfig, split: str, samples: l
     return NoLabels(f"{missing}, but {tree.root / other} is, {fault} correct {key}", True)
 
 
-def require_labels(section_name: str, section: DataConfig, split: str, samples: list[Sample]) -> None:
+def require_labels(section_name: str, section: DataConfig, split: str, samples: Sequence[Sample]) -> None:
     """Raise DataError, with the reason, unless every sample's label file exists."""
     if not has_labels(samples):
         raise DataError(f"{samples[0].image}: its label is missing, as are all others; this step needs them: "

@@ -25,8 +25,8 @@ class Found:
     lists: lists of images that are to be written, file -> text."""
 
     layout: Layout
-    train: list[Sample]
-    val: list[Sample]
+    train: Sequence[Sample]
+    val: Sequence[Sample]
     images: Images
     labels: Labels
     checkpoint: Recognised

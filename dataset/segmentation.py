@@ -2,15 +2,18 @@
 be read, raises a DataError that names it."""
 import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from dataset import labels
-from dataset.files import RGB, Bands, read_image, read_label, require_same_size
-from dataset.lists import Places, read_list
+from dataset.files import Bands, read_image, read_label_ids, require_same_size
+from dataset.lists import Places, is_inside, label_path, read_list
+from dataset.long_lists import LongList
 from dataset.patterns import IMAGE_EXTENSIONS, LABEL_EXTENSIONS, OTHER_PICTURES, Pattern, Tree, composed, scan
+from dataset.samples import Sample, Samples
 from utils.config import DataConfig
 from utils.errors import DataError
 
@@ -38,16 +41,6 @@ LAYOUTS = {
 }
 
 
-@dataclass(frozen=True)
-class Sample:
-    """An image and its label. `name` has no extension and is unique in its split; pseudo labels are named by it."""
-
-    name: str
-    image: Path
-    label: Path | None
-    bands: Bands = RGB
-
-
 def label_table(section: DataConfig, num_classes: int) -> np.ndarray:
     """uint8 [65536]: label id in the section's files -> train id, the number of a class of `class_sets.label_classes`.
     num_classes: of the network."""
@@ -64,19 +57,22 @@ def known_ids(section: DataConfig) -> set[int]:
 
 
 def find_samples(section_name: str, section: DataConfig, split: str, required: bool = True,
-                 complete: bool = True) -> list[Sample]:
+                 complete: bool = True) -> Samples:
     """The samples of `find_split`, without its remarks."""
     return find_split(section_name, section, split, required, complete)[0]
 
 
 def find_split(section_name: str, section: DataConfig, split: str, required: bool = True,
-               complete: bool = True) -> tuple[list[Sample], list[str]]:
+               complete: bool = True) -> tuple[Samples, list[str]]:
     """The images of a split with their label paths, and remarks on the files that were left out.
 
     The label files need not exist. The training split is the list `data_list`, the validation split the list
     `data_list_val`, in the order of the list. Without a list the folder is scanned, linked folders too, and the samples
     are in order of path. A scan leaves out hidden files and the like (`patterns.scan`), and labels among the images.
     gta5 and synthia have one split.
+
+    Of a list of more than `list_lines.LONG` lines in one form (`long_lists`), files are looked at when they are read:
+    links out of the folder and most missing images are found then.
 
     Raises DataError if the folder, the list or (unless `complete` is False) a listed image is missing; if a listed name
     leaves the folder, by `..` or by a link (data_dir and the pattern's folder may themselves be links); if an image is
@@ -89,15 +85,20 @@ def find_split(section_name: str, section: DataConfig, split: str, required: boo
         raise DataError(f"{section_name}.data_dir: no folder {str(root)!r}: give the folder that holds "
                         f"{str(images)!r}{stars}.")
     tree, list_file = Tree(root), getattr(section, list_key)
+    bands = Bands(section.bands, section.value_range, section_name)
     if list_file:
+        many, careful = LongList(section_name, list_file, root, images, labels_, section.type == "folder", bands,
+                                 complete).read()
+        if many is not None:
+            return many, []
         found, remarks = _listed(section_name, section, list_key, tree, images, labels_, complete)
+        remarks = careful + remarks
     else:
         found, remarks = _scanned(section_name, tree, images, labels_)
     if not found and required:
         empty = f"list {list_file!r} is empty" if list_file else f"no image matches {str(root / str(images))!r}"
         raise DataError("; ".join([f"{section_name}: {empty}: check data_dir, the split {split!r} and the file names",
                                    *remarks]) + ".")
-    bands = Bands(section.bands, section.value_range, section_name)
     return _samples(section_name, root, images, found, bands), remarks
 
 
@@ -114,29 +115,42 @@ def image_pattern(section: DataConfig, split: str) -> str:
     return str(Path(section.data_dir) / str(patterns_of(section, split)[0]))
 
 
-def fingerprint(samples: list[Sample]) -> str:
-    """Hexadecimal SHA-256 of the samples' names and the sizes of the image files, to detect a changed data set."""
+def fingerprint(samples: Sequence[Sample]) -> str:
+    """Hexadecimal SHA-256 of the samples' names and the sizes of the image files, to detect a changed data set; of a
+    long list, of the bytes of the list."""
+    if isinstance(samples, Samples) and samples.digest():
+        return samples.digest()
     listed = [(s.name, os.path.getsize(s.image) if os.path.isfile(s.image) else None) for s in samples]
     return hashlib.sha256(repr(listed).encode()).hexdigest()
 
 
+def read_pixels(sample: Sample) -> np.ndarray:
+    """Image uint8 [H, W, K] of a sample. Raises DataError, also for a link out of the data set's folder."""
+    require_inside(sample.image, sample.image_roots)
+    return read_image(sample.image, sample.bands)
+
+
+def read_ids(sample: Sample, size: tuple[int, int] | None) -> np.ndarray:
+    """Label ids [H, W] of a sample that has a label. Raises DataError as `read_pixels` does, or if they are not of the
+    image's size (width, height); None: it is not known."""
+    require_inside(sample.label, sample.label_roots)
+    ids = read_label_ids(sample.label)
+    if size:
+        require_same_size(sample.image, size, sample.label, ids)
+    return ids
+
+
 def read_pair(sample: Sample, table: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Image uint8 [H, W, K] and train ids uint8 [H, W] of one sample. Raises DataError if their sizes differ."""
-    image, label = read_image(sample.image, sample.bands), read_label(sample.label, table)
-    require_same_size(sample.image, image.shape[1::-1], sample.label, label)
-    return image, label
+    image = read_pixels(sample)
+    return image, table.take(read_ids(sample, image.shape[1::-1]))
 
 
-def _label(tree: Tree, labels_: Pattern | None, name: str) -> str | None:
-    """The path of the label of the image of that name, as spelled on disk; if there is none, where it is expected."""
-    if labels_ is None:
-        return None
-    expected = [labels_.path(name, ending) for ending in labels_.endings]
-    found = [path for there in expected if (path := tree.file(there, labels_.ending(there)))]
-    if len(found) > 1:
-        raise DataError(f"{tree.root / found[0]}: is a label of the same image as {found[1]}: keep one of them, or "
-                        "give the labels' ending in the key `labels`, as in '{split}/{name}.png'.")
-    return found[0] if found else labels_.path(name)
+def require_inside(path: Path | None, roots: tuple[str, ...]) -> None:
+    """Raise DataError if a file is, after following all links, in none of these folders; (): it may be anywhere."""
+    if path and roots and not is_inside(path, roots):
+        raise DataError(f"{path}: is a link out of {roots[0]!r} to {os.path.realpath(path)!r}: copy the file there, or "
+                        "link the whole data folder.")
 
 
 def _samples(section_name, root, images, found, bands):
@@ -157,7 +171,7 @@ def _samples(section_name, root, images, found, bands):
             raise DataError(f"{image} and {other} share the name {name!r}{_how_alike(image, other)}: pseudo labels "
                             "could not be told apart; keep one of them.")
         samples[key] = Sample(name, root / image, root / label if label else None, bands)
-    return list(samples.values())
+    return Samples.of(list(samples.values()))
 
 
 def _how_alike(image, other):
@@ -169,7 +183,7 @@ def _how_alike(image, other):
 def _scanned(section_name, tree, images, labels_):
     """([(image, label or None)], remarks) of the scanned folder, without labels that lie among the images."""
     paths, hidden = scan(tree, images)
-    label_of = {path: _label(tree, labels_, images.name(path)) for path in paths}
+    label_of = {path: labels_ and label_path(tree, labels_, images.name(path)) for path in paths}
     others = {label for path, label in label_of.items() if label != path}
     kept = [(path, label) for path, label in label_of.items() if path not in others]
     remarks = []
@@ -198,7 +212,7 @@ def _listed(section_name, section, key, tree, images, labels_, complete):
                    f"; no image matches {str(tree.root / str(images))!r} either.")
         raise DataError(f"{section_name}.{key}: cannot read {list_file!r} ({error}): {advice}") from None
     places = Places(tree, images.fixed), Places(tree, labels_.fixed if labels_ else "")
-    found = [(e.image, e.label or _label(tree, labels_, images.name(e.image))) for e in entries]
+    found = [(e.image, e.label or labels_ and label_path(tree, labels_, images.name(e.image))) for e in entries]
     for pair in found:
         for path, place in zip(pair, places):
             if path and not place.inside(path):

@@ -3,14 +3,15 @@
 A sample that cannot be read is never replaced by another: it raises a DataError that names the file.
 """
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from dataset import transforms
-from dataset.files import read_image, read_label, read_label_ids, read_size, require_same_size
-from dataset.segmentation import Sample, read_pair
+from dataset.files import read_size
+from dataset.segmentation import Sample, read_ids, read_pair, read_pixels
 from utils.errors import DataError
 
 _LARGEST = 2**28  # pixels of a resized image, 800 MB: a crop may need a strip of any length of it
@@ -23,17 +24,15 @@ class TrainingCrops:
     [crop, crop, K] (RGB), name, and, if a table is given, label uint8 [crop, crop] of train ids.
     """
 
-    def __init__(self, samples: list[Sample], table: np.ndarray | None, shorter_edge: int, crop: int,
+    def __init__(self, samples: Sequence[Sample], table: np.ndarray | None, shorter_edge: int, crop: int,
                  scales: tuple[float, ...], mirror: bool, seed: int):
         self.samples, self.table, self.seed = samples, table, seed
         self.shorter_edge, self.crop, self.scales, self.mirror = shorter_edge, crop, scales, mirror
 
     def __getitem__(self, key: tuple[int, int, int]) -> dict[str, Any]:
         sample = self.samples[key[2]]
-        image, ids = read_image(sample.image, sample.bands), None
-        if self.table is not None:
-            ids = read_label_ids(sample.label)
-            require_same_size(sample.image, image.shape[1::-1], sample.label, ids)
+        image = read_pixels(sample)
+        ids = None if self.table is None else read_ids(sample, image.shape[1::-1])
         rng = np.random.default_rng([self.seed, *key])
         size = image.shape[:2]
         window = transforms.draw_window(rng, size, self.shorter_edge, self.crop, self.scales, self.mirror)
@@ -52,7 +51,7 @@ class WholeImages:
     Items: those of `at_sizes`, name, and, if a table is given, label uint8 [H, W] of train ids at the size of the file.
     """
 
-    def __init__(self, samples: list[Sample], input_size: tuple[int, int], table: np.ndarray | None = None,
+    def __init__(self, samples: Sequence[Sample], input_size: tuple[int, int], table: np.ndarray | None = None,
                  scales: tuple[float, ...] = (1.0,)):
         self.samples, self.input_size, self.table, self.scales = samples, input_size, table, scales
 
@@ -63,7 +62,7 @@ class WholeImages:
         sample = self.samples[index]
         item: dict[str, Any] = {"name": sample.name}
         if self.table is None:
-            image = read_image(sample.image, sample.bands)
+            image = read_pixels(sample)
         else:
             image, label = read_pair(sample, self.table)
             item["label"] = torch.from_numpy(label)
@@ -88,7 +87,7 @@ def sizes_of(item: dict[str, Any]) -> list[torch.Tensor]:
 class WholeLabels:
     """The labels of whole images. Items: uint8 [H, W] of train ids, checked to have the size of the image."""
 
-    def __init__(self, samples: list[Sample], table: np.ndarray):
+    def __init__(self, samples: Sequence[Sample], table: np.ndarray):
         self.samples, self.table = samples, table
 
     def __len__(self):
@@ -96,6 +95,4 @@ class WholeLabels:
 
     def __getitem__(self, index: int) -> torch.Tensor:
         sample = self.samples[index]
-        label = read_label(sample.label, self.table)
-        require_same_size(sample.image, read_size(sample.image, sample.bands), sample.label, label)
-        return torch.from_numpy(label)
+        return torch.from_numpy(self.table.take(read_ids(sample, read_size(sample.image, sample.bands))))

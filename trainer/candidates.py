@@ -3,7 +3,7 @@ import hashlib
 import io
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +46,7 @@ class Candidates:
     the network that is trained has collapsed, at the last look.
     """
 
-    def __init__(self, cfg: Config, samples: list[Sample], class_names: tuple[str, ...], device: torch.device,
+    def __init__(self, cfg: Config, samples: Sequence[Sample], class_names: tuple[str, ...], device: torch.device,
                  log: RunLog, check: Callable[[], None], miou: Callable[[Segmenter], float | None]):
         self.cfg, self.class_names, self.device, self.log = cfg, class_names, device, log
         self.check, self.miou, self.collapsed = check, miou, False

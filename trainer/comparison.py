@@ -1,6 +1,7 @@
 """Comparison of checkpoints: their scores side by side, and a figure of their predictions as in the paper."""
 import re
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,7 @@ def figure(cfg: Config, checkpoints: list[str], count: int,
     return with_legend(grid(rows, (_CELL_WIDTH, _CELL_WIDTH * height // width)), classes.names, classes.palette)
 
 
-def figure_rows(cfg: Config, checkpoints: list[str], samples: list[Sample], labelled: bool,
+def figure_rows(cfg: Config, checkpoints: list[str], samples: Sequence[Sample], labelled: bool,
                 augmentation: Augmentation = evaluate.NO_AUGMENTATION) -> list[tuple[str, list[Image.Image]]]:
     """Rows of pictures, (caption, one picture of each sample): the image and, for each protocol of `palettes`, every
     checkpoint's prediction and, if the samples are labelled, the ground truth."""

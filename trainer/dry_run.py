@@ -13,7 +13,7 @@ from trainer import forecast
 from trainer.checks import require_start
 from trainer.forecast import amount, existing
 from trainer.run_state import newest_state
-from trainer.trial import Trial
+from trainer.trial import HEADERS, Trial
 from utils import distributed
 from utils.checkpoint import StateFolder
 from utils.config import Config
@@ -54,9 +54,10 @@ def _facts(trial, free):
     """Lines on images, classes, network and memory. free: bytes of memory before the trial."""
     cfg, network = trial.cfg, trial.trainer.network
     section = cfg.source if cfg.method_class.needs_source else cfg.target
+    read = f"at most {HEADERS} of each" if trial.trainer.samples.unseen else "all"
     numbers = [p.numel() for p in network.parameters()], [p.numel() for p in network.parameters() if p.requires_grad]
     lines = [f"images: {len(trial.trainer.samples)} of {section} to train on, {len(trial.scored)} of {cfg.target} to "
-             "validate on; the headers of all were read (python -m dataset.check reads every pixel)",
+             f"validate on; the headers of {read} were read (python -m dataset.check reads every pixel)",
              f"classes: {cfg.num_classes}, scored as {', '.join(class_set(cfg).protocols)}",
              f"network: {cfg.model}, {sum(numbers[0]) / 1e6:.3g} million parameters, {sum(numbers[1]) / 1e6:.3g} "
              f"million of them trained, on {trial.trainer.device}"]

@@ -1,7 +1,7 @@
 """One run of one method: its assembly, the training loop, validation, saving and resuming."""
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -342,7 +342,7 @@ class Trainer:
         return Candidates(cfg, self.samples, class_set(cfg).names, self.device, self.log, self.interrupt.check,
                           lambda network: self.validation.miou(network, self.interrupt.check))
 
-    def new_method(self, samples: list[Sample]) -> Method:
+    def new_method(self, samples: Sequence[Sample]) -> Method:
         """The configuration's method, to train on these images."""
         cfg = self.cfg
         return cfg.method_class(Setting(cfg, self.network, self.device, samples, class_set(cfg).names, self.position,

@@ -1,7 +1,7 @@
 """Pictures of a run for TensorBoard: a few images with predictions and pseudo labels, and confusion matrices."""
 import contextlib
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -33,13 +33,13 @@ class Pictures:
     and generators of random numbers are put back.
     """
 
-    def __init__(self, cfg: Config, samples: list[Sample], device: torch.device, log: RunLog):
+    def __init__(self, cfg: Config, samples: Sequence[Sample], device: torch.device, log: RunLog):
         self.cfg, self.device, self.log = cfg, device, log
-        self.chosen = spread(list(range(len(samples))), cfg.pictures)
+        self.chosen = spread(range(len(samples)), cfg.pictures)
         self.samples = samples
         self.class_set = class_set(cfg)
 
-    def show(self, step: int, network: Segmenter, pseudo_labelled: list[Sample] | None) -> None:
+    def show(self, step: int, network: Segmenter, pseudo_labelled: Sequence[Sample] | None) -> None:
         """Show the images with the network's predictions and, where there are labels, the truth. pseudo_labelled: the
         samples with their pseudo labels, for a method that has them; then these are shown, and what they select.
 

@@ -1,6 +1,6 @@
 """A run's saved state: its position and named parts, each with its own `state_dict`; which state a run resumes from."""
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -62,7 +62,7 @@ def restore_parts(cfg: Config, path: Path, parts: Mapping[str, Any], saved: Mapp
                                       "overwrite=true and without resume.") from error
 
 
-def newest_state(cfg: Config, states: StateFolder, samples: list[Sample], usable: Callable[[dict], bool],
+def newest_state(cfg: Config, states: StateFolder, samples: Sequence[Sample], usable: Callable[[dict], bool],
                  remarks: list[str]) -> tuple[Path, dict] | tuple[None, None]:
     """The newest usable state as (file, state), or (None, None) where there is none or `resume` is False.
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dataset import inspection, loaders
 from dataset.class_sets import class_set
+from dataset.missing_labels import looked_at
 from dataset.survey import spread
 from trainer import evaluate, forecast
 from trainer.candidates import Candidates
@@ -23,6 +24,7 @@ from utils.errors import DataError
 from utils.logger import RunLog
 from utils.progress import Progress, say
 
+HEADERS = 10_000  # of a long list whose headers are read
 _SPARED = 6    # candidates beside the references whose weights a round's end leaves: the best five, and the chosen one
 
 
@@ -71,12 +73,12 @@ class Trial:
     # ---- the parts of a run ------------------------------------------------------------------------------------------
 
     def _read_headers(self):
-        """Read the header of every image, and of every label that the run reads. Raises DataError for the first that
-        would stop it."""
+        """Read the header of every image, and of every label that the run reads; of long lists, of some. Raises
+        DataError for the first that would stop it."""
         cfg, training = self.cfg, self.trainer.samples
         if not cfg.method_class.needs_source and not inspection.labels_compared(cfg, training):
-            training = [dataclasses.replace(s, label=None) for s in training]
-        samples = list(dict.fromkeys([*training, *self.scored]))
+            training = training.without_labels()
+        samples = list(dict.fromkeys(s for part in (training, self.scored) for s in looked_at(part, HEADERS)))
         loader = loaders.ReadingLoader(inspection.header_fault, samples, loaders.worker_count(cfg),
                                        lambda sample: str(sample.image))
         if faults := [fault for fault in Progress(loader, "headers", 1000, cfg.screen) if fault]:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dataset import inspection, loaders
 from dataset.class_sets import class_set
-from dataset.segmentation import Sample
+from dataset.samples import Samples, shared_images
 from model.segmenter import Segmenter
 from trainer import evaluate, pictures
 from utils import distributed
@@ -24,11 +24,11 @@ class Validation:
     raises DataError if only some of the split's labels are there.
     """
 
-    def __init__(self, cfg: Config, training_samples: list[Sample], pin_memory: bool):
+    def __init__(self, cfg: Config, training_samples: Samples, pin_memory: bool):
         self.cfg, self._at = cfg, -1
         self.scores: dict[str, dict] | None = None
         self.class_set = class_set(cfg)
-        self.samples: list[Sample] = []
+        self.samples = Samples.of([])
         self._loader, self.remarks = None, [f"{inspection.NO_VALIDATION}: val is False"]
         if not cfg.val:
             return
@@ -36,8 +36,7 @@ class Validation:
         if not samples:
             return
         self.samples = samples
-        trained = {sample.image for sample in training_samples}
-        if shared := sum(sample.image in trained for sample in samples):
+        if shared := shared_images(samples, training_samples):
             self.remarks.append(f"note: {shared} of the {len(samples)} validation images are trained on as well")
         self._loader = loaders.whole_image_loader(cfg, cfg.target, distributed.share(samples), True, pin_memory)
 

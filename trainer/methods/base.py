@@ -1,6 +1,6 @@
 """The base classes of the methods: training data, starting point, losses, configuration keys and state of a method."""
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -61,7 +61,7 @@ class Setting:
     cfg: Config
     network: Segmenter
     device: torch.device
-    samples: list[Sample]
+    samples: Sequence[Sample]
     class_names: tuple[str, ...]
     position: Position
     log: RunLog
@@ -146,7 +146,7 @@ class Method(Declares):
     def end_round(self, round_index: int) -> None:
         """Called after the last step of a round, before its state is saved."""
 
-    def pseudo_labelled(self, round_index: int) -> list[Sample] | None:
+    def pseudo_labelled(self, round_index: int) -> Sequence[Sample] | None:
         """The samples with a round's pseudo labels as their labels; None for a method without such files."""
         return None
 
@@ -160,7 +160,7 @@ class Method(Declares):
         return {}
 
     @classmethod
-    def usable(cls, cfg: Config, samples: list[Sample], state: dict[str, Any]) -> bool:
+    def usable(cls, cfg: Config, samples: Sequence[Sample], state: dict[str, Any]) -> bool:
         """Whether the files that a saved state relies on, such as pseudo labels, are intact. state: a dictionary with
         `position` and `parts`."""
         return True
