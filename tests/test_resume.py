@@ -324,6 +324,35 @@ def test_a_state_that_cannot_be_saved_is_a_warning_and_training_goes_on(world, m
     assert "warning: " in capsys.readouterr().out and len(saved) > 3
 
 
+def test_a_state_that_is_written_beside_the_next_step_is_that_of_its_own(world, monkeypatch, capsys):
+    """Writing is held up until the next step has moved the weights, and the run is broken off there: the state is
+    written before the run ends, and from it on the bits are those of a run that was never stopped."""
+    moved, held = threading.Event(), []
+    save, step = checkpoint.StateFolder.save, Trainer.step
+
+    def late(self, state):
+        if threading.current_thread() is not threading.main_thread():
+            held.append(state["position"]["global_step"])
+            assert moved.wait(60)
+        return save(self, state)
+
+    def broken_off(self, item):
+        losses = step(self, item)
+        if held:
+            moved.set()
+            raise KeyboardInterrupt
+        return losses
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.StateFolder, "save", late)
+        patch.setattr(Trainer, "step", broken_off)
+        assert call(patch, run_script, *BE) == 130
+    newest = checkpoint.StateFolder(Path("snapshot/tiny/be.state"), 3).paths()[-1]
+    assert held == [2] and newest.stem.startswith("00000002-")
+    assert call(monkeypatch, run_script, *BE, "--resume") == 0
+    whole, resumed = weights("snapshot/whole/be.pth"), weights("snapshot/tiny/be.pth")
+    assert all(whole[k].equal(resumed[k]) for k in whole)
+
+
 def test_a_second_process_on_the_same_note_is_refused(world, monkeypatch, capsys):
     code = "import sys, time; sys.path.insert(0, sys.argv[1])\n" \
            "from pathlib import Path\nfrom utils.checkpoint import RunLock\n" \

@@ -1,7 +1,7 @@
 """One run of one method: its assembly, the training loop, validation, saving and resuming."""
 import dataclasses
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from model.build import build_model, pick_device
 from model.weights import save_weights, source_sha256
 from trainer import candidates
 from trainer.candidates import Candidates
-from trainer.checks import require_losses, require_parts, require_start, require_trained
+from trainer.checks import FiniteCheck, require_losses, require_parts, require_start, require_trained
 from trainer.handover import leave_folders, provenance
 from trainer.methods.base import Batch, Batches, Method, Setting
 from trainer.optimisation import Optimisation
@@ -24,6 +24,7 @@ from trainer.pictures import Pictures
 from trainer.run_state import Position, newest_state, restore_parts, saved_state
 from trainer.validation import Validation
 from trainer.verdict import start_remark
+from utils.background import host_copies, later
 from utils.checkpoint import RunLock, StateFolder, digest, remove_unfinished, write_atomically
 from utils.config import Config, config_remarks, to_yaml, with_drawn_seed
 from utils.errors import CheckpointError, ConfigError, NothingToDo, Stopped, TrainingError, one_line
@@ -84,6 +85,8 @@ class Trainer:
         self.alpha_bn = AlphaBatchNorm(self.network, cfg.bn_source) if cfg.bn_source and method.trains else None
         self.network.training_norm = self.alpha_bn.normalise if self.alpha_bn else None
         self.optimisation: Optimisation | None = None  # of the round that runs, where the method trains
+        self.finite = FiniteCheck()
+        self._saving: Callable[[], Path] | None = None  # waits for the state that is being saved
         self.log = self._new_log()
         self.method = self.new_method(self.samples)
         self.position.round = self.method.first_round
@@ -118,6 +121,7 @@ class Trainer:
             raise Stopped(f"stopped by {stop} at step {self.position.global_step}: {where}; the same command with "
                           "--resume goes on.") from None
         finally:
+            self._finish_saving()
             self.log.close()
             self.lock.release()
         return self.validation.scores
@@ -172,18 +176,19 @@ class Trainer:
                 self.consider()
             self._say_remarks()
             if self.interrupt.requested or position.global_step % cfg.save_freq == 0:
-                self.save_state()
+                self.save_state(wait=self.interrupt.requested)
             self.interrupt.check()
             if position.global_step % cfg.val_freq == 0:
                 self.validate()
             if self._ended_early():
                 break
+        self.settle()
 
     def step(self, item: dict) -> dict[str, torch.Tensor]:
         """Take one step on a loader's batch. Returns the losses by name.
 
-        Raises TrainingError, before the optimiser moves, where the method returns no losses that can be minimised, or
-        where a loss or gradient is not finite.
+        Raises TrainingError where the method returns no losses that can be minimised, or where a loss or gradient is
+        not finite; on a GPU that is seen by the next step or by `settle`. In neither case does the optimiser move.
         """
         counters = [self.cfg.seed, RANK, self.position.round, self.position.step]
         seed = int(np.random.SeedSequence(counters).generate_state(1, np.uint64)[0])
@@ -194,14 +199,15 @@ class Trainer:
         self.network.train()
         losses = self.method.losses(batch, np.random.default_rng([counters[0], *counters[2:]]))
         require_losses(self.cfg.method, self.method.trains, losses)
-        if losses and (broken := self.optimisation.minimise(losses)):
-            raise self._not_finite(broken, losses, batch.names)
+        if losses:
+            self.finite.add(self.optimisation.minimise(losses), self._not_finite(losses, batch.names))
         self.method.after_step(batch)
         return losses
 
     def validate(self) -> None:
         """Score the network as it stands, where the target's validation split has labels. If a signal ends that, the
         state is saved."""
+        self.settle()
         try:
             self.validation.run(self.network, self.position.global_step, self.log, self.interrupt.check)
         except Stopped:
@@ -213,6 +219,7 @@ class Trainer:
         """Keep the networks as they stand as candidates of the run. If a signal ends that, the state is saved."""
         if self.candidates is None:
             return
+        self.settle()
         try:
             if self.position.global_step:
                 self.candidates.consider(self.position.global_step, self.method.networks())
@@ -235,11 +242,28 @@ class Trainer:
         for written in (path, chosen) if chosen else (path,):
             self.log.say(f"saved {written}" + (f" and {written.with_suffix('')}/" if self.cfg.model_folder else ""))
 
-    def save_state(self) -> None:
-        """Save all that a resumed run needs. If the disk refuses, say so and go on, as older states are still whole."""
+    def save_state(self, wait: bool = True) -> None:
+        """Save all that a resumed run needs. If the disk refuses, say so and go on, as older states are still whole.
+        wait: False: write the state while the run goes on; `settle` waits for it."""
+        self.settle()
         state = saved_state(self.cfg, self.fingerprint, self.start, self.position, self._parts())
+        if wait:
+            self._saving = lambda: self.states.save(state)
+            self._finish_saving()
+        else:
+            copies = host_copies(state)
+            self._saving = later(lambda: self.states.save(copies()))
+
+    def settle(self) -> None:
+        """Wait for what is under way: the check of the last step, and the state that is being saved."""
+        self.finite.settle()
+        self._finish_saving()
+
+    def _finish_saving(self):
+        saving, self._saving = self._saving, None
         try:
-            self._last_state = self.states.save(state)
+            if saving:
+                self._last_state = saving()
         except CheckpointError as error:
             self.log.say(f"warning: {error}")
 
@@ -349,16 +373,24 @@ class Trainer:
         for remark in self.network.remarks:
             self.log.say_once(f"note: {remark}")
 
-    def _not_finite(self, which, losses, names):
-        values = {name: loss.item() for name, loss in losses.items()}
-        kept = f"the last good state is {self._last_state}" if self._last_state else "no state had been saved yet"
-        return TrainingError(f"step {self.position.global_step}: the {which} is not finite (losses {values}, learning "
-                             f"rates {self.optimisation.rates}, images {names}); {kept}: lower learning_rate, or check "
-                             "these images and init_weight.")
+    def _not_finite(self, losses, names):
+        """The error of this step, made when it is known which is not finite."""
+        step, rates = self.position.global_step, self.optimisation.rates
+        losses = {name: loss.detach() for name, loss in losses.items()}
+
+        def error(which):
+            self._finish_saving()
+            values = {name: loss.item() for name, loss in losses.items()}
+            kept = f"the last good state is {self._last_state}" if self._last_state else "no state had been saved yet"
+            return TrainingError(f"step {step}: the {which} is not finite (losses {values}, learning rates {rates}, "
+                                 f"images {names}); {kept}: lower learning_rate, or check these images and "
+                                 "init_weight.")
+        return error
 
     def _report(self, losses, pace):
         if not losses:
             return pace.report()
+        self.finite.settle()
         values = {"total": sum(losses.values()).item(), **{name: loss.item() for name, loss in losses.items()}}
         pace.report(loss=f"{values['total']:.3f}", lr=f"{self.optimisation.rates['head']:.2e}")
         self.log.event("train", self.position.global_step, loss=values, lr=self.optimisation.rates)

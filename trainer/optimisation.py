@@ -11,13 +11,17 @@ from utils.schedule import poly_lr
 
 
 class Optimisation:
-    """SGD over the network's two parameter groups, with a loss scaler for fp16."""
+    """SGD over the network's two parameter groups, with a loss scaler for fp16. fused: SGD's kernel that skips a step
+    by a flag on the device, for which the CPU does not wait; default: on a GPU."""
 
-    def __init__(self, cfg: Config, network: Segmenter, device: torch.device):
+    def __init__(self, cfg: Config, network: Segmenter, device: torch.device, fused: bool | None = None):
         self.cfg, self.network = cfg, network
+        self._fused = device.type == "cuda" if fused is None else fused
         groups = network.parameter_groups(cfg.backbone_lr_mult, cfg.head_lr_mult)
-        self.optimizer = torch.optim.SGD(groups, 0.0, cfg.momentum, weight_decay=cfg.weight_decay, foreach=True)
+        self.optimizer = torch.optim.SGD(groups, 0.0, cfg.momentum, weight_decay=cfg.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.amp == "fp16")
+        self._choose_kernel()
+        self.optimizer.register_load_state_dict_post_hook(lambda _: self._choose_kernel())  # saved on another device
 
     def schedule(self, base_lr: float, step: int) -> None:
         """Set the rates of a step of the round."""
@@ -25,17 +29,20 @@ class Optimisation:
         for group in self.optimizer.param_groups:
             group["lr"] = rate * group["lr_mult"]
 
-    def minimise(self, losses: dict[str, Tensor]) -> str | None:
-        """Take a step on the sum of the losses. If it or a gradient is not finite, nothing moves, and its name is
-        returned (`checks.not_finite`)."""
+    def minimise(self, losses: dict[str, Tensor]) -> Tensor:
+        """Take a step on the sum of the losses, unless it or a gradient is not finite: then nothing moves. Returns what
+        `checks.not_finite` has found."""
         total: Any = sum(losses.values())
         self.optimizer.zero_grad()
         self.scaler.scale(total).backward()
-        if broken := not_finite(self.cfg.method, self.network, total, self.scaler):
-            return broken
+        found = not_finite(self.cfg.method, self.network, total, self.scaler)
+        if self._fused:
+            self.optimizer.found_inf = found.any().float()  # with fp16 the scaler puts its own there
+        elif found.any():
+            return found
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return None
+        return found
 
     @property
     def rates(self) -> dict[str, float]:
@@ -46,3 +53,11 @@ class Optimisation:
     def parts(self) -> dict[str, Any]:
         """Its parts of the run's saved state."""
         return {"optimizer": self.optimizer, "scaler": self.scaler}
+
+    def _choose_kernel(self):
+        fused = self._fused
+        for group in self.optimizer.param_groups:
+            group.update(fused=fused, foreach=not fused)
+            for p in group["params"] if fused and self.cfg.momentum else ():
+                # If its first step is skipped, the fused kernel leaves a buffer of its own making as it finds it.
+                self.optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))
