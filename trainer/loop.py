@@ -12,7 +12,7 @@ from dataset import inspection, loaders, segmentation
 from dataset.class_sets import class_set
 from dataset.segmentation import Sample
 from model.alpha_bn import AlphaBatchNorm
-from model.build import build_model, pick_device
+from model.build import build_model, pick_device, with_precision
 from model.weights import save_weights, source_sha256
 from trainer import candidates
 from trainer.candidates import Candidates
@@ -21,7 +21,7 @@ from trainer.handover import leave_folders, provenance
 from trainer.methods.base import Batch, Batches, Method, Setting
 from trainer.optimisation import Optimisation
 from trainer.pictures import Pictures
-from trainer.run_state import Position, newest_state, restore_parts, saved_state
+from trainer.run_state import Position, newest_state, restore_parts, saved_state, with_saved_precision
 from trainer.validation import Validation
 from trainer.verdict import start_remark
 from utils.background import host_copies, later
@@ -72,6 +72,7 @@ class Trainer:
         if not cfg.fix_seed:
             cfg = (dataclasses.replace(cfg, seed=self._resumed["seed"], fix_seed=True) if self._resumed else
                    with_drawn_seed(cfg))
+        cfg = with_precision(with_saved_precision(cfg, self._resumed) if self._resumed else cfg, self.device)
         self.cfg = cfg
         torch.manual_seed(cfg.seed)
         self.network, report = build_model(cfg, self.device, load=not self._resumed)
@@ -362,7 +363,7 @@ class Trainer:
                        **machine(self.device))
         write_atomically(self.snapshot / f"{cfg.stage}.yml", lambda file: file.write(to_yaml(cfg).encode()))
         self.log.say(f"stage {cfg.stage}: {len(self.samples)} images, {cfg.num_classes} classes, {self.device}, "
-                     f"seed {cfg.seed}")
+                     f"amp {cfg.amp}, seed {cfg.seed}")
         if not state:
             self.log.say(f"weights: {f'{cfg.init_weight}: ' if cfg.init_weight else ''}{report}")
         for remark in remarks + ([self.lock.remark] if self.lock.remark else []):

@@ -75,7 +75,7 @@ def host_copies(tree: Any, clone: bool = True) -> Callable[[], Any]:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the CPU on a device. A GPU copies it while the CPU goes on, which it does from pinned memory alone."""
+    """A tensor of the CPU on a device. A GPU copies it while the CPU goes on, as it does from pinned memory alone."""
     pinned = tensor.pin_memory() if device.type == "cuda" and not tensor.is_pinned() else tensor
     return pinned.to(device, non_blocking=True)
 
