@@ -136,8 +136,8 @@ class Inputs:
         size, keys = self.size, keys if "init_weight" in keys else {"init_weight": str(self.weights), **keys}
         network = {"layers": list(size.layers), "width": size.width} if size.model == "deeplab" else {}
         tree = {"model": size.model, **network, "num_classes": NUM_CLASSES, "device": self.device, "worker": 0,
-                "input_tgt": size.shorter_edge, "crop_tgt": size.crop, "screen": False, "tensorboard": False,
-                "plabel_accuracy": False, "score_images": 0,
+                "amp": "off", "input_tgt": size.shorter_edge, "crop_tgt": size.crop, "screen": False,
+                "tensorboard": False, "plabel_accuracy": False, "score_images": 0,
                 **{k: str(self.root / k) for k in ("snapshot", "log", "plabel", "result")},
                 **{name: {"input_size": list(size.input_size), "data_dir": str(self.streets / name)}
                    for name in ("gta5", "cityscapes")}, **keys}

@@ -9,15 +9,25 @@ PAIR, ALL = ("baseline", "product"), ("baseline", "product", "floor")
 
 def rows(size: Size, device: str) -> dict[str, list[Row]]:
     """Those of a device. On a GPU the product runs with amp=bf16, and whole images are decoded before: reading them
-    takes longer than the network."""
+    takes longer than the network. A GPU's targets follow from counting operations and bytes (docs/speed.md)."""
     gpu = device == "cuda"
+    ld = {"method": "ld", "count": 3 if gpu else 1, **({"amp": "bf16"} if gpu else {})}
     whole = {"settings": {"decoded": True, "amp": "bf16"} if gpu else {}, "repeats": 9 if gpu else 5}
     found = {
         "round": [Row("pseudo-label round, per image", labelling.pseudo_label_round, ALL, (
             ["baseline/product >= 6"] if gpu else ["baseline/product >= 2.3", "product/floor <= 1.15"]), **whole)],
         "validation": [Row("validation, per image", labelling.validation, ALL,
-                           ["baseline/product >= 6" if gpu else "product/floor <= 1.08"], **whole)],
+                           ["baseline/product >= 3" if gpu else "product/floor <= 1.08"], **whole)],
         "step": [row for method in ("ld", "be") for row in (gpu_step if gpu else cpu_step)(size, method)],
+        "reading": [Row(f"reading a batch of an LD step, {training.READERS} processes (floor: the step)",
+                        training.reading, ("product", "floor"), ["product/floor <= 1"], ld)],
+        "torchrun": [Row(f"{title}, with one process under torchrun", training.under_torchrun, ("product", "torchrun"),
+                         ["torchrun/product <= 1.03"], {"prepare": prepare, **settings}, repeats=9 if gpu else 5)
+                     for title, prepare, settings in (
+                         ("LD step", training.train_step, {**ld, "steps": 5 if gpu else 1}),
+                         ("BE step", training.train_step, {**ld, "method": "be", "count": 3 if gpu else 2,
+                                                           "steps": 5 if gpu else 1}),
+                         ("pseudo-label round, per image", labelling.pseudo_label_round, whole["settings"]))],
         "keys": [Row(f"LD step with {key}: {value}, batch {3 if gpu else 1}", training.train_step,
                      ("defaults", "product"), ["product/defaults"],
                      {"method": "ld", "count": 3 if gpu else 1, key: value})
@@ -38,10 +48,11 @@ def cpu_step(size: Size, method: str) -> list[Row]:
 
 
 def gpu_step(size: Size, method: str) -> list[Row]:
-    """Seconds of a step beside the baseline with and without TF32, and beside the card's rate."""
+    """Seconds of a step beside the baseline with and without TF32, and beside the card's rate: moving the activations
+    takes as long as 40% of that rate allow, so half of this is the target."""
     title = f"{method.upper()} step, batch 3, crop {size.crop} (matrices: as many operations in bf16)"
     return [Row(title, training.train_step, (*PAIR, "TF32", "matrices"),
-                ["baseline/product >= 3", "TF32/product >= 1", "product/matrices <= 2.5"],
+                ["baseline/product >= 3", "TF32/product >= 1", "product/matrices <= 5"],
                 {"method": method, "count": 3, "steps": 5, "amp": "bf16"}, repeats=9)]
 
 

@@ -1,5 +1,8 @@
 """Work of training: losses, head, samples, whole steps, the start of a run. A function that begins with `inputs,
 variant` is a `bench.harness.Row.prepare`."""
+import atexit
+import os
+import socket
 import subprocess
 import sys
 
@@ -11,14 +14,18 @@ from bench import baseline
 from bench.harness import added_peak
 from bench.inputs import NUM_CLASSES, Inputs
 from bench.labelling import pinned
-from dataset import files, segmentation, views
+from dataset import files, loaders, segmentation, views
 from dataset.labels import CITYSCAPES_IDS
 from model.deeplabv2 import Head
+from model.recompute import copied_buffers
 from trainer import fused_losses
+from utils import distributed
 from utils.allocator import keep_freed_memory
 
 RATE = 1e-6    # learning rate of steps that are timed
 EPOCHS = 4     # crops of each image in one call of the sample row
+READERS = 16   # processes that read, at most one a core
+READ = 50      # batches read in one call, for each image
 MATRIX = 8192  # side of the matrices whose product gives a GPU's rate
 FIRST_STEP = """import os, run; from trainer.loop import Trainer; from utils.cli import run_stage
 Trainer.step = lambda *_: os._exit(0)
@@ -146,6 +153,11 @@ class ProductStep:
         self.batch, self.rate = batch, rate
         self.trainer = inputs.trainer(method=method, batch_size=len(batch["label"]), **keys)
         self.network = self.trainer.network
+        if keys.get("compile"):  # a round labels before it trains, and what it compiles then must not be in the way
+            width, height = inputs.size.input_size
+            with copied_buffers(self.network), torch.no_grad():
+                self.network.use_statistics("batch")
+                self.network(self.network.prepare(torch.zeros(1, height, width, 3, device=inputs.device)))
 
     def __call__(self, steps: int = 1) -> None:
         self.trainer.position.step = 0  # the same random numbers every time
@@ -158,6 +170,29 @@ def matrix_products(step: baseline.Step):
         step()
     a, b = (torch.randn(MATRIX, MATRIX, device=step.label.device, dtype=torch.bfloat16) for _ in range(2))
     return lambda: [a @ b for _ in range(10)], 10 * 2 * MATRIX**3 / counter.get_total_flops()
+
+
+def reading(inputs: Inputs, variant: str, method: str, count: int, **keys):
+    """Batches of `count` random crops, read in processes as for a training; a unit is a batch. Floor: the step that
+    takes one; a run reads the next ones beside it."""
+    if variant == "floor":
+        return train_step(inputs, "product", method, count, 5, **keys)
+    cfg = inputs.config(method="entmin", batch_size=count, worker=READERS)
+    loader = loaders.target_loader(cfg, inputs.samples("train"), READ * count, 0, 0, torch.cuda.is_available())
+    return lambda: sum(1 for _ in loader) and None, len(loader)
+
+
+def under_torchrun(inputs: Inputs, variant: str, prepare, **settings):
+    """`prepare` of a product; variant `torchrun`: in a group of one process, as under torchrun."""
+    if variant == "torchrun":
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        os.environ.update(RANK="0", WORLD_SIZE="1", LOCAL_RANK="0", LOCAL_WORLD_SIZE="1", MASTER_ADDR="localhost",
+                          MASTER_PORT=str(port))
+        distributed.join()
+        atexit.register(distributed.leave)
+    return prepare(inputs, "product", **settings)
 
 
 def start_of_a_run(inputs: Inputs, variant: str):

@@ -1,18 +1,40 @@
 """Building the network and choosing the device that a configuration asks for."""
+import dataclasses
 from typing import cast
 
 import torch
+import torch.nn.functional as F
 
 from model.networks import Network
 from model.segmenter import Segmenter
 from model.weights import LoadReport, load_weights
-from utils import distributed
+from utils import distributed, machine
 from utils.allocator import keep_freed_memory
 from utils.config import Config
 from utils.determinism import compute_deterministically
-from utils.errors import ConfigError
+from utils.errors import ConfigError, first_line
+from utils.memory import gpu_is_full
 
 AUTOCAST = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}  # of the key `amp`
+
+
+def with_precision(cfg: Config, device: torch.device) -> Config:
+    """The configuration with the precision that `amp: auto` stands for on a device: bf16 where it, and that of every
+    other process, has units for it. Collective, if amp is auto. Raises ConfigError if the device cannot compute in the
+    precision that is asked for."""
+    if cfg.amp == "auto":
+        everywhere = not distributed.any_of(not machine.computes_in_bf16(device))
+        cfg = dataclasses.replace(cfg, amp="bf16" if everywhere else "off")
+    if (dtype := AUTOCAST[cfg.amp]) is not None:
+        try:
+            x = torch.ones(8, 8, 3, 3, device=device, dtype=dtype)
+            F.conv2d(x, x)
+        except RuntimeError as error:
+            if gpu_is_full(error):
+                raise
+            raise ConfigError(f"amp: {cfg.amp} is not computed on {device} ({first_line(error)}): use off there, or "
+                              "another device; a run goes on in the precision that it began with.") from error
+    return cfg
 
 
 def build_model(cfg: Config, device: torch.device, weights: str | None = None,
@@ -38,7 +60,7 @@ def build_model(cfg: Config, device: torch.device, weights: str | None = None,
         report = load_weights(network, source, cfg.options.get("init_input", "auto"))
     if cfg.fixbn:
         network.freeze_bn_affine()
-    network.autocast, network.checkpointing = AUTOCAST[cfg.amp], cfg.checkpointing
+    network.autocast, network.checkpointing = AUTOCAST[with_precision(cfg, device).amp], cfg.checkpointing
     network.to(device)
     if cfg.channels_last and not any(t.dim() == 5 for t in network.state_dict().values()):  # as torch refuses those
         network.to(memory_format=torch.channels_last)

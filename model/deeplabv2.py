@@ -135,7 +135,7 @@ class DeepLabV2(nn.Module):
         """Compile each bottleneck with torch.compile, in place, and return all of them."""
         bottlenecks = [module for module in self.modules() if isinstance(module, Bottleneck)]
         for module in bottlenecks:
-            module.compile()
+            module.compile(dynamic=False)  # a variant for each size: code for all sizes is slower
         return bottlenecks
 
     def _stem(self, x):

@@ -12,7 +12,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from model import recompute
 from model.interface import Interface
 from model.parallel import Parallel, synchronised
+from utils.compiling import prepare_compiler
 from utils.errors import ConfigError, first_line
+from utils.memory import gpu_is_full
 
 _MUCH_PADDING = 0.1  # of an input's pixels, from which on it is said what batch norm makes of it
 
@@ -130,8 +132,7 @@ class Segmenter(nn.Module):
         """Compile each of the network's blocks with torch.compile; parameter names stay. Blocks of one shape share
         their code, so a deep network compiles as fast as a shallow one. A block that cannot be compiled, for example
         because there is no compiler, runs uncompiled."""
-        torch._dynamo.config.suppress_errors = True
-        torch._dynamo.config.optimize_ddp = False  # it splits what is larger than a block
+        prepare_compiler()
         if self.interface.own_blocks:
             compiled = self.network.compile_blocks()
         else:
@@ -176,9 +177,9 @@ class Segmenter(nn.Module):
     def _run(self, x):
         try:
             return self.interface.run(self.network, x)
-        except torch.cuda.OutOfMemoryError:  # a RuntimeError, which no other size would help
-            raise
         except (RuntimeError, ValueError, AssertionError) as error:
+            if gpu_is_full(error):  # which no other size would help
+                raise
             if multiple := self.interface.fitting_multiple(self.network.eval(), x):
                 size, reason = " x ".join(map(str, x.shape[-2:])), first_line(error).rstrip(".")
                 raise ConfigError(f"size_multiple: the network fails on an input of {size} pixels, height x width "

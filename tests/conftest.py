@@ -1,5 +1,17 @@
 """What holds for all tests."""
 import signal
 
+import pytest
+
+from utils import machine
+
 # A shell without job control starts background jobs with SIGINT ignored, and so would be every process of a test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def float32_unless_said():
+    """amp: auto is float32 in the tests' own process, whatever the machine: they compare numbers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(machine, "computes_in_bf16", lambda device: False)
+        yield

@@ -25,7 +25,8 @@ SOURCE, LD = "init_weight={}/so/source_only.pth", "init_weight={}/ld/ld.pth"
 RUNS = {"so": ("source_only", ""), "ld": ("ld", SOURCE), "be": ("be", f"{LD} fixbn=true"),
         "ld_bf16": ("ld", f"{SOURCE} amp=bf16"), "ld_checkpointing": ("ld", f"{SOURCE} checkpointing=true"),
         "ld_options": ("ld", f"{SOURCE} entropy=shannon bn_stats=running")}  # note: (stage, words)
-TINY = {"layers": [1, 1, 1, 1], "width": 8, "fixbn": False, "batch_size": 2, "worker": 0, "device": "cpu",
+TINY = {"amp": "off",
+        "layers": [1, 1, 1, 1], "width": 8, "fixbn": False, "batch_size": 2, "worker": 0, "device": "cpu",
         "input_src": 64, "input_tgt": 64, "crop_src": 64, "crop_tgt": 64, "learning_rate": 0.005, "num_steps": 10,
         "epochs": 1, "round": 2, "cb_prop": 0.2, "val_freq": 4, "save_freq": 3, "print_freq": 1, "screen": False,
         "tensorboard": False, "init_weight": "None",

@@ -27,6 +27,7 @@ from model.deeplabv2 import DeepLabV2
 from utils.cli import run_stage
 
 TINY = {
+    "amp": "off",
     "note": "tiny", "layers": [1, 1, 1, 1], "width": 4, "worker": 0, "screen": False, "device": "cpu", "num_steps": 2,
     "crop_src": 48, "crop_tgt": 48, "tensorboard": False, "init_weight": "net.pth", "val": False,
     **{name: {"data_dir": f"world/{name}", "input_size": [64, 32]} for name in ("gta5", "synthia", "cityscapes")}}

@@ -139,22 +139,42 @@ def test_entry_runs_from_the_command_line(tmp_path):
 
 def test_a_gpu_has_no_row_of_its_own():
     cpu, gpu = (rows(FULL, device) for device in ("cpu", "cuda"))
-    assert set(gpu) == {"round", "validation", "step", "keys"} < set(cpu)
+    assert set(gpu) == {"round", "validation", "step", "keys", "reading", "torchrun"} < set(cpu)
     assert {row.prepare for found in gpu.values() for row in found} < {row.prepare for found in cpu.values()
                                                                          for row in found}
 
 
-@pytest.mark.parametrize("name, index", [("round", 0), ("validation", 0), ("step", 0), ("step", 1)])
+@pytest.mark.parametrize("name, index", [("round", 0), ("validation", 0), ("step", 0), ("step", 1), ("reading", 0)])
 def test_rows_of_a_gpu_run_where_there_is_none(inputs, name, index, monkeypatch):
     """Not their figures: that nothing in them breaks unseen. The tensors stay on the CPU."""
     monkeypatch.setattr(loaders, "whole_image_loader", loaders.whole_image_loader)  # put back at the end
     monkeypatch.setattr(labelling, "DECODED", 2)
     monkeypatch.setattr(training, "MATRIX", 64)
+    monkeypatch.setattr(training, "READ", 2)
     row = rows(QUICK, "cuda")[name][index]
     for variant in row.variants:
         work, units = row.prepare(inputs, variant, **row.settings)
         work()
         assert units > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("index", range(3))
+def test_a_group_of_one_process_does_the_same_work(inputs, index):
+    row = rows(QUICK, "cpu")["torchrun"][index]
+    for variant in row.variants:
+        with process(row.prepare, inputs, variant, row.settings) as work:
+            assert work() > 0
+
+
+def test_targets_of_a_gpu_that_are_missed_are_marked():
+    """Such as the share of the card's rate: no target is a mere note."""
+    values = {"baseline": Spread(155, 155, 155), "product": Spread(60, 60, 60), "TF32": Spread(70, 70, 70),
+              "matrices": Spread(6.6, 6.6, 6.6)}
+    for row in rows(FULL, "cuda")["step"]:
+        assert table([(row, values)]).count("(missed)") == 2  # 155/60 < 3 and 60/6.6 > 5
+    assert all(any(" >= " in ratio or " <= " in ratio for ratio in row.ratios)
+               for name, found in rows(FULL, "cuda").items() if name != "keys" for row in found)
 
 
 @pytest.mark.parametrize("words, said", [(["loses"], "unknown row 'loses'"), (["--repeats", "0"], "at least 1"),

@@ -27,6 +27,7 @@ from utils.cli import run_stage
 from utils.config import load_config
 
 TINY = {
+    "amp": "off",
     "note": "tiny", "layers": [1, 1, 1, 1], "width": 4, "fixbn": False, "batch_size": 2, "worker": 0, "screen": False,
     "input_src": 32, "input_tgt": 32, "crop_src": 32, "crop_tgt": 32, "num_steps": 5, "epochs": 2, "round": 2,
     "val_freq": 3, "save_freq": 2, "init_weight": "net.pth", "device": "cpu", "score_images": 2, "candidate_freq": 2,

@@ -373,7 +373,8 @@ def test_more_than_256_classes_have_ids_of_64_bits(tmp_path):
 
 # ---- the script ------------------------------------------------------------------------------------------------------
 
-TINY = {"method": "source_only", "model": "mynet.py:Net", "source": "own", "target": "own", "num_classes": 5,
+TINY = {"amp": "off",
+        "method": "source_only", "model": "mynet.py:Net", "source": "own", "target": "own", "num_classes": 5,
         "init_weight": "nét.pth",
         "own": {"type": "folder", "data_dir": "x", "input_size": [67, 45], "images": "{name}.png",
                 "classes": ["sky", "Bäume", "road", "car", "person"],

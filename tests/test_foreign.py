@@ -671,7 +671,8 @@ def test_half_precision_and_double_files_load(tmp_path):
 
 # ---- through the scripts ---------------------------------------------------------------------------------------------
 
-TINY = {"note": "tiny", "layers": [1, 1, 1, 1], "width": 2, "batch_size": 2, "score_images": 1, "worker": 0,
+TINY = {"amp": "off",
+        "note": "tiny", "layers": [1, 1, 1, 1], "width": 2, "batch_size": 2, "score_images": 1, "worker": 0,
         "screen": False, "round": 1,
         "input_src": 64, "input_tgt": 64, "crop_src": 48, "crop_tgt": 48, "num_steps": 2, "init_weight": "None",
         "device": "cpu", "tensorboard": False, "overwrite": True, "checkpointing": True, "head_branches": 2,

@@ -23,7 +23,8 @@ NETWORKS = {
             "model_args": {"decoder_channels": [16, 16, 8, 8, 8], "decoder_use_norm": False}},
     "torchvision": {"model": "torchvision/lraspp_mobilenet_v3_large"},
 }
-TINY = {"note": "golden", "method": "bn_adapt", "source": "mine", "target": "mine", "num_classes": 4, "worker": 0,
+TINY = {"amp": "off",
+        "note": "golden", "method": "bn_adapt", "source": "mine", "target": "mine", "num_classes": 4, "worker": 0,
         "screen": False, "device": "cpu", "tensorboard": False, "score_images": 1, "init_weight": "start.pth",
         "mine": {"type": "folder", "data_dir": "shots", "images": ".", "classes": ["a", "b", "c", "d"],
                  "input_size": [64, 48]}}

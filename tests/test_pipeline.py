@@ -22,6 +22,7 @@ from utils.cli import run_stage
 from utils.config import load_config
 
 TINY = {
+    "amp": "off",
     "note": "tiny", "layers": [1, 1, 1, 1], "width": 8, "fixbn": False, "batch_size": 2, "worker": 0, "screen": False,
     "input_src": 64, "input_tgt": 64, "crop_src": 48, "crop_tgt": 48, "learning_rate": 0.005, "backbone_lr_mult": 1.0,
     "num_steps": 6, "epochs": 1, "round": 2, "cb_prop": 0.2, "val_freq": 4, "print_freq": 2, "init_weight": "None",

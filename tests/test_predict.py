@@ -32,6 +32,7 @@ from utils.errors import CheckpointError, ConfigError, DataError
 
 ROOT = Path(__file__).parent.parent
 TINY = {
+    "amp": "off",
     "model": "net.py:Net", "model_args": {"classes": 5}, "worker": 0, "screen": False, "device": "cpu",
     "init_weight": "net.pth", "source": "mine", "target": "mine", "num_classes": 5,
     "mine": {"type": "folder", "data_dir": "no", "images": ".", "classes": ["a", "b", "c", "d", "e"],

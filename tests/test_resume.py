@@ -1,6 +1,7 @@
 """No work is lost: kills, signals, full disks, states of other runs, second processes, numbers that are not finite."""
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -23,7 +24,7 @@ from dataset.toy import write_toy_world
 from trainer import evaluate
 from trainer.loop import Trainer
 from trainer.methods import known
-from utils import checkpoint
+from utils import checkpoint, machine
 from utils.cli import EXIT_STOPPED
 from utils.config import load_config
 from utils.errors import CheckpointError
@@ -322,6 +323,50 @@ def test_a_state_that_cannot_be_saved_is_a_warning_and_training_goes_on(world, m
     monkeypatch.setattr(checkpoint.StateFolder, "save", full_at_the_second)
     assert call(monkeypatch, run_script, *BE) == 0
     assert "warning: " in capsys.readouterr().out and len(saved) > 3
+
+
+def test_a_state_that_is_written_beside_the_next_step_is_that_of_its_own(world, monkeypatch, capsys):
+    """Writing is held up until the next step has moved the weights, and the run is broken off there: the state is
+    written before the run ends, and from it on the bits are those of a run that was never stopped."""
+    moved, held = threading.Event(), []
+    save, step = checkpoint.StateFolder.save, Trainer.step
+
+    def late(self, state):
+        if threading.current_thread() is not threading.main_thread():
+            held.append(state["position"]["global_step"])
+            assert moved.wait(60)
+        return save(self, state)
+
+    def broken_off(self, item):
+        losses = step(self, item)
+        if held:
+            moved.set()
+            raise KeyboardInterrupt
+        return losses
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint.StateFolder, "save", late)
+        patch.setattr(Trainer, "step", broken_off)
+        assert call(patch, run_script, *BE) == 130
+    newest = checkpoint.StateFolder(Path("snapshot/tiny/be.state"), 3).paths()[-1]
+    assert held == [2] and newest.stem.startswith("00000002-")
+    assert call(monkeypatch, run_script, *BE, "--resume") == 0
+    whole, resumed = weights("snapshot/whole/be.pth"), weights("snapshot/tiny/be.pth")
+    assert all(whole[k].equal(resumed[k]) for k in whole)
+
+
+def test_amp_auto_goes_on_in_the_precision_that_it_began_with(world, monkeypatch, capsys):
+    """On a machine for which auto is another."""
+    monkeypatch.setattr(machine, "computes_in_bf16", lambda device: True)
+    with monkeypatch.context() as patch:
+        kill_at(patch, Trainer, 3)
+        assert call(patch, run_script, *BE, "amp=auto") == EXIT_STOPPED
+    assert ", amp bf16, " in capsys.readouterr().out
+    monkeypatch.setattr(machine, "computes_in_bf16", lambda device: False)
+    assert call(monkeypatch, run_script, *BE, "amp=off", "--resume") == 2
+    assert re.search("amp: .*bf16.*off", capsys.readouterr().err)
+    assert call(monkeypatch, run_script, *BE, "amp=auto", "--resume") == 0
+    assert ", amp bf16, " in capsys.readouterr().out
+    assert yaml.safe_load(Path("snapshot/tiny/be.yml").read_text())["amp"] == "bf16"
 
 
 def test_a_second_process_on_the_same_note_is_refused(world, monkeypatch, capsys):

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from trainer import fused_losses, losses
-from trainer.checks import not_finite, require_losses
+from trainer import checks, fused_losses, losses
+from trainer.checks import FiniteCheck, not_finite, require_losses
 from trainer.methods.base import Batch, Setting
+from trainer.optimisation import Optimisation
 from trainer.run_state import Position
 from utils.config import load_config
 from utils.errors import TrainingError
@@ -109,23 +110,108 @@ def test_losses_that_can_be_minimised_pass():
 
 @pytest.mark.parametrize("fp16", [False, True])
 def test_what_is_not_finite_is_named(fp16):
-    """With fp16 a single overflow is no error: the scaler skips that step. A collapsed scale is."""
-    def found(factor, scale=2.0**16):
-        network = nn.Linear(2, 1)
+    """With fp16 an overflow of gradients is no error: the scaler skips that step. A collapsed scale is, and so is a
+    loss or a running statistic, which no other scale would help."""
+    def found(factor, scale=2.0**16, statistic=0.0):
+        network = nn.Sequential(nn.BatchNorm1d(2), nn.Linear(2, 1)).eval()
+        network[0].running_var[1] = statistic
+        network.register_buffer("mask", torch.tensor(float("-inf")))  # as some networks have for attention
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=fp16)
-        total = factor(network(torch.ones(1, 2)).sum())
+        total = factor(network[1](torch.ones(1, 2)).sum())
         scaler.scale(total).backward()
-        return not_finite("m", network, total, scaler)
+        return not_finite("m", network, total, scaler).tolist()
 
     def bad_gradient(x):
         return (0 * x).sqrt()
 
     def bad_loss(x):
         return x * float("inf")
-    assert found(lambda x: x) is None
-    assert [found(bad_gradient), found(bad_loss)] == ([None, None] if fp16 else ["gradient", "loss"])
+    gradient = [False, not fp16]
+    assert found(lambda x: x) == [False, False]
+    assert found(bad_gradient) == gradient
+    assert found(bad_loss)[0] and found(lambda x: x + float("nan"))[0]
     if fp16:
-        assert [found(bad_gradient, 2.0**-11), found(bad_loss, 2.0**-11)] == ["gradient", "loss"]
+        assert found(bad_gradient, 2.0**-11) == [False, True]
+        assert [found(lambda x: x, statistic=value)[0] for value in (float("inf"), float("nan"), 1.0)] == [1, 1, 0]
+
+
+class LateFlag:
+    """Stands for flags on a GPU: what `host_copy` is asked for, and when they were read."""
+
+    device = torch.device("cuda")
+
+    def __init__(self, *flags):
+        self.flags, self.read = list(flags), False
+
+    def tolist(self):
+        self.read = True
+        return self.flags
+
+
+@pytest.mark.parametrize("flags, which", [((True, True), "loss"), ((True, False), "loss"), ((False, True), "gradient")])
+def test_a_gpu_is_read_a_step_later_and_before_what_relies_on_the_step(flags, which, monkeypatch):
+    monkeypatch.setattr(checks, "host_copy", lambda flag: lambda: flag)
+    for by in ("next step", "settle"):
+        check, steps = FiniteCheck(), [LateFlag(False, False), LateFlag(*flags), LateFlag(False, False)]
+        check.add(steps[0], lambda which: AssertionError("is fine"))
+        assert not steps[0].read
+        check.add(steps[1], lambda which: TrainingError(f"step 1: {which}"))
+        assert steps[0].read and not steps[1].read
+        with pytest.raises(TrainingError, match=f"^step 1: {which}$"):
+            check.settle() if by == "settle" else check.add(steps[2], lambda which: AssertionError("is fine"))
+        check.settle()  # said once
+
+
+def test_the_cpu_is_read_at_once():
+    with pytest.raises(TrainingError, match="^gradient$"):
+        FiniteCheck().add(torch.tensor([False, True]), TrainingError)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("amp", ["off", "fp16"])
+def test_nothing_moves_where_a_loss_or_gradient_is_not_finite(tmp_path, fused, amp):
+    """Also in the very first step, after which the momentum must not be what memory held."""
+    (tmp_path / "c.yml").write_text(f"method: ld\namp: {amp}\nbatch_size: 1")
+    cfg = load_config(tmp_path / "c.yml")
+    network = nn.Linear(3, 2).double()
+    network.parameter_groups = lambda *_: [{"name": "head", "lr_mult": 1.0, "params": list(network.parameters())}]
+    made = Optimisation(cfg, network, torch.device("cpu"), fused)
+    before = [p.detach().clone() for p in network.parameters()]
+
+    def step(factor):
+        made.schedule(0.1, 0)
+        return made.minimise({"a": network(torch.ones(1, 3, dtype=torch.float64)).sum() * factor}).tolist()
+    for factor in (float("nan"), float("inf")):
+        assert step(factor)[0]
+        assert all(p.equal(q) for p, q in zip(network.parameters(), before))
+    step(1.0)
+    again = torch.optim.SGD([p.clone().requires_grad_() for p in before], 0.1, cfg.momentum,
+                            weight_decay=cfg.weight_decay)
+    for p in again.param_groups[0]["params"]:
+        p.grad = torch.ones_like(p)
+    again.step()
+    for p, q in zip(network.parameters(), again.param_groups[0]["params"]):
+        torch.testing.assert_close(p, q, rtol=1e-12, atol=0)
+
+
+def test_a_state_of_another_device_is_taken_over(tmp_path):
+    """The saved options of the kernel are not; and parameters that have had no gradient yet get one later."""
+    (tmp_path / "c.yml").write_text("method: ld\nbatch_size: 1")
+    cfg, made = load_config(tmp_path / "c.yml"), []
+    for fused in (False, True, False):
+        torch.manual_seed(0)
+        network = nn.ModuleList([nn.Linear(3, 2), nn.Linear(3, 2)])
+        network.parameter_groups = lambda *_, n=network: [{"name": "h", "lr_mult": 1.0, "params": list(n.parameters())}]
+        made.append(Optimisation(cfg, network, torch.device("cpu"), fused))
+        if len(made) > 1:
+            made[-1].network.load_state_dict(made[-2].network.state_dict())
+            made[-1].optimizer.load_state_dict(made[-2].optimizer.state_dict())
+        made[-1].schedule(0.1, 0)
+        used = list(network)[:len(made)]
+        made[-1].minimise({"a": sum(part(torch.ones(1, 3)).sum() for part in used)})
+        (group,) = made[-1].optimizer.param_groups
+        assert (group["fused"], group["foreach"]) == (fused, not fused)
+        assert all(p.isfinite().all() for p in network.parameters())
 
 
 def test_losses_that_miss_the_network_are_refused():

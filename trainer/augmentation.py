@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from utils.background import to_device
+
 _SIGMA = 0.15, 1.15  # of the blur, pixels; as published
 _RADIUS = 5          # of its kernel, more than four sigma; as published 5% of the height
 _YIQ = np.array([[0.299, 0.587, 0.114], [0.5959, -0.2746, -0.3213], [0.2115, -0.5227, 0.3112]])  # of RGB
@@ -36,7 +38,9 @@ def change_colours(image: Tensor, brightness: float, contrast: float, saturation
     image = (image * brightness).clamp(0, 255)
     mean = image.mean()
     image = (mean + contrast * (image - mean)).clamp(0, 255)
-    return (image @ _chroma_change(saturation, hue).to(image).T).clamp(0, 255) if image.shape[2] == 3 else image
+    if image.shape[2] != 3:
+        return image
+    return (image @ to_device(_chroma_change(saturation, hue).to(image.dtype), image.device).T).clamp(0, 255)
 
 
 def blur(image: Tensor, sigma: float) -> Tensor:

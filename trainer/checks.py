@@ -1,7 +1,7 @@
 """Checks of a run: what it starts from, and each step's losses and gradients before the optimiser moves."""
 import io
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from model.interface import described
 from model.weights import LoadReport
 from trainer.methods.base import TRAINED
+from utils.background import host_copy
 from utils.config import Config
 from utils.errors import CheckpointError, ConfigError, TrainingError
 from utils.user_code import is_user_code
@@ -80,18 +81,51 @@ def require_parts(method: str, parts: Mapping[str, Any]) -> None:
                                 "numbers, texts, lists and dicts: no run could be resumed from it.") from None
 
 
-def not_finite(method: str, network: nn.Module, total: Tensor, scaler: torch.amp.GradScaler) -> str | None:
-    """`loss` or `gradient`, whichever is not finite after the backward pass of the sum `total`, or None.
+def not_finite(method: str, network: nn.Module, total: Tensor, scaler: torch.amp.GradScaler) -> Tensor:
+    """Whether the loss and whether a gradient is not finite after the backward pass of the sum `total`: bool [2] on its
+    device, for which no GPU is waited.
 
-    A GPU is read once, for the loss and all gradients together. The fp16 scaler skips steps that overflow; with it only
-    a scale that has collapsed counts. Raises TrainingError, which names the method, if there is no gradient at all.
+    The fp16 scaler skips steps whose gradients overflow; with it, of gradients only a scale that has collapsed counts.
+    A loss does not depend on the scale, nor do the running statistics, which say what happens in front of it: they
+    count as the loss. Raises TrainingError, which names the method, if there is no gradient at all.
     """
     gradients = [p.grad for p in network.parameters() if p.grad is not None]
     if not gradients:
         raise TrainingError(f"method: {method}: its losses reach none of the network's trainable parameters: compute "
                             "them from self.network's output.")
+    loss = total.detach()
     if scaler.is_enabled():
-        fine = scaler.get_scale() >= MIN_SCALE
+        statistics = [b for name, b in network.named_buffers() if name.endswith(("running_mean", "running_var"))]
+        fine = _all_finite([loss, *statistics]), scaler.scale(torch.ones_like(loss)) >= MIN_SCALE
     else:
-        fine = bool(torch.isfinite(torch.stack([total.detach(), *torch._foreach_norm(gradients)]).sum()))
-    return None if fine else "gradient" if total.isfinite() else "loss"
+        fine = loss.isfinite(), _all_finite(gradients)
+    return ~torch.stack(fine)
+
+
+class FiniteCheck:
+    """Raises the error of a step whose loss or gradient is not finite. Of a GPU, what `not_finite` found is read when
+    the next step is added, so that the CPU need not wait for the step; what relies on a step settles it before."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Callable[[], Tensor], Callable[[str], Exception]] | None = None
+
+    def add(self, found: Tensor, error: Callable[[str], Exception]) -> None:
+        """Add a step. found: of `not_finite`. error: makes the error of `loss` or `gradient`. Raises that of the step
+        before; on the CPU, where nothing is to be waited for, this step's too."""
+        self.settle()
+        self._last = host_copy(found), error
+        if found.device.type == "cpu":
+            self.settle()
+
+    def settle(self) -> None:
+        """Raise the error of the last step, if it has one."""
+        if self._last:
+            (copy, error), self._last = self._last, None
+            loss, gradient = copy().tolist()
+            if loss or gradient:
+                raise error("loss" if loss else "gradient")
+
+
+def _all_finite(tensors):
+    """Bool scalar, by a norm of each."""
+    return torch.stack(torch._foreach_norm(tensors)).sum().isfinite()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer.losses import MIN_OTHERS, share, widened
+from utils.compiling import prepare_compiler
 from utils.tiles import tiles
 
 
@@ -155,5 +156,5 @@ def _selection_network(n: int, rank: int) -> tuple[tuple[int, int, bool, bool], 
 
 @functools.cache
 def _compiled(function):
-    torch._dynamo.config.suppress_errors = True  # without a compiler it runs uncompiled
+    prepare_compiler()  # a variant for each rank; without a compiler it runs uncompiled
     return torch.compile(function)

@@ -1,7 +1,7 @@
 """One run of one method: its assembly, the training loop, validation, saving and resuming."""
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +11,21 @@ from dataset import inspection, loaders, segmentation
 from dataset.class_sets import class_set
 from dataset.segmentation import Sample
 from model.alpha_bn import AlphaBatchNorm
-from model.build import build_model, pick_device
+from model.build import build_model, pick_device, with_precision
 from model.weights import save_weights, source_sha256
 from trainer import agreement, candidates
 from trainer.candidates import Candidates
-from trainer.checks import require_device, require_parts, require_start, require_trained
+from trainer.checks import FiniteCheck, require_device, require_parts, require_start, require_trained
 from trainer.handover import leave_folders, provenance
 from trainer.methods.base import Batch, Batches, Method, Setting
 from trainer.optimisation import Optimisation
 from trainer.parts import Parts
 from trainer.pictures import Pictures
-from trainer.run_state import Position, newest_state, restore_parts, saved_state
+from trainer.run_state import Position, newest_state, restore_parts, saved_state, with_saved_precision
 from trainer.validation import Validation
 from trainer.verdict import start_remark
 from utils import distributed
+from utils.background import host_copies, later
 from utils.checkpoint import RunLock, StateFolder, digest, remove_unfinished, write_atomically
 from utils.config import Config, config_remarks, drawn_seed, to_yaml
 from utils.errors import CheckpointError, ConfigError, NothingToDo, Stopped, TrainingError, one_line
@@ -76,6 +77,7 @@ class Trainer:
         if not cfg.fix_seed:
             cfg = (dataclasses.replace(cfg, seed=self._resumed["seed"], fix_seed=True) if self._resumed else
                    dataclasses.replace(cfg, seed=distributed.from_main(drawn_seed), fix_seed=True))
+        cfg = with_precision(with_saved_precision(cfg, self._resumed) if self._resumed else cfg, self.device)
         self.cfg = cfg
         torch.manual_seed(cfg.seed)
         self.network, report = build_model(cfg, self.device, load=not self._resumed)
@@ -94,6 +96,8 @@ class Trainer:
             self.network.synchronise_norms()
         self.parts = Parts(cfg, self.network, self.position)
         self.optimisation: Optimisation | None = None  # of the round that runs, where the method trains
+        self.finite = FiniteCheck()
+        self._saving: Callable[[], Path] | None = None  # waits for the state that is being saved
         self.log = self._new_log()
         self.method = self.new_method(self.samples)
         self.position.round = self.method.first_round
@@ -125,6 +129,7 @@ class Trainer:
         except Stopped as stop:
             raise self._stopped(stop) from None
         finally:
+            self._finish_saving()
             self.log.close()
             if self.lock:
                 self.lock.release()
@@ -183,29 +188,32 @@ class Trainer:
                 self.consider()
             self._say_remarks()
             if position.global_step % cfg.save_freq == 0:
-                self.save_state()
+                self.save_state(wait=False)
             if position.global_step % cfg.val_freq == 0:
                 self.validate()
             if self._ended_early():
                 break
+        self.settle()
 
     def step(self, item: dict) -> dict[str, torch.Tensor]:
         """Take one step on a loader's batch, which holds the crops of this process. Returns the losses by name, of the
         whole batch of all processes. Collective.
 
-        Raises TrainingError, in every process and before the optimiser moves, where the method returns no losses that
-        can be minimised, or where a loss or gradient is not finite.
+        Raises TrainingError, in every process, where the method returns no losses that can be minimised, or where a
+        loss or gradient is not finite; on a GPU that is seen by the next step or by `settle`. In neither case does the
+        optimiser move.
         """
         batch = self._on_device(item)
         losses = self.parts.gradients(self.method, self.optimisation, batch)
-        if losses and (broken := self.optimisation.move(losses)):
-            raise self._not_finite(broken, losses)
+        if losses:
+            self.finite.add(self.optimisation.move(losses), self._not_finite(losses))
         self.method.after_step(batch)
         return losses
 
     def validate(self) -> None:
         """Score the network as it stands, where the target's validation split has labels. If a signal ends that, the
         state is saved."""
+        self.settle()
         try:
             with distributed.together():
                 self.validation.run(self.network, self.position.global_step, self.log, self.interrupt.check)
@@ -218,6 +226,7 @@ class Trainer:
         """Keep the networks as they stand as candidates of the run. If a signal ends that, the state is saved."""
         if self.candidates is None:
             return
+        self.settle()
         try:
             with distributed.together():
                 if self.position.global_step:
@@ -244,17 +253,33 @@ class Trainer:
         for written in (path, chosen) if chosen else (path,):
             self.log.say(f"saved {written}" + (f" and {written.with_suffix('')}/" if self.cfg.model_folder else ""))
 
-    def save_state(self) -> None:
+    def save_state(self, wait: bool = True) -> None:
         """Save all that a resumed run needs. If the disk refuses, say so and go on, as older states are still whole.
-        All processes have the same; the first saves it, and the others wait."""
-        def save():
+        All processes have the same; the first saves it. wait: for that, in all of them; False: the state is written
+        while the run goes on, and `settle` waits for it."""
+        self.settle()
+        if distributed.is_main():
             state = saved_state(self.cfg, self.fingerprint, self.start, self.position, self._parts())
-            try:
-                return self.states.save(state)
-            except CheckpointError as error:
-                self.log.say(f"warning: {error}")
-                return self._last_state
-        self._last_state = distributed.from_main(save)
+            if wait:
+                self._saving = lambda: self.states.save(state)
+            else:
+                copies = host_copies(state)
+                self._saving = later(lambda: self.states.save(copies()))
+        if wait:
+            distributed.from_main(self._finish_saving)
+
+    def settle(self) -> None:
+        """Wait for what is under way: the check of the last step, and the state that is being saved."""
+        self.finite.settle()
+        self._finish_saving()
+
+    def _finish_saving(self):
+        saving, self._saving = self._saving, None
+        try:
+            if saving:
+                self._last_state = saving()
+        except CheckpointError as error:
+            self.log.say(f"warning: {error}")
 
     def _parts(self) -> dict[str, Any]:
         """Name -> object whose `state_dict` is a part of the saved state."""
@@ -368,7 +393,7 @@ class Trainer:
         self.log.event("machine", state["position"]["global_step"] if state else 0, versions=versions(),
                        **machine(self.device), **several)
         self.log.say(f"stage {cfg.stage}: {len(self.samples)} images, {cfg.num_classes} classes, {self.device}, "
-                     f"seed {cfg.seed}")
+                     f"amp {cfg.amp}, seed {cfg.seed}")
         if processes * cfg.accumulate > 1 and self.method.trains:
             self.log.say(f"{processes} processes: a step takes {processes * cfg.accumulate * cfg.batch_size} images "
                          f"(batch_size {cfg.batch_size} x accumulate {cfg.accumulate} x processes {processes})")
@@ -405,19 +430,26 @@ class Trainer:
         for remark in self.network.remarks:
             self.log.say_once(f"note: {remark}")
 
-    def _not_finite(self, which, losses):
-        values = {name: loss.item() for name, loss in losses.items()}
-        kept = f"the last good state is {self._last_state}" if self._last_state else "no state had been saved yet"
-        images = self.parts.suspects(self.parts.found)
-        error = TrainingError(f"step {self.position.global_step}: the {which} is not finite (losses {values}, learning "
-                              f"rates {self.optimisation.rates}, images {images}); {kept}: lower learning_rate, or "
-                              "check these images and init_weight.")
-        error.said = not distributed.is_main()  # the same in all processes
+    def _not_finite(self, losses):
+        """The error of this step, made when it is known which is not finite. Making it is collective."""
+        step, rates, found = self.position.global_step, self.optimisation.rates, self.parts.found
+        losses = {name: loss.detach() for name, loss in losses.items()}
+
+        def error(which):
+            self._finish_saving()
+            values = {name: loss.item() for name, loss in losses.items()}
+            kept = f"the last good state is {self._last_state}" if self._last_state else "no state had been saved yet"
+            result = TrainingError(f"step {step}: the {which} is not finite (losses {values}, learning rates {rates}, "
+                                   f"images {self.parts.suspects(found)}); {kept}: lower learning_rate, or check these "
+                                   "images and init_weight.")
+            result.said = not distributed.is_main()  # the same in all processes
+            return result
         return error
 
     def _report(self, losses, pace):
         if not losses:
             return pace.report()
+        self.finite.settle()
         values = {"total": sum(losses.values()).item(), **{name: loss.item() for name, loss in losses.items()}}
         pace.report(loss=f"{values['total']:.3f}", lr=f"{self.optimisation.rates['head']:.2e}")
         self.log.event("train", self.position.global_step, loss=values, lr=self.optimisation.rates)

@@ -14,14 +14,18 @@ from utils.schedule import poly_lr
 class Optimisation:
     """SGD over the network's two parameter groups, with a loss scaler for fp16. Building it is collective.
 
-    A step: `begin`, then `add` for each part of the batch, then `move`.
+    A step: `begin`, then `add` for each part of the batch, then `move`. fused: SGD's kernel that skips a step by a flag
+    on the device, for which the CPU does not wait; default: on a GPU.
     """
 
-    def __init__(self, cfg: Config, network: Segmenter, device: torch.device):
+    def __init__(self, cfg: Config, network: Segmenter, device: torch.device, fused: bool | None = None):
         self.cfg, self.network = cfg, network
+        self._fused = device.type == "cuda" if fused is None else fused
         groups = network.parameter_groups(cfg.backbone_lr_mult, cfg.head_lr_mult)
-        self.optimizer = torch.optim.SGD(groups, 0.0, cfg.momentum, weight_decay=cfg.weight_decay, foreach=True)
+        self.optimizer = torch.optim.SGD(groups, 0.0, cfg.momentum, weight_decay=cfg.weight_decay)
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.amp == "fp16")
+        self._choose_kernel()
+        self.optimizer.register_load_state_dict_post_hook(lambda _: self._choose_kernel())  # saved on another device
         if distributed.joined():
             network.distribute()
 
@@ -40,15 +44,18 @@ class Optimisation:
         total: Any = sum(losses.values())
         self.scaler.scale(total if parts == 1 else total / parts).backward()
 
-    def move(self, losses: dict[str, Tensor]) -> str | None:
-        """Take a step on the gradients. losses: the whole batch's. If their sum or a gradient is not finite, nothing
-        moves, and its name is returned (`checks.not_finite`)."""
+    def move(self, losses: dict[str, Tensor]) -> Tensor:
+        """Take a step on the gradients, unless one of them or the loss is not finite: then nothing moves. losses: the
+        whole batch's. Returns what `checks.not_finite` has found."""
         total: Any = sum(losses.values())
-        if broken := not_finite(self.cfg.method, self.network, total, self.scaler):
-            return broken
+        found = not_finite(self.cfg.method, self.network, total, self.scaler)
+        if self._fused:
+            self.optimizer.found_inf = found.any().float()  # with fp16 the scaler puts its own there
+        elif found.any():
+            return found
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return None
+        return found
 
     @property
     def rates(self) -> dict[str, float]:
@@ -59,3 +66,11 @@ class Optimisation:
     def parts(self) -> dict[str, Any]:
         """Its parts of the run's saved state."""
         return {"optimizer": self.optimizer, "scaler": self.scaler}
+
+    def _choose_kernel(self):
+        fused = self._fused
+        for group in self.optimizer.param_groups:
+            group.update(fused=fused, foreach=not fused)
+            for p in group["params"] if fused and self.cfg.momentum else ():
+                # If its first step is skipped, the fused kernel leaves a buffer of its own making as it finds it.
+                self.optimizer.state[p].setdefault("momentum_buffer", torch.zeros_like(p))

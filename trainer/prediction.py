@@ -13,7 +13,7 @@ from dataset.loaders import ReadingLoader, worker_count
 from dataset.segmentation import Sample, fingerprint
 from dataset.views import sizes_of
 from model import inference
-from model.build import pick_device
+from model.build import pick_device, with_precision
 from model.folder_writing import network_keys
 from model.inference import Augmentation, Prediction, Tiling
 from model.segmenter import Segmenter
@@ -104,6 +104,7 @@ def predict(network: Segmenter, cfg: Config, request: Request, found: tuple[list
     key = key or outputs.legend(cfg, request.ids)
     cut = inference.tiling(network, request.tile, request.overlap) if request.tile else None
     size = request.size or cfg.target_data.input_size
+    cfg = with_precision(cfg, next(network.parameters()).device)
     settings = {**_settings(cfg, request, key, cut, size), **plain(network_keys(network, cfg))}
     settings = {"weights": digest(network.state_dict()), **settings}
     distributed.require_same(lambda: {"images": fingerprint(samples), **settings})

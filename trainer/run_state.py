@@ -62,6 +62,11 @@ def restore_parts(cfg: Config, path: Path, parts: Mapping[str, Any], saved: Mapp
                                       "overwrite=true and without resume.") from error
 
 
+def with_saved_precision(cfg: Config, state: Mapping[str, Any]) -> Config:
+    """The configuration, of which `amp: auto` is what it was where the run of a saved state began."""
+    return dataclasses.replace(cfg, amp=parse_yaml(state["config"], "state")["amp"]) if cfg.amp == "auto" else cfg
+
+
 def newest_state(cfg: Config, states: StateFolder, samples: Sequence[Sample], usable: Callable[[dict], bool],
                  remarks: list[str]) -> tuple[Path, dict] | tuple[None, None]:
     """The newest usable state as (file, state), or (None, None) where there is none or `resume` is False.
@@ -152,6 +157,7 @@ def _differences(cfg, path, state, samples):
     cfg = dataclasses.replace(cfg, accumulate=saved.accumulate)  # `_require_same_batches` compares it
     if not cfg.fix_seed:  # the run goes on with the seed that was drawn when it began
         cfg = dataclasses.replace(cfg, seed=saved.seed)
+    cfg = with_saved_precision(cfg, state)
     found = differences(saved, cfg)
     if not found and state["data"] != fingerprint(samples):
         found = [f"the training images' names or sizes ({len(samples)} now)"]

@@ -15,6 +15,7 @@ try:
 except ImportError:  # no POSIX system: two processes can run the same note
     fcntl = None
 
+from utils.background import host_copies, later
 from utils.errors import CheckpointError, ConfigError, first_line
 
 STATE_VERSION = 3  # of a state's content and of how a run resumes from it; 1 had no number, 2 no named parts
@@ -57,12 +58,18 @@ def remove_unfinished(folder: Path) -> None:
 
 
 def digest(state: dict[str, torch.Tensor]) -> str:
-    """Hexadecimal SHA-256 of tensors and their names, in the order of the mapping."""
+    """Hexadecimal SHA-256 of tensors and their names, in the order of the mapping. A GPU is waited for once."""
     result = hashlib.sha256()
-    for name, tensor in state.items():
+    for name, tensor in host_copies(state, clone=False)().items():
         result.update(name.encode())
-        result.update(tensor.detach().cpu().contiguous().numpy().data)
+        result.update(tensor.detach().contiguous().numpy().data)
     return result.hexdigest()
+
+
+def digest_later(state: dict[str, torch.Tensor]) -> Callable[[], str]:
+    """Start to compute `digest` of the tensors as they are now, in a thread. The returned function waits for it."""
+    copies = host_copies(state)
+    return later(lambda: digest(copies()))
 
 
 class RunLock:

@@ -13,8 +13,9 @@ from typing import Any, NoReturn
 from utils import distributed
 from utils.config import config_help, load_config
 from utils.config_values import HELP_WIDTH, expanded
-from utils.errors import ConfigError, NothingToDo, Stopped, UserError, one_line
+from utils.errors import ConfigError, NothingToDo, Stopped, UserError, first_line, one_line
 from utils.interrupt import signals_end
+from utils.memory import gpu_is_full
 from utils.user_code import fault_in_run
 
 EXIT_UNEXPECTED, EXIT_USER_ERROR, EXIT_STOPPED, EXIT_INTERRUPTED = 1, 2, 75, 130  # 75: sysexits' "try again later"
@@ -156,6 +157,10 @@ def guarded(main: Callable[[], int | None], debug: bool = False, several: bool =
             raise
         if isinstance(error, UserError):
             return EXIT_USER_ERROR if error.said else _said(EXIT_USER_ERROR, f"error: {error}")
+        if gpu_is_full(error):
+            return _said(EXIT_USER_ERROR, "error: the GPU's memory is full, or no more of the machine's can be pinned "
+                         f"for it ({first_line(error)}): lower batch_size or crop_tgt, or set checkpointing=true "
+                         "or amp=bf16 (docs/cost.md).")
         if distributed.joined() and distributed.is_loss(error):
             return _said(EXIT_USER_ERROR, f"error: {distributed.lost(error)}")
         if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):
@@ -165,9 +170,6 @@ def guarded(main: Callable[[], int | None], debug: bool = False, several: bool =
         if isinstance(error, OSError) and error.filename is not None:
             return _said(EXIT_USER_ERROR, f"error: {error.filename}: {error.strerror}: check the path and the room "
                          "there.")
-        if type(error).__name__ == "OutOfMemoryError":
-            return _said(EXIT_USER_ERROR, "error: the GPU's memory is full: lower batch_size or crop_tgt, or set "
-                         "checkpointing=true or amp=bf16.")
         operation, refused, _ = str(error).partition(" does not have a deterministic implementation")
         if refused:
             return _said(EXIT_USER_ERROR, f"error: deterministic: torch cannot compute {operation} so on a GPU: set "

@@ -44,6 +44,8 @@ class Key:
             return None
         if self.path and isinstance(value, str):
             value = expanded(value, where)
+        if value is False and "off" in (self.choices or ()):
+            value = "off"  # as YAML reads that word
         result = self._convert(self.kind, value, where)
         if self.length is not None and len(result) != self.length:
             raise ConfigError(f"{where}: expected {self.length} values, found {shown(value)}.")

@@ -11,6 +11,7 @@ import torch
 
 from utils import memory
 
+_CPUINFO = Path("/proc/cpuinfo")
 _LIBRARIES = ("torch", "torchvision", "numpy", "Pillow", "imagecodecs", "safetensors")
 
 
@@ -32,6 +33,16 @@ def machine(device: torch.device) -> dict[str, Any]:
             "device": name}
 
 
+def computes_in_bf16(device: torch.device) -> bool:
+    """Whether a device has units of its own for bf16: a GPU of NVIDIA's since Ampere, or a CPU with AVX-512 bf16 or
+    AMX. Others compute in it, too, or refuse to; it does not make them faster."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    if device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return False
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_cpu_entry("flags").split())
+
+
 def peak_memory(device: torch.device) -> dict[str, float | None]:
     """The most memory that was in use at once so far, in MiB: `memory` of this process (None where the system does not
     say) and, on a GPU, `gpu_memory` of its tensors."""
@@ -42,8 +53,12 @@ def peak_memory(device: torch.device) -> dict[str, float | None]:
 
 
 def _processor():
-    """The processor's name; Linux tells it in a file alone."""
+    return _cpu_entry("model name") or platform.processor() or platform.machine()
+
+
+def _cpu_entry(name):
+    """What Linux says of the first processor; empty elsewhere."""
     with contextlib.suppress(OSError):
-        if named := re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8"), re.MULTILINE):
-            return named[1]
-    return platform.processor() or platform.machine()
+        if found := re.search(rf"^{name}\s*:\s*(.+)$", _CPUINFO.read_text("utf-8", "replace"), re.MULTILINE):
+            return found[1]
+    return ""

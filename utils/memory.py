@@ -10,6 +10,12 @@ _GROUPS = (  # of a container, version 2 and version 1: limit, use, statistics, 
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat", ""),
     ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes",
      "/sys/fs/cgroup/memory/memory.stat", "total_"))
+# What CUDA, cuDNN (also where it tries its algorithms), cuBLAS (where it begins) and NCCL say when they get
+# no memory; only torch's own allocator has a class for it.
+_GPU_FULL = ("CUDA out of memory", "CUDA error: out of memory", "cudaErrorMemoryAllocation",
+             "CUDNN_STATUS_ALLOC_FAILED", "ALLOCATION_FAILED", "unable to find an engine",
+             "Unable to find a valid cuDNN algorithm", "CUBLAS_STATUS_ALLOC_FAILED", "CUBLAS_STATUS_NOT_INITIALIZED",
+             "Cuda failure 2 'out of memory'", "Cuda failure 'out of memory'")
 _UNKNOWN = 8 * 2**30  # bytes, where no system tells
 
 
@@ -26,6 +32,12 @@ def available_memory() -> int:
             files = sum(_number(rf"(?m)^{total}{kind} (\d+)", text) for kind in ("inactive_file", "active_file"))
             found.append(max(1, most - max(0, _number(r"(\d+)\s*", _text(used)) - files)))
     return min((n for n in found if n > 0), default=_UNKNOWN)
+
+
+def gpu_is_full(error: BaseException) -> bool:
+    """Whether an error says that a GPU's memory is full, or that no memory could be pinned for it."""
+    return type(error).__name__ == "OutOfMemoryError" or isinstance(error, RuntimeError) and any(
+        words in str(error) for words in _GPU_FULL)
 
 
 def reset_peak() -> None:
