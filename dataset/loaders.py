@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from dataset import labels, segmentation, views
-from dataset.order import Parts, crop_keys
+from dataset.order import StepKeys, crop_keys
 from dataset.segmentation import Sample
 from utils import distributed
 from utils.config import Config
@@ -16,23 +16,22 @@ from utils.processes import map_in_order
 
 
 def source_loader(cfg: Config, samples: Sequence[Sample], first: int = 0, pin_memory: bool = False) -> "ReadingLoader":
-    """Batches of labelled source crops, as source_only trains on: those of steps `first` to `num_steps` - 1, of each
-    step the `accumulate` ones of this process."""
+    """Labelled source crops, as source_only trains on: this process's of steps `first` to `num_steps` - 1."""
     table = segmentation.label_table(cfg.source_data, cfg.num_classes)
     return _crop_loader(cfg, samples, table, cfg.input_src, cfg.crop_src, 0, range(first, cfg.num_steps), pin_memory)
 
 
 def round_loader(cfg: Config, samples: Sequence[Sample], epochs: int, round_index: int, first: int = 0,
                  pin_memory: bool = False) -> "ReadingLoader":
-    """Batches of target crops with pseudo labels, from step `first` of the round on: of each step the `accumulate` ones
-    of this process. The labels of `samples` are the pseudo-label files."""
+    """Target crops with pseudo labels: this process's, from step `first` of the round on, in each step one batch for
+    all of its `accumulate` parts. The labels of `samples` are the pseudo-label files."""
     return _target_loader(cfg, samples, labels.lookup_table({c: c for c in range(cfg.num_classes)}), epochs,
                           round_index, first, pin_memory)
 
 
 def target_loader(cfg: Config, samples: Sequence[Sample], epochs: int, round_index: int, first: int = 0,
                   pin_memory: bool = False) -> "ReadingLoader":
-    """Batches of the same crops as `round_loader`, without labels, whether the samples have labels or not."""
+    """The same crops as those of `round_loader`, without labels, whether the samples have labels or not."""
     return _target_loader(cfg, samples, None, epochs, round_index, first, pin_memory)
 
 
@@ -42,8 +41,13 @@ def round_steps(cfg: Config, num_samples: int, epochs: int) -> int:
 
 
 def step_size(cfg: Config) -> int:
-    """The number of crops of a step, of all processes and of all batches that are added up for it."""
-    return distributed.size() * cfg.accumulate * cfg.batch_size
+    """The number of crops of a step, in all processes."""
+    return distributed.size() * own_size(cfg)
+
+
+def own_size(cfg: Config) -> int:
+    """The number of crops of a step that this process takes."""
+    return cfg.accumulate * cfg.batch_size
 
 
 def whole_image_loader(cfg: Config, section_name: str, samples: Sequence[Sample], with_labels: bool,
@@ -115,8 +119,8 @@ def _target_loader(cfg, samples, table, epochs, round_index, first, pin_memory):
 def _crop_loader(cfg, samples, table, shorter_edge, crop, round_index, steps, pin_memory):
     crops = views.TrainingCrops(samples, table, shorter_edge, crop, cfg.scales, cfg.mirror, cfg.seed)
     keys = crop_keys(cfg.seed, round_index, len(samples), steps.stop * step_size(cfg))
-    parts = Parts(keys, cfg.batch_size, cfg.accumulate, steps, distributed.rank(), distributed.size())
-    return ReadingLoader(Batches(crops), parts, worker_count(cfg),
+    batches = StepKeys(keys, own_size(cfg), steps, distributed.rank(), distributed.size())
+    return ReadingLoader(Batches(crops), batches, worker_count(cfg),
                          lambda batch: ", ".join(str(samples[index].image) for *_, index in batch), pin_memory)
 
 

@@ -46,23 +46,21 @@ def crop_keys(seed: int, round_index: int, num_samples: int, count: int) -> Crop
     return CropKeys(seed, round_index, num_samples, count)
 
 
-class Parts(Sequence[list[Key]]):
-    """The batches that a process takes of each of `steps`, `accumulate` a step one after the other.
+class StepKeys(Sequence[list[Key]]):
+    """The crops that a process takes of each of `steps`, `count` in each.
 
-    The crops of step t are keys[t * n: (t + 1) * n], n = processes * accumulate * size. Part p of them, the p-th `size`
-    crops, is batch p % accumulate of process p // accumulate: one process with batches of n sees the same crops.
+    Those of step t are keys[t * n: (t + 1) * n], n = processes * count, of which process r takes the r-th `count`: so
+    one process that takes n sees the same crops.
     """
 
-    def __init__(self, keys: Sequence[Key], size: int, accumulate: int, steps: range, rank: int, processes: int):
-        self._keys, self._size, self._accumulate, self._steps = keys, size, accumulate, steps
-        self._first, self._parts = rank * accumulate, processes * accumulate
+    def __init__(self, keys: Sequence[Key], count: int, steps: range, rank: int, processes: int):
+        self._keys, self._count, self._steps, self._rank, self._processes = keys, count, steps, rank, processes
 
     def __len__(self):
-        return len(self._steps) * self._accumulate
+        return len(self._steps)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
             return [self[i] for i in range(len(self))[index]]
-        step, batch = divmod(range(len(self))[index], self._accumulate)
-        at = (self._steps[step] * self._parts + self._first + batch) * self._size
-        return self._keys[at: at + self._size]
+        at = (self._steps[index] * self._processes + self._rank) * self._count
+        return self._keys[at: at + self._count]

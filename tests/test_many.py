@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -19,7 +20,7 @@ from bench.inputs import QUICK, Inputs
 from dataset import inspection, list_lines, loaders, long_lists, missing_labels, segmentation, views
 from dataset.columns import Column
 from dataset.messages import Messages
-from dataset.order import Parts, crop_keys
+from dataset.order import StepKeys, crop_keys
 from dataset.samples import Kept, Sample, Samples, shared_images
 from dataset.toy import write_toy_world
 from tests.torchrun import torchrun
@@ -410,17 +411,17 @@ def test_keys_cost_one_permutation(monkeypatch):
 
 
 @FEW
-@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 3), st.integers(0, 5), st.integers(0, 5))
-def test_processes_and_accumulated_batches_take_the_crops_of_one_large_batch(processes, accumulate, size, first, steps):
-    total = processes * accumulate * size
+@given(st.integers(1, 4), st.integers(1, 6), st.integers(0, 5), st.integers(0, 5))
+def test_processes_take_together_the_crops_of_one(processes, count, first, steps):
+    total, which = processes * count, range(first, first + steps)
     keys = crop_keys(3, 1, 7, (first + steps) * total)
-    single = Parts(keys, total, 1, range(first, first + steps), 0, 1)
-    shares = [Parts(keys, size, accumulate, range(first, first + steps), rank, processes) for rank in range(processes)]
-    assert [len(share) for share in shares] == [steps * accumulate] * processes and len(single) == steps
+    single = StepKeys(keys, total, which, 0, 1)
+    shares = [StepKeys(keys, count, which, rank, processes) for rank in range(processes)]
+    assert [len(share) for share in (single, *shares)] == [steps] * (processes + 1)
     for step, batch in enumerate(single):
-        own = [share[step * accumulate: (step + 1) * accumulate] for share in shares]
-        assert [key for parts in own for part in parts for key in part] == batch == keys[
+        assert [key for share in shares for key in share[step]] == batch == keys[
             (first + step) * total: (first + step + 1) * total]
+    assert single[1:] == list(single)[1:]
 
 
 @pytest.fixture(scope="module")
@@ -446,11 +447,10 @@ def test_loaders_of_processes_give_the_crops_of_one(world, monkeypatch, load):
         return list(loaders.target_loader(cfg, samples, 2, 1, 1))
     whole = batches("batch_size=4")
     shares = [batches("accumulate=2", rank=rank, processes=2) for rank in range(2)]
-    assert [len(share) for share in shares] == [2 * len(whole)] * 2 and len(whole) == (5 if load == "source" else 3)
-    for step, batch in enumerate(whole):
-        parts = [part for share in shares for part in share[2 * step: 2 * step + 2]]
+    assert [len(share) for share in shares] == [len(whole)] * 2 and len(whole) == (5 if load == "source" else 3)
+    for batch, *parts in zip(whole, *shares):
         assert [name for part in parts for name in part["name"]] == batch["name"]
-        assert all(part["image"].equal(batch["image"][i: i + 1]) for i, part in enumerate(parts))
+        assert torch.cat([part["image"] for part in parts]).equal(batch["image"])
 
 
 # ---- passes over all samples -----------------------------------------------------------------------------------------
