@@ -346,9 +346,9 @@ def test_a_state_that_is_written_beside_the_next_step_is_that_of_its_own(world, 
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint.StateFolder, "save", late)
         patch.setattr(Trainer, "step", broken_off)
-        assert call(patch, run_script, *BE) == 130
+        assert call(patch, run_script, *BE, "save_freq=1") == 130
     newest = checkpoint.StateFolder(Path("snapshot/tiny/be.state"), 3).paths()[-1]
-    assert held == [2] and newest.stem.startswith("00000002-")
+    assert held == [1] and newest.stem.startswith("00000001-")
     assert call(monkeypatch, run_script, *BE, "--resume") == 0
     whole, resumed = weights("snapshot/whole/be.pth"), weights("snapshot/tiny/be.pth")
     assert all(whole[k].equal(resumed[k]) for k in whole)

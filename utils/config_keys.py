@@ -129,10 +129,9 @@ class Config:
                            "target in training, and in the running ones (alpha-BN); 0: none, as published. Use it with "
                            "bn_stats=running", low=0, high=1)
 
-    amp: str = key("auto", "precision of the network's convolutions: off (float32; on a GPU TF32), bf16, "
-                   "fp16 with a loss scaler, or auto: bf16 where the device has units for it (GPUs since NVIDIA's "
-                   "Ampere, CPUs with AVX-512 bf16 or AMX), else off. Thresholds, losses, optimiser and teacher stay "
-                   "float32", choices=("auto", "off", "bf16", "fp16"), group="Speed")
+    amp: str = key("auto", "precision of the network's convolutions: off (float32; on a GPU TF32), bf16, fp16 (with a "
+                   "loss scaler), or auto: bf16 where the device has units for it, else off. Thresholds, losses, "
+                   "optimiser and teacher stay float32", choices=("auto", "off", "bf16", "fp16"), group="Speed")
     channels_last: bool = key(True, "keep the channels of a pixel side by side in memory")
     compile: bool = key(False, "fuse network blocks and losses with torch.compile, where it can")
     deterministic: bool = key(False, "on a GPU compute the same bits each time, with kernels that are slower "
