@@ -1,5 +1,5 @@
 """A round's optimiser: SGD, its learning-rate schedule, and the check that numbers are finite before it moves."""
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -50,7 +50,7 @@ class Optimisation:
         total: Any = sum(losses.values())
         found = not_finite(self.cfg.method, self.network, total, self.scaler)
         if self._fused:
-            self.optimizer.found_inf = found.any().float()  # with fp16 the scaler puts its own there
+            cast(Any, self.optimizer).found_inf = found.any().float()  # with fp16 the scaler puts its own there
         elif found.any():
             return found
         self.scaler.step(self.optimizer)
