@@ -98,7 +98,8 @@ class World:
 
     def __init__(self, case, network, *words, total=None, device="cpu"):
         name, *own = CASES.get(case, case.split())
-        words = [f"num_classes={CLASSES}", f"batch_size={SIZE}", "fixbn=False", *NETWORKS[network], *own, *words]
+        words = ["amp=off", f"num_classes={CLASSES}", f"batch_size={SIZE}", "fixbn=False", *NETWORKS[network], *own,
+                 *words]
         self.cfg = cfg = parse_config("", "-", words, method=name, device=device)
         self.device = pick_device(device)
         torch.manual_seed(0)
