@@ -71,10 +71,11 @@ def require_same_images(training: Any, data: str, validation: Any) -> None:
                        "the validation images (names and sizes)": _images(len(validation), fingerprint(validation))})
 
 
-def require_same_weights(state: dict[str, torch.Tensor]) -> None:
-    """Raise ConfigError unless all processes begin with the same weights."""
+def require_same_beginning(cfg: Config, state: dict[str, torch.Tensor]) -> None:
+    """Raise ConfigError unless all processes begin with the same weights, in the precision that `cfg` has for this
+    machine."""
     if distributed.size() > 1:
-        _require_same({"the weights that the run begins with (SHA-256)": digest(state)[:_LETTERS]})
+        _require_same({"amp": cfg.amp, "the weights that the run begins with (SHA-256)": digest(state)[:_LETTERS]})
 
 
 def require_shared_folders(cfg: Config) -> None:
