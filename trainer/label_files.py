@@ -9,6 +9,8 @@ import functools
 import hashlib
 import io
 import json
+import os
+import re
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -23,13 +25,14 @@ from dataset.segmentation import Sample
 from dataset.shards import INDEX, PLACE, ShardIndex, ShardWriter, name_key, shard_name, write_index
 from utils import distributed
 from utils.background import Background
-from utils.checkpoint import remove_unfinished, write_atomically
+from utils.checkpoint import write_atomically
 from utils.errors import naming
 
 MANIFEST = "manifest.jsonl"
 _WRITERS = 2
 _DIGEST = hashlib.sha256().digest_size
 _CHUNK = 2**20  # bytes that are hashed at once
+_OURS = re.compile(r"\d{6,}\.tar|\..*\.tmp")  # tar files, and what a killed process may leave
 
 
 class Share(Sequence[Sample]):
@@ -118,9 +121,10 @@ class LabelFolder:
         return distributed.from_main(lambda: self._finished(facts))
 
     def _clear(self):
-        for path in (self.folder / MANIFEST, self.folder / INDEX, *self.folder.glob("[0-9]*.tar")):
-            path.unlink(missing_ok=True)
-        remove_unfinished(self.folder)
+        with os.scandir(self.folder) as there:  # one by one, as there may be millions
+            old = [entry.path for entry in there if entry.name in (MANIFEST, INDEX) or _OURS.fullmatch(entry.name)]
+        for path in old:
+            os.unlink(path)
 
     def _finished(self, facts):
         digest = hashlib.sha256()
