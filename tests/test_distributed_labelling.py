@@ -60,6 +60,8 @@ def test_the_files_are_those_of_one_process(root, name):
             for fact in ("coverage", "accuracy", "unseen", "manifest"):
                 assert repr(process[name][fact]) == repr(expected[name][fact])  # NaN is not equal to itself
             assert process[name]["thresholds"].equal(expected[name]["thresholds"])
+            idle = any("plabel_shard" in remark for remark in process[name]["remarks"])
+            assert idle == (name == "one_tar" and count > 1)
     assert (expected[name]["accuracy"] is None) == (name == "no_labels")
 
 

@@ -22,7 +22,7 @@ from dataset.toy import write_toy_world
 from model.build import build_model
 from model.weights import save_weights
 from trainer import label_files, report_data, report_pictures
-from trainer.label_files import MANIFEST, LabelFolder, Share, intact, labelled, labelled_now
+from trainer.label_files import MANIFEST, Dealt, LabelFolder, Share, intact, labelled, labelled_now
 from trainer.loop import Trainer
 from utils import distributed
 from utils.cli import EXIT_STOPPED
@@ -83,15 +83,15 @@ def test_shares_of_whole_blocks_hold_each_sample_once(process):
         items, shares = list(range(count)), []
         for rank in range(size):
             process(rank, size)
-            share = Share(items, block)
+            share = Share([f"item {i}" for i in items], Dealt(count, block))
             expected = [i for i in items if i // block % size == rank]
-            assert list(share) == expected == [share.number(k) for k in range(len(share))]
-            assert share[1:-1] == expected[1:-1] and share[::2] == expected[::2]
+            assert list(share.numbers) == expected and list(share) == [f"item {i}" for i in expected]
+            assert list(share[1:-1]) == list(share)[1:-1] and list(share[::2][1:]) == list(share)[::2][1:]
             if expected:
-                assert share[-1] == expected[-1] and share[np.int64(0)] == expected[0]
+                assert share.numbers[-1] == expected[-1] and share.numbers[np.int64(0)] == expected[0]
             with pytest.raises(IndexError):
                 share[len(share)]
-            shares += share
+            shares += share.numbers
         assert sorted(shares) == items
 
 
