@@ -65,8 +65,8 @@ def test_the_files_are_those_of_one_process(root, name):
     assert (expected[name]["accuracy"] is None) == (name == "no_labels")
 
 
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("name", ["plain", "tars", "running", "two"])
+@pytest.mark.parametrize("count", PROCESSES[1:])
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_all_processes_hold_the_weighted_mean_of_the_statistics(root, name, count):
     words, images = SCENARIOS[name]
     cfg = load_config(root / "c.yml", words)
@@ -81,14 +81,14 @@ def test_all_processes_hold_the_weighted_mean_of_the_statistics(root, name, coun
                 network.score_map(network.prepare(item["image"]))
         for key, value in network.state_dict().items():
             total[key] = total.get(key, 0) + value.double() * len(share)
-    moved = 0
-    for key, state in found(root, count)[0][name]["state"].items():
+    moved, states = 0, [process[name]["state"] for process in found(root, count)]
+    for key, state in states[0].items():
         if key.endswith("num_batches_tracked"):
             assert state == before[key] + images * (cfg.bn_stats == "batch")
         else:
             torch.testing.assert_close(state.double(), total[key] / images, rtol=1e-6, atol=1e-7)
         moved += not state.equal(before[key])
-        assert all(process[name]["state"][key].equal(state) for process in found(root, count))
+        assert all(other[key].equal(state) for other in states)
     assert (moved > 0) == (cfg.bn_stats == "batch")
 
 
