@@ -168,9 +168,9 @@ class Samples(Sequence[Sample]):
         return sha256(source, numbers)
 
 
-def shared_images(samples: Samples, others: Samples) -> int:
+def shared_images(samples: Sequence[Sample], others: Sequence[Sample]) -> int:
     """How many of `samples` have an image that one of `others` has."""
-    return int(np.isin(samples.image_keys(), others.image_keys()).sum())
+    return int(np.isin(Samples.of(samples).image_keys(), Samples.of(others).image_keys()).sum())
 
 
 @dataclass(frozen=True)

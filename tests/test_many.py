@@ -17,7 +17,7 @@ from PIL import Image
 
 from bench import lists
 from bench.inputs import QUICK, Inputs
-from dataset import inspection, list_lines, loaders, long_lists, missing_labels, segmentation, views
+from dataset import check, inspection, list_lines, loaders, long_lists, missing_labels, segmentation, views
 from dataset.columns import Column
 from dataset.messages import Messages
 from dataset.order import StepKeys, crop_keys
@@ -313,6 +313,26 @@ def test_few_labels_of_a_long_list_are_looked_for(folder, monkeypatch):
     monkeypatch.setattr(missing_labels.looked_at, "__defaults__", (2,))
     monkeypatch.setattr(os.path, "isfile", lambda path: not asked.append(path))
     assert missing_labels.has_labels(samples) and asked == [samples[0].label, samples[3].label]
+
+
+def test_a_label_that_a_run_will_miss_is_an_error_of_check(world, tmp_path, monkeypatch, capsys):
+    shutil.copytree(world / "world", tmp_path / "world")
+    images = sorted((tmp_path / "world/cityscapes/leftImg8bit/train").rglob("*.png"))
+    (tmp_path / "list.txt").write_text("\n".join(str(path) for path in images))
+    (tmp_path / "c.yml").write_text((world / "c.yml").read_text().replace(str(world), str(tmp_path)))
+    words = [f"cityscapes.data_list={tmp_path}/list.txt"]
+    cfg = load_config(tmp_path / "c.yml", words)
+    label = segmentation.find_samples("cityscapes", cfg.target_data, "train")[1].label
+    label.unlink()
+    assert not inspection.labels_compared(cfg, inspection.training_samples(cfg, "cityscapes", False)[0])
+    monkeypatch.setattr(list_lines, "LONG", 0)
+    monkeypatch.setattr(missing_labels.looked_at, "__defaults__", (1,))
+    samples, lines = inspection.training_samples(cfg, "cityscapes", False)
+    assert samples.unseen and inspection.labels_compared(cfg, samples) and lines == []
+    with pytest.raises(DataError, match=f"{label}: label not found"):
+        list(loaders.whole_label_loader(cfg, "cityscapes", samples))
+    code = check.main(["--config", str(tmp_path / "c.yml"), "--split", "target_train", *words])
+    assert code == 1 and f"error: {label}: label not found" in capsys.readouterr().out
 
 
 # ---- their size ------------------------------------------------------------------------------------------------------
