@@ -177,7 +177,7 @@ class Trainer:
                 self.consider()
             self._say_remarks()
             if self.interrupt.requested or position.global_step % cfg.save_freq == 0:
-                self.save_state(wait=self.interrupt.requested)
+                self.save_state(wait=bool(self.interrupt.requested))
             self.interrupt.check()
             if position.global_step % cfg.val_freq == 0:
                 self.validate()
