@@ -17,7 +17,7 @@ from dataset.labels import IGNORE_INDEX, ClassSet
 from dataset.segmentation import Sample
 from model.segmenter import Segmenter
 from trainer import selection
-from utils.background import Background, host_copy
+from utils.background import Background, host_copy, to_device
 from utils.checkpoint import digest, remove_unfinished, write_atomically
 from utils.config import Config
 from utils.counting import count
@@ -83,7 +83,7 @@ def label_round(network: Segmenter, cfg: Config, samples: list[Sample], names: t
             watched = Progress(samples, "pseudo labels", cfg.print_freq, cfg.screen)
             for sample, size, packed, label in zip(watched, sizes, buffer, labels):
                 check()
-                scores = selection.unpack_scores(packed.to(device, non_blocking=True))
+                scores = selection.unpack_scores(to_device(packed, device))
                 predicted, selected = select(network.upsample(scores, size, input_size), thresholds)
                 counts.add(predicted, selected, label)
                 writers.submit(_write_label, folder, sample.name, host_copy(selected), hashes)
