@@ -22,7 +22,8 @@ class Optimisation:
         self.cfg, self.network = cfg, network
         self._fused = device.type == "cuda" if fused is None else fused
         groups = network.parameter_groups(cfg.backbone_lr_mult, cfg.head_lr_mult)
-        self.optimizer = torch.optim.SGD(groups, 0.0, cfg.momentum, weight_decay=cfg.weight_decay)
+        self.optimizer: Any = torch.optim.SGD(groups, 0.0, cfg.momentum, weight_decay=cfg.weight_decay,
+                                              foreach=not self._fused, fused=self._fused)
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.amp == "fp16")
         self._choose_kernel()
         self.optimizer.register_load_state_dict_post_hook(lambda _: self._choose_kernel())  # saved on another device

@@ -17,7 +17,7 @@ from model.statistics import batch_norms
 from trainer import label_files, selection
 from trainer.label_files import LabelFolder
 from utils import distributed
-from utils.background import Background, host_copy
+from utils.background import Background, host_copy, to_device
 from utils.checkpoint import digest
 from utils.config import Config
 from utils.counting import count
@@ -85,7 +85,7 @@ def label_round(network: Segmenter, cfg: Config, samples: Sequence[Sample], name
             items = zip(watched, buffer, labels or itertools.repeat(None))
             for index, (sample, (packed, size), label) in enumerate(items):
                 check()
-                scores = selection.unpack_scores(packed.to(device, non_blocking=True))
+                scores = selection.unpack_scores(to_device(packed, device))
                 predicted, selected = select(network.upsample(scores, size, input_size), thresholds)
                 counts.add(predicted, selected, label)
                 write(index, sample.name, host_copy(selected))
