@@ -9,7 +9,7 @@ import os
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -181,18 +181,6 @@ def stacked(tensor: Any) -> Any:
     with _peers():
         dist.all_gather(tensors, tensor.detach().contiguous())
     return torch.stack(tensors)
-
-
-def require_same(facts: Callable[[], Mapping[str, Any]]) -> None:
-    """Raise ConfigError, in all processes, if one of the facts, name -> small value, is not the same in all. They are
-    asked for only if there are several processes. Collective."""
-    if size() == 1 or not _joined:
-        return
-    first, *others = gathered(dict(facts()))
-    for number, other in enumerate(others, 1):
-        if unlike := [name for name in first if first[name] != other.get(name)]:
-            raise ConfigError(f"processes 0 and {number} do not have the same {unlike[0]} ({first[unlike[0]]} and "
-                              f"{other.get(unlike[0])}): start all with one command, on the same files.")
 
 
 def from_main(call: Callable[[], T]) -> T:
