@@ -155,7 +155,10 @@ def guarded(main: Callable[[], int | None], debug: bool = False, several: bool =
         if debug:
             raise
         if isinstance(error, UserError):
-            return EXIT_USER_ERROR if error.said else _said(EXIT_USER_ERROR, f"error: {error}")
+            if error.said:
+                distributed.await_main()
+                return EXIT_USER_ERROR
+            return _said(EXIT_USER_ERROR, f"error: {error}")
         if distributed.joined() and distributed.is_loss(error):
             return _said(EXIT_USER_ERROR, f"error: {distributed.lost(error)}")
         if isinstance(error, MemoryError) or any(words in str(error) for words in _NO_MEMORY):

@@ -188,6 +188,12 @@ def wait() -> None:
     any_of(False)
 
 
+def await_main() -> None:
+    """Wait until process 0 has left, which says an error that all have: torchrun ends it as soon as another has ended."""
+    with contextlib.suppress(PeerLost):
+        wait()
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """A pass in which each process works on its own share of the data. If a signal has stopped the share of any, all
