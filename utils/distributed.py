@@ -189,7 +189,7 @@ def wait() -> None:
 
 
 def await_main() -> None:
-    """Wait until process 0 has left, which says an error that all have: torchrun ends it as soon as another has ended."""
+    """Wait until process 0 has left, which says the error that all have: torchrun ends it when another has ended."""
     with contextlib.suppress(PeerLost):
         wait()
 
