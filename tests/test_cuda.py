@@ -85,7 +85,7 @@ def test_a_digest_is_that_of_the_cpu(device):
 
 @pytest.mark.parametrize("words", [["amp=off"], ["amp=bf16"], ["amp=fp16"], ["amp=auto"], ["checkpointing=true"],
                                    ["compile=true"], ["compile=true", "checkpointing=true", "amp=bf16"],
-                                   ["channels_last=false"], ["bn_source=0.3", "bn_stats=running"]], ids=" ".join)
+                                   ["channels_last=false"]], ids=" ".join)
 def test_all_stages_run(world, monkeypatch, words):  # noqa: F811
     all_stages(monkeypatch, "device=cuda", *words)
     assert all(tensor.isfinite().all() for tensor in weights("snapshot/tiny/be.pth").values())

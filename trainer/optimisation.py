@@ -1,5 +1,5 @@
 """A round's optimiser: SGD, its learning-rate schedule, and the check that numbers are finite before it moves."""
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,7 +22,8 @@ class Optimisation:
         self.cfg, self.network = cfg, network
         self._fused = device.type == "cuda" if fused is None else fused
         groups = network.parameter_groups(cfg.backbone_lr_mult, cfg.head_lr_mult)
-        self.optimizer = torch.optim.SGD(groups, 0.0, cfg.momentum, weight_decay=cfg.weight_decay)
+        self.optimizer: Any = torch.optim.SGD(groups, 0.0, cfg.momentum, weight_decay=cfg.weight_decay,
+                                              foreach=not self._fused, fused=self._fused)
         self.scaler = torch.amp.GradScaler(device.type, enabled=cfg.amp == "fp16")
         self._choose_kernel()
         self.optimizer.register_load_state_dict_post_hook(lambda _: self._choose_kernel())  # saved on another device
@@ -50,7 +51,7 @@ class Optimisation:
         total: Any = sum(losses.values())
         found = not_finite(self.cfg.method, self.network, total, self.scaler)
         if self._fused:
-            cast(Any, self.optimizer).found_inf = found.any().float()  # with fp16 the scaler puts its own there
+            self.optimizer.found_inf = found.any().float()  # with fp16 the scaler puts its own there
         elif found.any():
             return found
         self.scaler.step(self.optimizer)

@@ -17,8 +17,8 @@ from model.statistics import batch_norms
 from trainer import label_files, selection
 from trainer.label_files import LabelFolder
 from utils import distributed
-from utils.background import Background, host_copy
-from utils.checkpoint import digest
+from utils.background import Background, host_copy, to_device
+from utils.checkpoint import digest_later
 from utils.config import Config
 from utils.counting import count
 from utils.disk_buffer import TensorBuffer
@@ -69,7 +69,7 @@ def label_round(network: Segmenter, cfg: Config, samples: Sequence[Sample], name
     device = next(network.parameters()).device
     files = LabelFolder(folder, samples, cfg.plabel_shard)
     files.clear()
-    weights = digest(network.state_dict()) if distributed.is_main() else ""  # before running statistics move
+    weights = digest_later(network.state_dict())  # the pass moves them if distributed.is_main() else ""  # before running statistics move
     width, height = cfg.target_data.input_size
     input_size = height, width
     with TensorBuffer(cfg.score_budget * 2**20, folder) as buffer:
@@ -82,12 +82,12 @@ def label_round(network: Segmenter, cfg: Config, samples: Sequence[Sample], name
             items = zip(watched, buffer, labels or itertools.repeat(None))
             for index, (sample, (packed, size), label) in enumerate(items):
                 check()
-                scores = selection.unpack_scores(packed.to(device, non_blocking=True))
+                scores = selection.unpack_scores(to_device(packed, device))
                 predicted, selected = select(network.upsample(scores, size, input_size), thresholds)
                 counts.add(predicted, selected, label)
                 write(index, sample.name, host_copy(selected))
     found = counts.of_all().shares(names)
-    return RoundLabels(thresholds.cpu(), *found, files.finish(weights=weights, portion=portion))
+    return RoundLabels(thresholds.cpu(), *found, files.finish(weights=weights(), portion=portion))
 
 
 class PseudoLabels:
