@@ -69,7 +69,8 @@ def label_round(network: Segmenter, cfg: Config, samples: Sequence[Sample], name
     device = next(network.parameters()).device
     files = LabelFolder(folder, samples, cfg.plabel_shard)
     files.clear()
-    weights = digest_later(network.state_dict())  # the pass moves them if distributed.is_main() else ""  # before running statistics move
+    # Of the weights as they are before running statistics move.
+    weights = digest_later(network.state_dict()) if distributed.is_main() else lambda: ""
     width, height = cfg.target_data.input_size
     input_size = height, width
     with TensorBuffer(cfg.score_budget * 2**20, folder) as buffer:
