@@ -92,7 +92,8 @@ class LongList:
             entry = None
         if entry is None or self.complete and not os.path.isfile(self.root / entry.image):
             other = self._reader(Tree(self.root)).entry(number, text)
-            lines.require_one(index, other is not None and not os.path.isfile(self.root / other.image))
+            lines.require_one(index, self.complete and other is not None
+                              and not os.path.isfile(self.root / other.image))
             raise DataError(f"{self.root / other.image}: listed in {self.file!r} but not there: check "
                             f"{self.section_name}.data_dir or the list.")
         return entry

@@ -88,8 +88,8 @@ def _judge_gaps(report, cfg, part, samples):
     there, and is reported on its own if it is not."""
     there = _labels_there(samples)
     report.title += f": {len(samples)} images, {there.sum()} labels"
-    if there.all() or part != "target_train" and there.any():
-        return samples
+    if there.all() or part != "target_train" and there.any() or samples.unseen and labels_compared(cfg, samples):
+        return samples  # of a long list, a run finds out only when it reads them
     side, split = PARTS[part]
     name, lost = getattr(cfg, side), NO_VALIDATION if split == "val" else NO_ACCURACY
     if there.any():

@@ -59,6 +59,23 @@ class Table:
 
 
 @dataclass(frozen=True)
+class _Given:
+    """Samples that exist."""
+
+    samples: Sequence[Sample]
+    digest: str = ""
+
+    def name(self, number):
+        return self.samples[number].name
+
+    def sample(self, number):
+        return self.samples[number]
+
+    def image_keys(self):
+        return Column.of(str(sample.image) for sample in self.samples).keys()
+
+
+@dataclass(frozen=True)
 class _Relabelled:
     """Samples whose labels a rule gives."""
 
@@ -89,16 +106,17 @@ class Samples(Sequence[Sample]):
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "Samples":
-        """A sequence of these samples, whose bands and roots are those of the first."""
-        if isinstance(samples, Samples):
-            return samples
+        """These samples, which are not copied."""
+        return samples if isinstance(samples, Samples) else cls(_Given(samples), range(len(samples)))
+
+    @classmethod
+    def packed(cls, samples: Sequence[Sample]) -> "Samples":
+        """A copy of these samples as a Table. Their bands and roots are those of the first, their labels paths."""
         first = samples[0] if samples else Sample("", Path(), None)
-        paths = all(s.label is None or isinstance(s.label, Path) for s in samples)
         table = Table(Column.of(s.name for s in samples), Column.of(str(s.image) for s in samples),
-                      Column.of(str(s.label) if s.label else None for s in samples) if paths else None, first.bands,
-                      first.image_roots, first.label_roots)
-        found = cls(table, range(len(samples)))
-        return found if paths else found.with_labels(_OfList(tuple(s.label for s in samples)))
+                      Column.of(str(s.label) if s.label else None for s in samples), first.bands, first.image_roots,
+                      first.label_roots)
+        return cls(table, range(len(samples)))
 
     def __len__(self):
         return len(self._numbers)
@@ -168,9 +186,9 @@ class Samples(Sequence[Sample]):
         return sha256(source, numbers)
 
 
-def shared_images(samples: Samples, others: Samples) -> int:
+def shared_images(samples: Sequence[Sample], others: Sequence[Sample]) -> int:
     """How many of `samples` have an image that one of `others` has."""
-    return int(np.isin(samples.image_keys(), others.image_keys()).sum())
+    return int(np.isin(Samples.of(samples).image_keys(), Samples.of(others).image_keys()).sum())
 
 
 @dataclass(frozen=True)
@@ -186,13 +204,3 @@ class Kept:
 
 def _no_label(number, sample):
     return None
-
-
-@dataclass(frozen=True)
-class _OfList:
-    """A rule for labels that are in a list."""
-
-    labels: tuple
-
-    def __call__(self, number, sample):
-        return self.labels[number]

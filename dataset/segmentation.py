@@ -171,7 +171,7 @@ def _samples(section_name, root, images, found, bands):
             raise DataError(f"{image} and {other} share the name {name!r}{_how_alike(image, other)}: pseudo labels "
                             "could not be told apart; keep one of them.")
         samples[key] = Sample(name, root / image, root / label if label else None, bands)
-    return Samples.of(list(samples.values()))
+    return Samples.packed(list(samples.values()))
 
 
 def _how_alike(image, other):

@@ -78,35 +78,44 @@ class PartStatistics:
 
     def __init__(self, network: nn.Module, parts: int):
         self.network, self.parts = network, parts
+        self._before, self._counts = _flat(network), [count.clone() for count in _others(network)]
         self._moved: Tensor | None = None
-        self._before = [buffer.detach().clone() for buffer in network.buffers()]
 
     @torch.no_grad()
     def rewind(self) -> None:
         """Put the buffers of the step's beginning back."""
-        for buffer, before in zip(self.network.buffers(), self._before):
-            buffer.copy_(before)
+        self._set(self._before)
+        for count, before in zip(_others(self.network), self._counts):
+            count.copy_(before)
 
     @torch.no_grad()
     def add(self) -> None:
         """Add how far a part has moved them."""
-        after, before = _flat(self.network.buffers()), _flat(self._before)
-        if after is not None:
-            moved = torch.where(after == before, 0, after - before)  # an infinite constant has not moved
-            self._moved = moved if self._moved is None else self._moved + moved
+        after = _flat(self.network)
+        moved = torch.where(after == self._before, 0, after - self._before)  # an infinite constant has not moved
+        self._moved = moved if self._moved is None else self._moved + moved
 
     @torch.no_grad()
     def settle(self) -> None:
         """Set the buffers to where they have moved in the mean. Collective."""
-        if self._moved is None:
-            return
-        after = _flat(self._before) + distributed.total(self._moved) / self.parts
-        floating = [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
-        for buffer, values in zip(floating, after.split([buffer.numel() for buffer in floating])):
-            buffer.copy_(values.view(buffer.shape))
+        if len(self._before):
+            self._set(self._before + distributed.total(self._moved) / self.parts)
+
+    def _set(self, values):
+        if floating := _floating(self.network):
+            parts = values.split([buffer.numel() for buffer in floating])
+            torch._foreach_copy_(floating, [part.view(buffer.shape) for part, buffer in zip(parts, floating)])
 
 
-def _flat(buffers):
-    """All floating-point buffers in one vector, None if there are none."""
-    floating = [buffer.reshape(-1) for buffer in buffers if buffer.is_floating_point()]
-    return torch.cat(floating) if floating else None
+def _floating(network):
+    return [buffer.detach() for buffer in network.buffers() if buffer.is_floating_point()]
+
+
+def _others(network):
+    return [buffer for buffer in network.buffers() if not buffer.is_floating_point()]
+
+
+def _flat(network):
+    """A copy of all floating-point buffers in one vector."""
+    floating = [buffer.reshape(-1) for buffer in _floating(network)]
+    return torch.cat(floating) if floating else torch.zeros(0)

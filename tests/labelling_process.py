@@ -1,9 +1,9 @@
 """One process of those that label images together: what test_distributed_labelling.py starts, by torchrun or alone.
 
-    torchrun --nproc_per_node N tests/labelling_process.py FOLDER [broken]
+    torchrun --nproc_per_node N tests/labelling_process.py FOLDER DEVICE [broken]
 
-FOLDER holds c.yml and its toy world. The files of each scenario go to FOLDER/N/SCENARIO, what each process has found to
-FOLDER/N/RANK.pt. `broken`: process 1 meets an image that is gone.
+FOLDER holds c.yml and its toy world. The files of each scenario go to FOLDER/DEVICEN/SCENARIO, what each process has
+found to FOLDER/DEVICEN/RANK.pt. `broken`: process 1 meets an image that is gone.
 """
 import sys
 from dataclasses import replace
@@ -27,7 +27,7 @@ SCENARIOS = {  # keys of the configuration, number of images
     "no_labels": (("plabel_accuracy=False",), 7)}
 
 
-def network_of(cfg):
+def network_of(cfg, device="cpu"):
     """A network with random weights, whose statistics have been moved a little from where they begin."""
     torch.manual_seed(0)
     network, _ = build_model(cfg, torch.device("cpu"), load=False)
@@ -35,7 +35,7 @@ def network_of(cfg):
         if isinstance(module, torch.nn.Conv2d):
             torch.nn.init.kaiming_normal_(module.weight)
     network.train()(torch.randn(4, 3, 48, 96, generator=torch.Generator().manual_seed(1)))
-    return network
+    return network.to(device)
 
 
 def select(logits, thresholds):
@@ -43,13 +43,13 @@ def select(logits, thresholds):
     return label, selection.select(label, uncertainty, thresholds, 0.2)
 
 
-def labelled(root, folder, words, count, check=lambda: None, change=lambda network: None, leave_out=None):
+def labelled(root, device, folder, words, count, check=lambda: None, change=lambda network: None, leave_out=None):
     """(what a round has found, its network, its samples)."""
     cfg = load_config(root / "c.yml", words)
     samples = segmentation.find_samples("cityscapes", cfg.target_data, "train")[:count]
     if leave_out is not None:
         samples[leave_out] = replace(samples[leave_out], image=root / "gone.png")
-    network = network_of(cfg)
+    network = network_of(cfg, device)
     change(network)
     return label_round(network, cfg, samples, tuple(map(str, range(19))), 0.2, select, folder, check), network, samples
 
@@ -63,16 +63,17 @@ def ended(work):
     return None
 
 
-def main(root, broken):
+def main(root, device, broken=""):
     torch.set_num_threads(1)
-    rank, out = distributed.rank(), root / str(distributed.size() if distributed.launched() else 0)
+    rank, out = distributed.rank(), root / f"{device}{distributed.size() if distributed.launched() else 0}"
     if broken:
-        labelled(root, out / "broken", (), 7, leave_out=1)
+        labelled(root, device, out / "broken", (), 7, leave_out=1)
         return
     found = {}
     for name, (words, count) in SCENARIOS.items():
-        result, network, samples = labelled(root, out / name, words, count)
-        found[name] = {**vars(result), "state": dict(network.state_dict())}
+        result, network, samples = labelled(root, device, out / name, words, count)
+        state = {key: value.cpu() for key, value in network.state_dict().items()}
+        found[name] = {**vars(result), "remarks": network.remarks, "state": state}
     found["intact"] = intact(out / "running", samples, found["running"]["manifest"])
     distributed.wait()
     if distributed.is_main():  # the second image is of process 1, if there are several
@@ -84,16 +85,21 @@ def main(root, broken):
     def stop():
         if rank == distributed.size() - 1:
             raise Stopped("SIGTERM")
-    found["stopped"] = ended(lambda: labelled(root, out / "stopped", (), 7, stop))
+    found["stopped"] = ended(lambda: labelled(root, device, out / "stopped", (), 7, stop))
     found["without"] = (out / "stopped" / MANIFEST).exists()
     passes = []
 
     def spoil(network):  # the second image of the first process, the third of one that is alone
-        network.network.register_forward_hook(lambda *given: passes.append(1) or (
-            given[-1] * torch.nan if rank == 0 and len(passes) == (2 if distributed.size() > 1 else 3) else given[-1]))
-    found["spoiled"] = ended(lambda: labelled(root, out / "spoiled", (), 7, change=spoil))
+        plain = network.score_map
+
+        def spoiled(x):
+            passes.append(1)
+            broken = rank == 0 and len(passes) == (2 if distributed.size() > 1 else 3)
+            return plain(x) * (torch.nan if broken else 1)
+        network.score_map = spoiled
+    found["spoiled"] = ended(lambda: labelled(root, device, out / "spoiled", (), 7, change=spoil))
     torch.save(found, out / f"{rank}.pt")
 
 
 if __name__ == "__main__":
-    sys.exit(guarded(lambda: main(Path(sys.argv[1]), "broken" in sys.argv), several=True))
+    sys.exit(guarded(lambda: main(Path(sys.argv[1]), *sys.argv[2:]), several=True))

@@ -26,18 +26,22 @@ def root(tmp_path_factory):
     (root / "c.yml").write_text("layers: [1, 1, 1, 1]\nwidth: 8\nchannels_last: False\nworker: 0\nscreen: False\n"
                                 "device: cpu\n"
                                 f"cityscapes: {{data_dir: {root / 'world/cityscapes'}, input_size: [96, 48]}}\n")
-    alone = subprocess.run([sys.executable, SCRIPT, root], env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
-                           capture_output=True)
-    assert alone.returncode == 0, alone.stderr
-    for count in PROCESSES[1:]:
-        done = torchrun(count, SCRIPT, root)
-        assert done.returncode == 0, done.stderr
+    label(root, "cpu", *PROCESSES)
     return root
 
 
-def found(root, count):
+def label(root, device, *counts):
+    """Run the script in so many processes."""
+    for count in counts:
+        done = torchrun(count, SCRIPT, root, device) if count else subprocess.run(
+            [sys.executable, SCRIPT, root, device], env={**os.environ, "PYTHONPATH": str(ROOT)}, text=True,
+            capture_output=True)
+        assert done.returncode == 0, done.stderr
+
+
+def found(root, count, device="cpu"):
     """What each of `count` processes has found."""
-    return [torch.load(root / str(count) / f"{rank}.pt", weights_only=False) for rank in range(max(1, count))]
+    return [torch.load(root / f"{device}{count}/{rank}.pt", weights_only=False) for rank in range(max(1, count))]
 
 
 def contents(folder):
@@ -46,21 +50,23 @@ def contents(folder):
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_the_files_are_those_of_one_process(root, name):
-    alone, images = contents(root / "0" / name), SCENARIOS[name][1]
+    alone, images = contents(root / "cpu0" / name), SCENARIOS[name][1]
     if name != "running":  # of which a file is damaged afterwards
         assert len(alone) == {"tars": 4 + 2, "one_tar": 1 + 2}.get(name, images + 1)
-        assert all(contents(root / str(count) / name) == alone for count in PROCESSES[1:])
+        assert all(contents(root / f"cpu{count}" / name) == alone for count in PROCESSES[1:])
     expected, = found(root, 0)
     for count in PROCESSES[1:]:
         for process in found(root, count):
             for fact in ("coverage", "accuracy", "unseen", "manifest"):
                 assert repr(process[name][fact]) == repr(expected[name][fact])  # NaN is not equal to itself
             assert process[name]["thresholds"].equal(expected[name]["thresholds"])
+            idle = any("plabel_shard" in remark for remark in process[name]["remarks"])
+            assert idle == (name == "one_tar" and count > 1)
     assert (expected[name]["accuracy"] is None) == (name == "no_labels")
 
 
-@pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize("name", ["plain", "tars", "running", "two"])
+@pytest.mark.parametrize("count", PROCESSES[1:])
+@pytest.mark.parametrize("name", SCENARIOS)
 def test_all_processes_hold_the_weighted_mean_of_the_statistics(root, name, count):
     words, images = SCENARIOS[name]
     cfg = load_config(root / "c.yml", words)
@@ -75,20 +81,25 @@ def test_all_processes_hold_the_weighted_mean_of_the_statistics(root, name, coun
                 network.score_map(network.prepare(item["image"]))
         for key, value in network.state_dict().items():
             total[key] = total.get(key, 0) + value.double() * len(share)
-    moved = 0
-    for key, state in found(root, count)[0][name]["state"].items():
+    moved, states = 0, [process[name]["state"] for process in found(root, count)]
+    for key, state in states[0].items():
         if key.endswith("num_batches_tracked"):
             assert state == before[key] + images * (cfg.bn_stats == "batch")
         else:
             torch.testing.assert_close(state.double(), total[key] / images, rtol=1e-6, atol=1e-7)
         moved += not state.equal(before[key])
-        assert all(process[name]["state"][key].equal(state) for process in found(root, count))
+        assert all(other[key].equal(state) for other in states)
     assert (moved > 0) == (cfg.bn_stats == "batch")
 
 
-def test_one_process_of_torchrun_has_the_bits_of_one_without_it(root):
-    (without,), (alone,) = found(root, 0), found(root, 1)
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=[
+    pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")])])
+def test_one_process_of_torchrun_has_the_bits_of_one_without_it(root, device):
+    if device == "cuda":  # gloo and nccl together
+        label(root, device, 0, 1)
+    (without,), (alone,) = found(root, 0, device), found(root, 1, device)
     for name in SCENARIOS:
+        assert alone[name]["manifest"] == without[name]["manifest"]
         assert all(value.equal(without[name]["state"][key]) for key, value in alone[name]["state"].items())
 
 
@@ -107,6 +118,6 @@ def test_all_processes_agree_on_damage_and_on_how_a_round_ends(root, count):
 
 def test_an_image_that_is_gone_ends_all_with_its_name(root):
     began = time.monotonic()
-    done = torchrun(2, SCRIPT, root, "broken")
+    done = torchrun(2, SCRIPT, root, "cpu", "broken")
     assert done.returncode and "gone.png: image not found" in done.stderr and time.monotonic() - began < 60
-    assert not (root / "2/broken/manifest.jsonl").exists()
+    assert not (root / "cpu2/broken/manifest.jsonl").exists()

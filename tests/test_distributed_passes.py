@@ -21,7 +21,7 @@ from dataset import loaders, segmentation
 from model.alpha_bn import AlphaBatchNorm
 from model.build import build_model
 from model.statistics import gathered
-from trainer import evaluate
+from trainer import agreement, evaluate
 from trainer.candidates import Candidates
 from trainer.methods.base import Batch, Setting
 from trainer.run_state import Position
@@ -187,7 +187,7 @@ def stops():
     for call in (lambda: evaluate.evaluate(network, loader, 4, DEVICE, check), lambda: candidates(cfg, samples, check),
                  lambda: AlphaBatchNorm(network, 0.3).start(network, prepared(cfg, network, samples, check)),
                  lambda: gathered(network, prepared(cfg, network, samples, check)).__enter__(),
-                 lambda: distributed.require_same(lambda: {"images": "some", "list": distributed.is_main()})):
+                 lambda: agreement.require_same(lambda: {"images": "some", "list": distributed.is_main()})):
         with pytest.raises((Stopped, UserError)) as end:
             call()
         ends.append([type(end.value).__name__, str(end.value)])
@@ -266,8 +266,8 @@ def test_passes_give_what_one_process_gives(world, expected, tmp_path, processes
         if processes > 1:
             signal_to = "SIGTERM" if rank == processes - 1 else "a signal to another process"
             assert of_rank["stops"] == [["Stopped", signal_to]] * 4 + [
-                ["ConfigError", "processes 0 and 1 do not have the same list (True and False): start all with one "
-                 "command, on the same files."]]
+                ["ConfigError", "the processes of this run differ: list: True in process 0, False in process 1: start "
+                 "them with the same command and the same files."]]
     assert left(folder) == left(its_folder) and len(left(folder)) > 10
 
 

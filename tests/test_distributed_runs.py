@@ -3,6 +3,8 @@ import json
 import os
 import shutil
 import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -370,3 +372,26 @@ def test_what_runs_in_one_process_refuses_several(cfg, monkeypatch):
         try_out(cfg)
     with pytest.raises(ConfigError, match="adapt: .*without torchrun"):
         ldbe.adapt(torch.nn.Conv2d(3, 2, 1), "frames", 2)
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_processes_that_start_again_agree_on_a_name_of_this_start(monkeypatch, late):
+    """The store has the keys of earlier starts, and one process comes later than the others."""
+    store, own, names = torch.distributed.HashStore(), threading.local(), []
+    monkeypatch.setattr(distributed, "rank", lambda: own.rank)
+    monkeypatch.setattr(distributed, "size", lambda: 3)
+
+    def process(rank):
+        own.rank = rank
+        time.sleep(0.2 * (rank == late))
+        found[rank] = distributed._start(store)
+    for _ in range(3):
+        found = {}
+        threads = [threading.Thread(target=process, args=(rank,)) for rank in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(30)
+        assert len(found) == 3 and len(set(found.values())) == 1
+        names.append(found[0])
+    assert len(set(names)) == 3

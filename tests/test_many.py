@@ -17,7 +17,7 @@ from PIL import Image
 
 from bench import lists
 from bench.inputs import QUICK, Inputs
-from dataset import inspection, list_lines, loaders, long_lists, missing_labels, segmentation, views
+from dataset import check, inspection, list_lines, loaders, long_lists, missing_labels, segmentation, views
 from dataset.columns import Column
 from dataset.messages import Messages
 from dataset.order import StepKeys, crop_keys
@@ -69,9 +69,9 @@ SLICES = st.slices(8)
 
 
 @FEW
-@given(SAMPLES, SLICES, SLICES, st.randoms(use_true_random=False))
-def test_samples_are_the_sequence_that_they_are_made_of(given_, one, other, rng):
-    found = Samples.of(given_)
+@given(st.sampled_from([Samples.of, Samples.packed]), SAMPLES, SLICES, SLICES, st.randoms(use_true_random=False))
+def test_samples_are_the_sequence_that_they_are_made_of(make, given_, one, other, rng):
+    found = make(given_)
     assert Samples.of(found) is found and list(found) == given_ == found and len(found) == len(given_)
     assert not found.unseen and found.digest() == "" and list(found.names()) == [s.name for s in given_]
     assert [found[i] for i in range(-len(given_), len(given_))] == given_ + given_
@@ -89,12 +89,12 @@ def test_samples_are_the_sequence_that_they_are_made_of(given_, one, other, rng)
 
 
 @FEW
-@given(SAMPLES, SLICES, SLICES)
-def test_labels_by_a_rule_get_the_index_in_the_sequence_that_was_given_them(given_, one, other):
+@given(st.sampled_from([Samples.of, Samples.packed]), SAMPLES, SLICES, SLICES)
+def test_labels_by_a_rule_get_the_index_in_the_sequence_that_was_given_them(make, given_, one, other):
     def rule(index, sample):
         return Path(f"p/{index}/{sample.name}/{sample.label}")
     listed = [replace(s, label=rule(i, s)) for i, s in enumerate(given_[one])]
-    found = Samples.of(given_)[one].with_labels(rule)
+    found = make(given_)[one].with_labels(rule)
     assert found == listed and found[other] == listed[other]
     which = np.arange(len(listed)) % 2 == 0
     kept = found.with_labels(Kept(which))
@@ -102,17 +102,12 @@ def test_labels_by_a_rule_get_the_index_in_the_sequence_that_was_given_them(give
     assert kept.with_labels(rule)[other] == [replace(s, label=rule(i, s)) for i, s in enumerate(kept)][other]
 
 
-def test_labels_that_are_no_paths_are_kept():
-    given_ = [Sample(str(i), Path(f"{i}.png"), ("shard", i)) for i in range(3)]
-    assert Samples.of(given_) == given_ and pickle.loads(pickle.dumps(Samples.of(given_)))[1:] == given_[1:]
-
-
 @FEW
 @given(SAMPLES, SAMPLES)
 def test_images_of_two_sequences_are_compared_by_their_paths(one, other):
     expected = sum(s.image in {t.image for t in other} for s in one)
-    assert shared_images(Samples.of(one), Samples.of(other)) == expected
-    assert shared_images(Samples.of(one)[::2].without_labels(), Samples.of(other)[1:]) == sum(
+    assert shared_images(one, Samples.packed(other)) == shared_images(Samples.packed(one), other) == expected
+    assert shared_images(Samples.packed(one)[::2].without_labels(), Samples.of(other)[1:]) == sum(
         s.image in {t.image for t in other[1:]} for s in one[::2])
 
 
@@ -313,6 +308,26 @@ def test_few_labels_of_a_long_list_are_looked_for(folder, monkeypatch):
     monkeypatch.setattr(missing_labels.looked_at, "__defaults__", (2,))
     monkeypatch.setattr(os.path, "isfile", lambda path: not asked.append(path))
     assert missing_labels.has_labels(samples) and asked == [samples[0].label, samples[3].label]
+
+
+def test_a_label_that_a_run_will_miss_is_an_error_of_check(world, tmp_path, monkeypatch, capsys):
+    shutil.copytree(world / "world", tmp_path / "world")
+    images = sorted((tmp_path / "world/cityscapes/leftImg8bit/train").rglob("*.png"))
+    (tmp_path / "list.txt").write_text("\n".join(str(path) for path in images))
+    (tmp_path / "c.yml").write_text((world / "c.yml").read_text().replace(str(world), str(tmp_path)))
+    words = [f"cityscapes.data_list={tmp_path}/list.txt"]
+    cfg = load_config(tmp_path / "c.yml", words)
+    label = segmentation.find_samples("cityscapes", cfg.target_data, "train")[1].label
+    label.unlink()
+    assert not inspection.labels_compared(cfg, inspection.training_samples(cfg, "cityscapes", False)[0])
+    monkeypatch.setattr(list_lines, "LONG", 0)
+    monkeypatch.setattr(missing_labels.looked_at, "__defaults__", (1,))
+    samples, lines = inspection.training_samples(cfg, "cityscapes", False)
+    assert samples.unseen and inspection.labels_compared(cfg, samples) and lines == []
+    with pytest.raises(DataError, match=f"{label}: label not found"):
+        list(loaders.whole_label_loader(cfg, "cityscapes", samples))
+    code = check.main(["--config", str(tmp_path / "c.yml"), "--split", "target_train", *words])
+    assert code == 1 and f"error: {label}: label not found" in capsys.readouterr().out
 
 
 # ---- their size ------------------------------------------------------------------------------------------------------

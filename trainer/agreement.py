@@ -2,7 +2,7 @@
 import hashlib
 import os
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,22 +59,21 @@ def differences(facts: Sequence[Mapping[str, Any]]) -> list[str]:
 def require_same_run(cfg: Config, device: torch.device) -> None:
     """Raise ConfigError, in all processes, unless their configurations, kinds of device and programs are the same.
     Collective, as are the next three."""
-    if distributed.size() > 1:
-        _require_same(of_configuration(cfg, device))
+    require_same(lambda: of_configuration(cfg, device))
 
 
 def require_same_images(training: Any, data: str, validation: Any) -> None:
     """Raise ConfigError unless all processes have found the same samples to train on and to validate on. data:
     `fingerprint` of the former."""
-    if distributed.size() > 1:
-        _require_same({"the training images (names and sizes)": _images(len(training), data),
-                       "the validation images (names and sizes)": _images(len(validation), fingerprint(validation))})
+    require_same(lambda: {"the training images (names and sizes)": _images(len(training), data),
+                          "the validation images (names and sizes)": _images(len(validation), fingerprint(validation))})
 
 
-def require_same_weights(state: dict[str, torch.Tensor]) -> None:
-    """Raise ConfigError unless all processes begin with the same weights."""
-    if distributed.size() > 1:
-        _require_same({"the weights that the run begins with (SHA-256)": digest(state)[:_LETTERS]})
+def require_same_beginning(cfg: Config, state: dict[str, torch.Tensor]) -> None:
+    """Raise ConfigError unless all processes begin with the same weights, in the precision that `cfg` has for this
+    machine."""
+    require_same(lambda: {"amp": cfg.amp,
+                          "the weights that the run begins with (SHA-256)": digest(state)[:_LETTERS]})
 
 
 def require_shared_folders(cfg: Config) -> None:
@@ -83,13 +82,16 @@ def require_shared_folders(cfg: Config) -> None:
         _require_shared(key, Path(getattr(cfg, key)).absolute())
 
 
-def _require_same(facts):
+def require_same(facts: Callable[[], Mapping[str, Any]]) -> None:
+    """Raise ConfigError, in all processes, unless the facts, name -> small value, are the same in all. They are asked
+    for only if there are several processes. Collective."""
     def refuse():
         if found := differences(every):
             raise ConfigError(f"the processes of this run differ: {'; '.join(found)}: start them with the same command "
                               "and the same files.")
-    every = distributed.gathered(facts)
-    distributed.from_main(refuse)
+    if distributed.size() > 1:
+        every = distributed.gathered(dict(facts()))
+        distributed.from_main(refuse)
 
 
 def _require_shared(key, folder):

@@ -16,7 +16,7 @@ from dataset.survey import spread
 from dataset.transforms import for_display
 from model.build import pick_device
 from model.inference import Augmentation
-from trainer import evaluate, methods, verdict
+from trainer import agreement, evaluate, methods, verdict
 from utils import distributed
 from utils.checkpoint import digest
 from utils.config import Config
@@ -64,7 +64,8 @@ def score_checkpoints(cfg: Config, checkpoints: list[str],
         if distributed.size() > 1:
             facts[f"weights of {checkpoint}"] = digest(network.state_dict())
         remarks += [f"{checkpoint}: {line}" for line in str(loaded).splitlines()] if loaded.remarkable else []
-    distributed.require_same(lambda: {"images": segmentation.fingerprint(samples), **facts})
+    agreement.require_same(lambda: {**agreement.of_configuration(cfg, device), **facts,
+                                    "images": segmentation.fingerprint(samples)})
     scores = {}
     for name, checkpoint in zip(names, checkpoints):
         model, _ = evaluate.trained_network(cfg, device, checkpoint)

@@ -7,54 +7,64 @@ index of tar files, from what all have noted. No memory is needed that grows wit
 import contextlib
 import functools
 import hashlib
-import io
 import json
-import threading
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from torch import Tensor
 
 from dataset.segmentation import Sample
-from dataset.shards import INDEX, PLACE, ShardIndex, ShardWriter, name_key, shard_name, write_index
+from dataset.shards import INDEX, PLACE, ShardIndex, shard_name, write_index
+from trainer.label_writers import DIGEST, PngWriter, TarWriter
 from utils import distributed
 from utils.background import Background
-from utils.checkpoint import remove_unfinished, write_atomically
-from utils.errors import naming
+from utils.checkpoint import write_atomically
 
 MANIFEST = "manifest.jsonl"
 _WRITERS = 2
-_DIGEST = hashlib.sha256().digest_size
 _CHUNK = 2**20  # bytes that are hashed at once
+_OURS = re.compile(r"\d{6,}\.tar|\..*\.tmp")  # tar files, and what a killed process may leave
 
 
-class Share(Sequence[Sample]):
-    """This process's share of the samples: of the blocks of `block` samples, the last may be shorter, every P-th of P
-    processes."""
+class Dealt(Sequence[int]):
+    """The numbers of this process's share of `count` items: of the blocks of `block` items, the last may be shorter,
+    every P-th of P processes."""
 
-    def __init__(self, samples: Sequence[Sample], block: int):
-        self._samples, self._block = samples, block
+    def __init__(self, count: int, block: int):
+        self._block = block
         self._first, self._step = _place()
-        mine = range(self._first, -(-len(samples) // block), self._step)
-        missing = max(0, (mine[-1] + 1) * block - len(samples)) if mine else 0
-        self._numbers = range(len(mine) * block - missing)
-
-    def number(self, index: int) -> int:
-        """The number among all samples of this share's sample `index`."""
-        block, within = divmod(self._numbers[index], self._block)
-        return (self._first + block * self._step) * self._block + within
+        mine = range(self._first, -(-count // block), self._step)
+        missing = max(0, (mine[-1] + 1) * block - count) if mine else 0
+        self._indices = range(len(mine) * block - missing)
 
     def __len__(self):
-        return len(self._numbers)
+        return len(self._indices)
 
     def __getitem__(self, index):
         if isinstance(index, slice):
-            return [self[i] for i in self._numbers[index]]
-        return self._samples[self.number(index)]
+            return [self[i] for i in self._indices[index]]
+        block, within = divmod(self._indices[index], self._block)
+        return (self._first + block * self._step) * self._block + within
+
+
+class Share(Sequence[Sample]):
+    """The samples with some numbers."""
+
+    def __init__(self, samples: Sequence[Sample], numbers: Sequence[int]):
+        self.samples, self.numbers = samples, numbers
+
+    def __len__(self):
+        return len(self.numbers)
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return Share(self.samples, self.numbers[index])
+        return self.samples[self.numbers[index]]
 
 
 class Labelled(Sequence[Sample]):
@@ -97,7 +107,7 @@ class LabelFolder:
 
     def __init__(self, folder: Path, samples: Sequence[Sample], shard: int):
         self.folder, self.samples, self.shard = folder, samples, shard
-        self.share = Share(samples, shard or 1)
+        self.share = Share(samples, Dealt(len(samples), shard or 1))
 
     def clear(self) -> None:
         """Make the folder, without manifest and tar files of an earlier call. Collective."""
@@ -108,7 +118,8 @@ class LabelFolder:
     def writing(self) -> Iterator[Callable[[int, str, Callable[[], Tensor]], None]]:
         """Within the block, write(index, name, label) writes the labels of the share in its order, in the background.
         label: uint8 [H, W], as `host_copy` returns it."""
-        writer = _TarWriter(self, self._notes) if self.shard else _PngWriter(self.folder, self._notes)
+        writer = (TarWriter(self.folder, self.share.numbers, self.shard, self._notes) if self.shard else
+                  PngWriter(self.folder, self._notes))
         with writer, Background(1 if self.shard else _WRITERS) as background:
             yield lambda *given: background.submit(writer.write, *given)
 
@@ -118,9 +129,10 @@ class LabelFolder:
         return distributed.from_main(lambda: self._finished(facts))
 
     def _clear(self):
-        for path in (self.folder / MANIFEST, self.folder / INDEX, *self.folder.glob("[0-9]*.tar")):
-            path.unlink(missing_ok=True)
-        remove_unfinished(self.folder)
+        with os.scandir(self.folder) as there:  # one by one, as there may be millions
+            old = [entry.path for entry in there if entry.name in (MANIFEST, INDEX) or _OURS.fullmatch(entry.name)]
+        for path in old:
+            os.unlink(path)
 
     def _finished(self, facts):
         digest = hashlib.sha256()
@@ -141,7 +153,7 @@ class LabelFolder:
         yield _line({**facts, "shard": self.shard})
         with self._opened("digests") as notes:
             for number, name in enumerate(_file_names(self.samples, self.shard)):
-                noted = name != INDEX and notes[number % len(notes)].read(_DIGEST).hex()
+                noted = name != INDEX and notes[number % len(notes)].read(DIGEST).hex()
                 yield _line({"name": name, "sha256": noted or _sha256(self.folder / INDEX)})
 
     def _places(self):
@@ -215,59 +227,3 @@ def _sha256(path):
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _png(label):
-    """The bytes of a PNG file. label: as `host_copy` returns it."""
-    content = io.BytesIO()
-    Image.fromarray(label().numpy()).save(content, "PNG", compress_level=1)
-    return content.getbuffer()
-
-
-class _PngWriter:
-    """Writes a PNG file for each image, in several threads, and notes the hash of each at its place in the share."""
-
-    def __init__(self, folder: Path, notes: Callable[[str], Path]):
-        self.folder, self._lock = folder, threading.Lock()
-        self._digests = open(notes("digests"), "wb")
-
-    def write(self, index, name, label):
-        png, path = _png(label), self.folder / f"{name}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with naming(path):
-            path.write_bytes(png)
-        with self._lock:
-            self._digests.seek(index * _DIGEST)
-            self._digests.write(hashlib.sha256(png).digest())
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._digests.close()
-
-
-class _TarWriter:
-    """Writes images to tar files, in one thread, and notes the place of each image and the hash of each tar file."""
-
-    def __init__(self, labels: LabelFolder, notes: Callable[[str], Path]):
-        self.labels, self._tar = labels, None
-        self._digests, self._places = (open(notes(kind), "wb") for kind in ("digests", "places"))
-
-    def write(self, index, name, label):
-        share, block = self.labels.share, self.labels.shard
-        png, number = _png(label), share.number(index) // block
-        self._tar = self._tar or ShardWriter(self.labels.folder / shard_name(number))
-        place = number, self._tar.add(f"{name}.png", png), len(png), name_key(name)
-        self._places.write(np.array([place], PLACE).tobytes())
-        if (index + 1) % block == 0 or index + 1 == len(share):
-            self._digests.write(self._tar.finish())
-            self._tar = None
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        for file in (self._tar, self._digests, self._places):
-            if file:
-                file.close()

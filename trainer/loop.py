@@ -83,7 +83,7 @@ class Trainer:
         self.network, report = build_model(cfg, self.device, load=not self._resumed)
         if not self._resumed:
             require_trained(cfg, report)
-            agreement.require_same_weights(self.network.state_dict())
+            agreement.require_same_beginning(cfg, self.network.state_dict())
         self.start = self._begun_with(remarks)
         method.check_network(cfg, self.network)
         if not self.network.has_batch_norm:

@@ -146,8 +146,10 @@ class Parts:
             low, high = distributed.smallest(torch.tensor([code, -code])).tolist()
             same = low == -high
         if not same:
-            raise TrainingError(f"method: {self.cfg.method}: losses returned {described(losses)} for one part of the "
-                                "batch and others for another, expected the same names for all.")
+            error = TrainingError(f"method: {self.cfg.method}: losses returned {described(losses)} for one part of the "
+                                  "batch and others for another, expected the same names for all.")
+            error.said = not self.found and not distributed.is_main()  # all raise it
+            raise error
 
     def _mean_losses(self):
         """The losses by name, their mean over all parts."""

@@ -17,6 +17,7 @@ from model.build import pick_device, with_precision
 from model.folder_writing import network_keys
 from model.inference import Augmentation, Prediction, Tiling
 from model.segmenter import Segmenter
+from trainer import agreement
 from trainer.evaluate import NO_AUGMENTATION, trained_network
 from trainer.prediction_manifest import Manifest
 from utils import distributed
@@ -107,7 +108,8 @@ def predict(network: Segmenter, cfg: Config, request: Request, found: tuple[list
     cfg = with_precision(cfg, next(network.parameters()).device)
     settings = {**_settings(cfg, request, key, cut, size), **plain(network_keys(network, cfg))}
     settings = {"weights": digest(network.state_dict()), **settings}
-    distributed.require_same(lambda: {"images": fingerprint(samples), **settings})
+    agreement.require_same(lambda: {**agreement.of_configuration(cfg, next(network.parameters()).device), **settings,
+                                    "images": fingerprint(samples)})
     with Manifest(request.output, request.save, request.overwrite, samples, settings) as manifest:
         waiting, folder = manifest.waiting(), request.output
         distributed.from_main(lambda: write_atomically(folder / LEGEND, lambda file: file.write(key.json())))

@@ -69,6 +69,9 @@ def label_round(network: Segmenter, cfg: Config, samples: Sequence[Sample], name
     device = next(network.parameters()).device
     files = LabelFolder(folder, samples, cfg.plabel_shard)
     files.clear()
+    if cfg.plabel_shard and distributed.any_of(not files.share):
+        network.remark("plabel_shard: each process labels whole tar files, and some have none to label: choose fewer "
+                       "images for each")
     # Of the weights as they are before running statistics move.
     weights = digest_later(network.state_dict()) if distributed.is_main() else lambda: ""
     width, height = cfg.target_data.input_size
@@ -145,7 +148,7 @@ def _score_target(network, cfg, samples, share, device, buffer, check):
             scores = network.score_map(image)[0]
             fine = scores.isfinite().all()
             broken += ~fine
-            first.clamp_(max=torch.where(fine, len(samples), share.number(index)))
+            first.clamp_(max=torch.where(fine, len(samples), share.numbers[index]))
             label, uncertainty = selection.predict(network.upsample(scores, image.shape[-2:]))
             histogram += selection.uncertainty_histogram(label, selection.uncertainty_bin(uncertainty), cfg.num_classes)
             keeper.submit(_keep, buffer, host_copy(selection.pack_scores(scores)), tuple(item["size"]))

@@ -1,11 +1,11 @@
 """Validation during training: scores of the network on the target's validation split."""
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from dataset import inspection, loaders
 from dataset.class_sets import class_set
-from dataset.samples import Samples, shared_images
+from dataset.samples import Sample, Samples, shared_images
 from model.segmenter import Segmenter
 from trainer import evaluate, pictures
 from utils import distributed
@@ -24,7 +24,7 @@ class Validation:
     raises DataError if only some of the split's labels are there.
     """
 
-    def __init__(self, cfg: Config, training_samples: Samples, pin_memory: bool):
+    def __init__(self, cfg: Config, training_samples: Sequence[Sample], pin_memory: bool):
         self.cfg, self._at = cfg, -1
         self.scores: dict[str, dict] | None = None
         self.class_set = class_set(cfg)

@@ -7,7 +7,9 @@ is a collective: it waits for all of them, at most `TIMEOUT`, and raises PeerLos
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -93,8 +95,30 @@ def join() -> None:
         torch.cuda.set_device(local_rank())  # what is allocated without a device's number, by nccl, say
     backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
     with _peers():
-        dist.init_process_group(backend, timeout=TIMEOUT)
+        store, *_ = next(dist.rendezvous("env://", rank(), size(), timeout=TIMEOUT))
+        dist.init_process_group(backend, store=dist.PrefixStore(_start(store), store), rank=rank(), world_size=size(),
+                                timeout=TIMEOUT)
     _joined = True
+
+
+def _start(store: Any) -> str:
+    """A name for this start of the processes, the same in all. torchrun's store still has what the processes of the
+    start before a restart have written there, such as their addresses, and how often it has restarted may differ
+    between machines. So process 0 draws a name, and each of the others goes on once process 0 has seen it there."""
+    own, process = uuid.uuid4().hex, rank()
+    if process == 0:
+        store.set("start", own)
+        for other in range(1, size()):
+            store.set(f"{own}/{other}/seen", store.get(f"{own}/{other}"))
+        return own
+    end = time.monotonic() + TIMEOUT.total_seconds()
+    while time.monotonic() < end:
+        start = store.get("start").decode()  # it may be the one before
+        store.set(f"{start}/{process}", own)
+        if store.check([f"{start}/{process}/seen"]) and store.get(f"{start}/{process}/seen").decode() == own:
+            return start
+        time.sleep(0.05)
+    raise RuntimeError("process 0 has not come")
 
 
 def leave() -> None:
@@ -157,18 +181,6 @@ def stacked(tensor: Any) -> Any:
     with _peers():
         dist.all_gather(tensors, tensor.detach().contiguous())
     return torch.stack(tensors)
-
-
-def require_same(facts: Callable[[], Mapping[str, Any]]) -> None:
-    """Raise ConfigError, in all processes, if one of the facts, name -> small value, is not the same in all. They are
-    asked for only if there are several processes. Collective."""
-    if size() == 1 or not _joined:
-        return
-    first, *others = gathered(dict(facts()))
-    for number, other in enumerate(others, 1):
-        if unlike := [name for name in first if first[name] != other.get(name)]:
-            raise ConfigError(f"processes 0 and {number} do not have the same {unlike[0]} ({first[unlike[0]]} and "
-                              f"{other.get(unlike[0])}): start all with one command, on the same files.")
 
 
 def from_main(call: Callable[[], T]) -> T:
