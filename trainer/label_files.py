@@ -11,13 +11,12 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from dataset.samples import Samples
 from dataset.segmentation import Sample
 from dataset.shards import INDEX, PLACE, ShardIndex, shard_name, write_index
 from trainer.label_writers import DIGEST, PngWriter, TarWriter
@@ -67,29 +66,10 @@ class Share(Sequence[Sample]):
         return self.samples[self.numbers[index]]
 
 
-class Labelled(Sequence[Sample]):
-    """Samples with other labels, made when they are asked for: label_of(number, sample) is the label of a sample, a
-    Path or a Member, which `dataset.files` reads as well."""
-
-    def __init__(self, samples: Sequence[Sample], label_of: Callable[[int, Sample], Any], numbers: range | None = None):
-        self._samples, self._label_of = samples, label_of
-        self._numbers = range(len(samples)) if numbers is None else numbers
-
-    def __len__(self):
-        return len(self._numbers)
-
-    def __getitem__(self, index):
-        number = self._numbers[index]
-        if isinstance(number, range):
-            return Labelled(self._samples, self._label_of, number)
-        sample = self._samples[number]
-        return replace(sample, label=self._label_of(number, sample))
-
-
 def labelled(folder: Path, samples: Sequence[Sample], tarred: bool) -> Sequence[Sample]:
     """The samples with the pseudo labels in a folder as their labels. tarred: whether these are in tar files."""
-    return Labelled(samples, functools.partial(_member, ShardIndex(folder)) if tarred else
-                    functools.partial(_png_file, folder))
+    return Samples.of(samples).with_labels(functools.partial(_member, ShardIndex(folder)) if tarred else
+                                           functools.partial(_png_file, folder))
 
 
 def labelled_now(folder: Path, samples: Sequence[Sample]) -> Sequence[Sample]:

@@ -156,7 +156,10 @@ def guarded(main: Callable[[], int | None], debug: bool = False, several: bool =
         if debug:
             raise
         if isinstance(error, UserError):
-            return EXIT_USER_ERROR if error.said else _said(EXIT_USER_ERROR, f"error: {error}")
+            if error.said:
+                distributed.await_main()
+                return EXIT_USER_ERROR
+            return _said(EXIT_USER_ERROR, f"error: {error}")
         if gpu_is_full(error):
             return _said(EXIT_USER_ERROR, "error: the GPU's memory is full, or no more of the machine's can be pinned "
                          f"for it ({first_line(error)}): lower batch_size or crop_tgt, or set checkpointing=true "

@@ -12,5 +12,6 @@ def prepare_compiler() -> None:
     torch would run all that follows uncompiled."""
     config = torch._dynamo.config
     config.suppress_errors = True
+    config.optimize_ddp = False  # it splits what is larger than a block
     config.cache_size_limit = max(config.cache_size_limit, VARIANTS)  # newer versions: recompile_limit, the same
     config.accumulated_cache_size_limit = max(config.accumulated_cache_size_limit, 16 * VARIANTS)

@@ -208,6 +208,12 @@ def wait() -> None:
     any_of(False)
 
 
+def await_main() -> None:
+    """Wait until process 0 has left, which says the error that all have: torchrun ends it when another has ended."""
+    with contextlib.suppress(PeerLost):
+        wait()
+
+
 @contextlib.contextmanager
 def together() -> Iterator[None]:
     """A pass in which each process works on its own share of the data. If a signal has stopped the share of any, all
