@@ -20,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from model.build import build_model, pick_device
 from model.segmenter import Segmenter
+from trainer.checks import FiniteCheck
 from trainer.methods.base import Batch, Method, Setting
 from trainer.optimisation import Optimisation
 from trainer.parts import Parts
@@ -118,7 +119,7 @@ class World:
         self.log = SimpleNamespace(say_once=print)
         self.method = cfg.method_class(Setting(cfg, made, self.device, [], tuple("abcdefghijklm"),
                                                self.position, self.log, None, self.parts.mean))
-        self.optimisation = Optimisation(cfg, made, self.device)
+        self.optimisation, self.finite = Optimisation(cfg, made, self.device), FiniteCheck()
 
     def batch(self, step):
         """This process's share of the batch."""
@@ -135,8 +136,9 @@ class World:
         self.optimisation.schedule(0.01, self.position.step)
         losses = self.parts.gradients(self.method, self.optimisation, batch)
         gradients = {n: p.grad if p.grad is None else p.grad.clone() for n, p in self.network.named_parameters()}
-        if losses and (broken := self.optimisation.move(losses)):
-            raise UserError(f"{broken}: {self.parts.suspects(self.parts.found)}")
+        if losses:
+            self.finite.add(self.optimisation.move(losses), lambda which: UserError(
+                f"{which}: {self.parts.suspects(self.parts.found)}"))
         self.method.after_step(batch)
         self.position.step += 1
         return {name: loss.item() for name, loss in losses.items()}, gradients

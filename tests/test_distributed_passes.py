@@ -37,6 +37,7 @@ IMAGES = 7
 CLASSES = ("a", "b", "c", "d")
 DEVICE = torch.device(os.environ.get("DEVICE", "cpu"))
 TINY = {
+    "amp": "off",
     "note": "tiny", "method": "bn_adapt", "model": "net.py:Net", "init_weight": "net.pth", "worker": 0, "screen": False,
     "device": "cpu", "source": "mine", "target": "mine", "num_classes": 4, "tensorboard": False, "model_folder": False,
     "score_images": 5, "pictures": 0, "print_freq": 1,

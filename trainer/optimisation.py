@@ -1,5 +1,5 @@
 """A round's optimiser: SGD, its learning-rate schedule, and the check that numbers are finite before it moves."""
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,7 +51,7 @@ class Optimisation:
         total: Any = sum(losses.values())
         found = not_finite(self.cfg.method, self.network, total, self.scaler)
         if self._fused:
-            cast(Any, self.optimizer).found_inf = found.any().float()  # with fp16 the scaler puts its own there
+            self.optimizer.found_inf = found.any().float()  # with fp16 the scaler puts its own there
         elif found.any():
             return found
         self.scaler.step(self.optimizer)

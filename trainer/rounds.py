@@ -18,7 +18,7 @@ from trainer import label_files, selection
 from trainer.label_files import LabelFolder
 from utils import distributed
 from utils.background import Background, host_copy, to_device
-from utils.checkpoint import digest
+from utils.checkpoint import digest_later
 from utils.config import Config
 from utils.counting import count
 from utils.disk_buffer import TensorBuffer
@@ -72,7 +72,8 @@ def label_round(network: Segmenter, cfg: Config, samples: Sequence[Sample], name
     if cfg.plabel_shard and distributed.any_of(not files.share):
         network.remark("plabel_shard: each process labels whole tar files, and some have none to label: choose fewer "
                        "images for each")
-    weights = digest(network.state_dict()) if distributed.is_main() else ""  # before running statistics move
+    # Of the weights as they are before running statistics move.
+    weights = digest_later(network.state_dict()) if distributed.is_main() else lambda: ""
     width, height = cfg.target_data.input_size
     input_size = height, width
     with TensorBuffer(cfg.score_budget * 2**20, folder) as buffer:
@@ -90,7 +91,7 @@ def label_round(network: Segmenter, cfg: Config, samples: Sequence[Sample], name
                 counts.add(predicted, selected, label)
                 write(index, sample.name, host_copy(selected))
     found = counts.of_all().shares(names)
-    return RoundLabels(thresholds.cpu(), *found, files.finish(weights=weights, portion=portion))
+    return RoundLabels(thresholds.cpu(), *found, files.finish(weights=weights(), portion=portion))
 
 
 class PseudoLabels:
