@@ -128,8 +128,8 @@ def stop_requested(here: bool, ended: bool) -> bool:
         return here
     stopped, over = distributed.total(torch.tensor([here, ended], dtype=torch.int64)).tolist()
     if not stopped and over not in (0, distributed.size()):
-        error = TrainingError(f"{over} of {distributed.size()} processes have no more batches in this round, the others "
-                              "have: a method's `batches` must give all processes as many.")
+        error = TrainingError(f"{over} of {distributed.size()} processes have no more batches in this round, the "
+                              "others have: a method's `batches` must give all processes as many.")
         error.said = not distributed.is_main()  # all raise it
         raise error
     return stopped > 0
