@@ -59,6 +59,14 @@ def whole_image_loader(cfg: Config, section_name: str, samples: Sequence[Sample]
     return _image_loader(cfg, views.WholeImages(samples, section.input_size, table, scales), pin_memory)
 
 
+def lockstep_loader(cfg: Config, section_name: str, samples: Sequence[Sample], pin_memory: bool = False) -> "Lockstep":
+    """Whole images as of `whole_image_loader`, this process's share, and then empty batches, until it has as many as
+    every other process."""
+    section = cfg.section(section_name)
+    own = whole_image_loader(cfg, section_name, distributed.share(samples), False, pin_memory)
+    return Lockstep(own, -(-len(samples) // distributed.size()), (*section.input_size[::-1], section.bands))
+
+
 def whole_label_loader(cfg: Config, section_name: str, samples: Sequence[Sample],
                        pin_memory: bool = False) -> "ReadingLoader":
     """The labels of whole images, uint8 [H, W] train ids: each sample once, in order."""
@@ -101,6 +109,22 @@ class ReadingLoader:
                 yield item
         finally:
             items.close()
+
+
+class Lockstep:
+    """The items of a loader of whole images, and then empty batches until there are `steps`. shape: of an image,
+    (H, W, K)."""
+
+    def __init__(self, images: ReadingLoader, steps: int, shape: tuple[int, int, int]):
+        self.images, self.steps, self.shape = images, steps, shape
+
+    def __len__(self):
+        return self.steps
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        yield from self.images
+        for _ in range(self.steps - len(self.images)):
+            yield {"image": torch.empty(0, *self.shape, dtype=torch.uint8), "name": []}
 
 
 def _pinned(item):

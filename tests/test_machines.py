@@ -268,7 +268,7 @@ def test_a_stage_whose_reader_is_killed_ends_with_one_line(world, monkeypatch, c
     if patched:
         monkeypatch.setattr(patched, "__getitem__", killed)
     else:
-        monkeypatch.setattr("dataset.files.read_image", killed)
+        monkeypatch.setattr("dataset.segmentation.read_image", killed)
     with within(5):
         assert call(monkeypatch, script, *words, "worker=1") == 2
     error = capfd.readouterr().err

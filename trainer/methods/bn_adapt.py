@@ -4,11 +4,9 @@ Precise batch norm: Wu and Johnson, "Rethinking 'Batch' in BatchNorm", 2021 (arX
 target: Schneider et al., "Improving robustness against common corruptions by covariate shift adaptation", NeurIPS 2020;
 alpha-BN: You, Li and Zhao, "Test-time batch statistics calibration for covariate shift", 2021 (arXiv 2110.04065).
 """
-import torch
-
 from dataset import loaders
 from model.statistics import TargetStatistics, batch_norms
-from trainer.methods.base import Batches, Method
+from trainer.methods.base import Method
 from utils import distributed
 from utils.config_values import UNUSED, key
 from utils.errors import ConfigError, TrainingError
@@ -48,10 +46,8 @@ class BatchNormAdaptation(Method):
         self.statistics = TargetStatistics(self.network, self.bn_momentum, self.alpha, self.bn_variance == "population")
 
     def batches(self, round_index, first):
-        section, rest = self.cfg.target_data, self.samples[first * distributed.size():]
-        own = loaders.whole_image_loader(self.cfg, self.cfg.target, distributed.share(rest), False,
-                                         self.device.type == "cuda")
-        return _Lockstep(own, -(-len(rest) // distributed.size()), (*section.input_size[::-1], section.bands))
+        rest = self.samples[first * distributed.size():]
+        return loaders.lockstep_loader(self.cfg, self.cfg.target, rest, self.device.type == "cuda")
 
     def losses(self, batch, rng):
         self.statistics.add(batch.images)
@@ -64,19 +60,3 @@ class BatchNormAdaptation(Method):
 
     def parts(self):
         return {"statistics": self.statistics}
-
-
-class _Lockstep:
-    """Batches of one image each, and then empty ones until there are `steps`: at its end another process may have one
-    image more. shape: of an image, (H, W, K)."""
-
-    def __init__(self, images: Batches, steps: int, shape: tuple[int, int, int]):
-        self.images, self.steps, self.shape = images, steps, shape
-
-    def __len__(self):
-        return self.steps
-
-    def __iter__(self):
-        yield from self.images
-        for _ in range(self.steps - len(self.images)):
-            yield {"image": torch.empty(0, *self.shape, dtype=torch.uint8), "name": []}
