@@ -18,11 +18,13 @@ from utils.option_words import add_augmentation, split_overrides
 
 def main(given: argparse.Namespace) -> None:
     """Score the checkpoints, print the table and write the files that the options ask for."""
-    from model.inference import Augmentation  # late, so that --help answers at once
+    from model.build import pick_device, with_precision  # late, so that --help answers at once
+    from model.inference import Augmentation
     from trainer import comparison
     overrides, others = split_overrides(given.words)
     checkpoints = [expanded(word, "checkpoint") for word in others]
     cfg = load_config(given.config, [*overrides, *given.overrides])
+    cfg = with_precision(cfg, pick_device(cfg.device))  # by all processes: the first alone draws the figure
     augmentation = Augmentation(tuple(given.scales), given.flip)
     distributed.from_main(lambda: _require_writable("--json", given.json, ("",)))  # now, not after the evaluation
     distributed.from_main(lambda: _require_writable("--figure", given.figure, (".png", ".jpg", ".jpeg")))

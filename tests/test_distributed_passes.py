@@ -293,7 +293,8 @@ def left(folder):
 
 @pytest.mark.slow
 def test_eval_counts_every_image_once_and_the_first_process_alone_prints(world, tmp_path):
-    words = ("--config", "tiny.yml", "net.pth", "--json", "scores.json", "--figure", "figure.png")
+    words = ("--config", "tiny.yml", "net.pth", "--json", "scores.json", "--figure", "figure.png",
+             "amp=auto")  # which all processes have to choose together
     folders = copied(world, tmp_path / "one"), copied(world, tmp_path / "three")
     one = alone("eval.py", *words, folder=folders[0])
     three = torchrun(3, ROOT / "eval.py", *words, folder=folders[1])
