@@ -13,6 +13,7 @@ from dataset.class_sets import class_set, label_classes
 from dataset.inspection import never_seen
 from dataset.labels import IGNORE_INDEX
 from dataset.part_report import PARTS, SHOWN, Report, check_part, find_shared
+from utils import distributed
 from utils.cli import guarded, leave, parser
 from utils.config import Config, load_config
 from utils.errors import one_line
@@ -118,7 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
             say(left_out)
             parts.remove("source_train")
         reports = check(cfg, parts)
-        say(summary(cfg, reports))
+        distributed.from_main(lambda: say(summary(cfg, reports)))  # torchrun ends it once another has ended with 1
         return EXIT_WOULD_STOP if any(report.errors for report in reports.values()) else 0
     return guarded(run, given.debug, several=True)
 

@@ -91,6 +91,21 @@ def progress_of(cfg: Config, title: str) -> Callable:
     return lambda loader: Progress(loader, title, cfg.print_freq, cfg.screen)
 
 
+def require_one_list(samples: Sequence[Sample]) -> None:
+    """Raise DataError, in all processes, unless all have found the same samples, which they are about to share out.
+    Collective."""
+    if distributed.size() == 1:
+        return
+    found = distributed.gathered((len(samples), segmentation.fingerprint(samples)))
+    if len(set(found)) > 1:
+        others = [str(rank) for rank, one in enumerate(found) if one != found[0]]
+        error = DataError(f"the processes of this run differ: the images (names and sizes): {found[0][0]} in process "
+                          f"0, not the same in {', '.join(others[:8])} ({found[int(others[0])][0]} there): start them "
+                          "with the same command and the same files.")
+        error.said = not distributed.is_main()  # all raise it
+        raise error
+
+
 def readable(samples: Sequence[Sample], labels_needed: bool, workers: int,
              watch: Callable = iter) -> tuple[Samples, list[str]]:
     """The samples that training can read, in order, and what is wrong with the others (`Messages.lines`). watch: see
@@ -99,6 +114,7 @@ def readable(samples: Sequence[Sample], labels_needed: bool, workers: int,
     labels_needed: samples with a broken label are left out. Else only the image counts: the target's labels must not
     decide what is trained on. So the sample is kept, without its label.
     """
+    require_one_list(samples)
     faults, broken = np.zeros(len(samples), np.int8), Messages()
     with distributed.together():
         for index, found in findings(samples, workers, watch):

@@ -17,6 +17,7 @@ from dataset.inspection import (
     labels_compared,
     no_images,
     progress_of,
+    require_one_list,
     some_labels,
 )
 from dataset.messages import Messages
@@ -69,6 +70,11 @@ def check_part(cfg: Config, part: str) -> Report:
     if errors := [text for text in distributed.gathered(error) if text]:
         report.samples = Samples.of([])
         report.errors += dict.fromkeys(errors)
+        return report
+    try:
+        require_one_list(report.samples)
+    except DataError as wrong:
+        report.samples, report.errors = Samples.of([]), [f"{name}: {wrong}"]
         return report
     if not report.samples:
         report.notes.append(no_images(name, cfg.section(name), split))

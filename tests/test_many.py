@@ -498,6 +498,34 @@ leave(guarded(skipped, several=True))
 """
 
 
+OTHERS = """
+from dataset import inspection, segmentation
+from dataset.check import check
+from utils import distributed
+from utils.cli import guarded, leave
+from utils.config import load_config
+def main():
+    cfg, find = load_config("c.yml"), segmentation.find_split
+    def fewer(*given, **named):
+        samples, remarks = find(*given, **named)
+        return samples[:len(samples) - distributed.rank()], remarks
+    segmentation.find_split = fewer
+    errors = check(cfg, ["target_train"])["target_train"].errors
+    assert len(errors) == 1 and "the processes of this run differ" in errors[0], errors
+    inspection.training_samples(load_config("c.yml", ["on_bad_sample=skip"]), "cityscapes", False)
+leave(guarded(main, several=True))
+"""
+
+
+@pytest.mark.slow
+def test_processes_with_other_lists_are_refused_before_they_share_out_the_reading(world, tmp_path):
+    (tmp_path / "c.yml").write_text((world / "c.yml").read_text())
+    (tmp_path / "program.py").write_text(OTHERS)
+    done = torchrun(2, "program.py", folder=tmp_path, timeout=120)
+    error, = [line for line in done.stderr.splitlines() if "error:" in line]
+    assert "process 0: error: the processes of this run differ: the images (names and sizes)" in error
+
+
 @pytest.mark.slow
 def test_processes_find_what_one_finds(world, tmp_path):
     shutil.copytree(world / "world", tmp_path / "world")
