@@ -7,9 +7,9 @@ import pytest
 import torch
 from torchrun import ROOT, torchrun
 
-from utils import distributed
+from utils import cli, distributed
 from utils.config import load_config
-from utils.errors import ConfigError, Stopped
+from utils.errors import ConfigError, PeerLost, Stopped
 
 NAMES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -135,6 +135,30 @@ def test_a_process_that_fails_ends_the_job_soon_and_says_why(tmp_path, how, show
     assert done.returncode != 0 and shown in done.stderr
     assert "process 1: error: key" not in done.stderr, "an error of all is said once"
     assert time.monotonic() - start < 60
+
+
+@pytest.mark.parametrize("nccl, fails, destroyed", [(True, True, 0), (True, False, 1), (False, True, 1)])
+def test_a_process_that_fails_does_not_wait_for_nccl(monkeypatch, nccl, fails, destroyed):
+    """`destroy_process_group` waits for the others, which may be within a collective."""
+    calls, codes = [], []
+    for name, value in (("_joined", True), ("_nccl", nccl), ("_at_once", False)):
+        monkeypatch.setattr(distributed, name, value)
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", lambda: calls.append(1))
+    monkeypatch.setattr(cli.os, "_exit", codes.append)
+    monkeypatch.setattr(cli.signal, "signal", lambda *_: None)
+
+    def main():
+        if fails:
+            raise ConfigError("key: wrong")
+    with pytest.raises(SystemExit):
+        cli.leave(cli.guarded(main))
+    assert len(calls) == destroyed and codes == [2] * (nccl and fails) and not distributed.joined()
+
+
+@pytest.mark.parametrize("text, kind", [("Cuda failure 2 'out of memory'", RuntimeError), ("Connection reset", PeerLost)])
+def test_a_collective_that_gets_no_memory_has_lost_nobody(text, kind):
+    with pytest.raises(kind, match=text), distributed._peers():
+        raise RuntimeError(text)
 
 
 def test_a_script_imports_no_torch_to_know_its_processes():

@@ -137,13 +137,16 @@ def guarded(main: Callable[[], int | None], debug: bool = False, several: bool =
     debug: errors are raised with their traceback, all but those of a stop. several: `main` may run in several
     processes, started by torchrun, which are connected before and disconnected after it.
     """
+    failed = True
     try:
         with signals_end():
             require_working_directory()
             if not several and distributed.size() > 1:
                 raise ConfigError("this command runs in one process: start it without torchrun.")
             distributed.join()
-            return main() or 0
+            code = main() or 0
+        failed = False
+        return code
     except NothingToDo as done:
         if distributed.is_main():
             print(done)
@@ -182,12 +185,16 @@ def guarded(main: Callable[[], int | None], debug: bool = False, several: bool =
         return _said(EXIT_UNEXPECTED, f"error: unexpected {type(error).__name__}: {str(error)[:500]}: run the same "
                      "command with --debug to see where, and report it.")
     finally:
-        distributed.leave()
+        distributed.leave(failed)
 
 
 def leave(exit_code: int) -> None:
     """End the script. From here on another Ctrl-C changes neither the exit code nor the output."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if distributed.ends_at_once():
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(exit_code)
     sys.exit(exit_code)
 
 

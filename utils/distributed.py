@@ -15,10 +15,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from utils.errors import ConfigError, NothingToDo, PeerLost, Stopped, UserError, first_line
+from utils.memory import gpu_is_full
 
 TIMEOUT = timedelta(minutes=30)  # of a collective: longer than what one process does while others wait
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
-_joined = False
+_joined, _nccl, _at_once = False, False, False
 if all(name in os.environ for name in _NEEDED):  # torch reads it when it is imported; it warns while it connects, and
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where all parameters of a network have gradients
 T = TypeVar("T")
@@ -85,7 +86,7 @@ def joined() -> bool:
 
 def join() -> None:
     """Connect the processes; does nothing without torchrun, or if they are connected. Collective. Raises PeerLost."""
-    global _joined
+    global _joined, _nccl
     if not launched() or _joined:
         return
     import torch
@@ -98,7 +99,7 @@ def join() -> None:
         store, *_ = next(dist.rendezvous("env://", rank(), size(), timeout=TIMEOUT))
         dist.init_process_group(backend, store=dist.PrefixStore(_start(store), store), rank=rank(), world_size=size(),
                                 timeout=TIMEOUT)
-    _joined = True
+    _joined, _nccl = True, gpus
 
 
 def _start(store: Any) -> str:
@@ -121,14 +122,21 @@ def _start(store: Any) -> str:
     raise RuntimeError("process 0 has not come")
 
 
-def leave() -> None:
-    """Disconnect this process, before it ends: else gloo's threads abort it. Never raises."""
-    global _joined
+def leave(failed: bool = False) -> None:
+    """Disconnect this process, before it ends: else gloo's threads abort it. Never raises. failed: by an error. The
+    others may then be within a collective, for which nccl would wait: it is left as it is, and `ends_at_once`."""
+    global _joined, _at_once
     if _joined:
         import torch.distributed as dist
-        _joined = False
-        with contextlib.suppress(Exception):
-            dist.destroy_process_group()
+        _joined, _at_once = False, failed and _nccl
+        if not _at_once:
+            with contextlib.suppress(Exception):
+                dist.destroy_process_group()
+
+
+def ends_at_once() -> bool:
+    """Whether this process has to end without Python's own clean-up, which would wait for nccl."""
+    return _at_once
 
 
 # ---- collectives -----------------------------------------------------------------------------------------------------
@@ -237,6 +245,8 @@ def _peers() -> Iterator[None]:
     except UserError:
         raise
     except RuntimeError as error:  # of gloo, nccl, the store; DistError is one
+        if gpu_is_full(error):  # nccl takes memory when it begins
+            raise
         raise PeerLost(lost(error)) from error
 
 
