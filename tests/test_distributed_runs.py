@@ -331,6 +331,25 @@ def test_all_stop_where_one_does_and_uneven_batches_are_refused(monkeypatch, sto
             agreement.stop_requested(False, False)
 
 
+@pytest.mark.parametrize("counts", [[3, 3], [3, 4]])
+def test_processes_must_have_as_many_batches(monkeypatch, counts):
+    monkeypatch.setattr(distributed, "gathered", lambda own: counts)
+    if counts == [3, 3]:
+        agreement.require_as_many(3)
+    else:
+        with pytest.raises(TrainingError, match="the processes have 3, 4 batches in this round"):
+            agreement.require_as_many(3)
+
+
+def test_a_restart_that_another_machine_alone_has_counted_is_one(cfg, monkeypatch):
+    states = StateFolder(Path("states"), 9)
+    path = saved(cfg, states, 3)
+    states.note_launchers([distributed.launcher()])
+    answers = iter([True, False])  # whether any was restarted, whether any finds the state unusable
+    monkeypatch.setattr(distributed, "any_of", lambda flag: next(answers))
+    assert newest(cfg, states) == path
+
+
 def test_one_process_asks_nobody(monkeypatch):
     monkeypatch.setattr(distributed, "total", None)
     assert [agreement.stop_requested(here, ended) for here in (False, True) for ended in (False, True)] == [

@@ -122,6 +122,17 @@ def _leave_mark(key, folder):
     return folder.relative_to(there).parts, os.path.basename(path)
 
 
+def require_as_many(batches: int) -> None:
+    """Raise TrainingError, in all processes, unless all have this number of batches in a round: by it they know when to
+    score candidates together. Collective."""
+    counts = distributed.gathered(batches)
+    if len(set(counts)) > 1:
+        error = TrainingError(f"the processes have {', '.join(map(str, sorted(set(counts))))} batches in this round: a "
+                              "method's `batches` must give all processes as many.")
+        error.said = not distributed.is_main()  # all raise it
+        raise error
+
+
 def stop_requested(here: bool, ended: bool) -> bool:
     """Whether a signal has come to any process. here: to this one. ended: whether this one has no more batches, in
     which all have to agree; raises TrainingError if they do not. Collective, once before each step."""

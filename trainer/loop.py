@@ -153,7 +153,8 @@ class Trainer:
             if position.step == 0:
                 self.show()
             self.run_steps(method.batches(position.round, position.step), method.base_lr(position.round))
-            method.end_round(position.round)
+            with distributed.together():
+                method.end_round(position.round)
             position.next_round()
             self.optimisation = None
             self.consider()
@@ -172,6 +173,7 @@ class Trainer:
         cfg, position, first = self.cfg, self.position, self.position.step
         self.begin_optimisation()
         total = first + len(loader)
+        agreement.require_as_many(total)
         every = (cfg.candidate_freq or -(-total // 4)) if self.method.trains else total
         pace = Progress(loader, cfg.stage, 0, cfg.screen, "step", first)
         if first and first % every == 0:

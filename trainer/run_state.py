@@ -76,7 +76,8 @@ def newest_state(cfg: Config, states: StateFolder, samples: Sequence[Sample], us
     neither to be resumed nor overwritten; NothingToDo if the stage is finished.
     """
     launchers = distributed.gathered(distributed.launcher())
-    paths = distributed.from_main(lambda: _states_to_try(cfg, states, launchers))
+    again = distributed.any_of(distributed.restarted())  # how often may differ between machines
+    paths = distributed.from_main(lambda: _states_to_try(cfg, states, again and states.launched_by(launchers)))
     if paths is None:
         return None, None
     for path in reversed(paths):
@@ -97,11 +98,11 @@ def newest_state(cfg: Config, states: StateFolder, samples: Sequence[Sample], us
     return None, None
 
 
-def _states_to_try(cfg, states, launchers):
-    """The files of the saved states, oldest first; None if the run does not resume. A run that had begun when torchrun
-    restarted it does. Raises as `newest_state`."""
+def _states_to_try(cfg, states, restarted):
+    """The files of the saved states, oldest first; None if the run does not resume. restarted: whether it had begun
+    when torchrun restarted it; then it does. Raises as `newest_state`."""
     paths = states.paths()
-    if not cfg.resume and not (distributed.restarted() and states.launched_by(launchers)):
+    if not cfg.resume and not restarted:
         if paths and cfg.train and not cfg.overwrite and not states.finished():
             raise ConfigError(f"note: {states.folder} holds the states of an unfinished run, the newest "
                               f"{paths[-1].name}: add --resume to go on, or overwrite=true to start over.")
