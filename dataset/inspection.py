@@ -99,11 +99,10 @@ def require_one_list(samples: Sequence[Sample]) -> None:
     found = distributed.gathered((len(samples), segmentation.fingerprint(samples)))
     if len(set(found)) > 1:
         others = [str(rank) for rank, one in enumerate(found) if one != found[0]]
-        error = DataError(f"the processes of this run differ: the images (names and sizes): {found[0][0]} in process "
-                          f"0, not the same in {', '.join(others[:8])} ({found[int(others[0])][0]} there): start them "
-                          "with the same command and the same files.")
-        error.said = not distributed.is_main()  # all raise it
-        raise error
+        raise distributed.of_all(DataError(
+            f"the processes of this run differ: the images (names and sizes): {found[0][0]} in process 0, others in "
+            f"process {', '.join(others[:8])} ({found[int(others[0])][0]} there): start them with the same command and "
+            "the same files."))
 
 
 def readable(samples: Sequence[Sample], labels_needed: bool, workers: int,

@@ -56,12 +56,12 @@ def _trained(network):
 
 def synchronised(norms: list[_BatchNorm]) -> Callable[[_BatchNorm, Tensor], Tensor]:
     """A forward pass for batch norms in training, forward(norm, x), that normalises by the statistics of all processes'
-    batches together (torch's SyncBatchNorm, which needs CUDA). Collective, also in the backward pass. Raises ConfigError
-    for a class of batch norms that is the user's own."""
+    batches together (torch's SyncBatchNorm, which needs CUDA). Collective, also in the backward pass. Raises
+    ConfigError for a class of batch norms that computes something else, too."""
     for norm in norms:
         if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
-            raise ConfigError(f"sync_bn: the network's {type(norm).__name__} computes more than a batch norm, which would "
-                              "be left out: set sync_bn=false.")
+            raise ConfigError(f"sync_bn: the network's {type(norm).__name__} computes more than a batch norm, which "
+                              "would be left out: set sync_bn=false.")
     # Twins, as a module that is a SyncBatchNorm would wait for the other processes whenever it uses batch statistics,
     # so in passes over images that only one process sees.
     twins = {norm: nn.SyncBatchNorm.convert_sync_batchnorm(norm).train() for norm in norms}

@@ -155,7 +155,8 @@ def test_a_process_that_fails_does_not_wait_for_nccl(monkeypatch, nccl, fails, d
     assert len(calls) == destroyed and codes == [2] * (nccl and fails) and not distributed.joined()
 
 
-@pytest.mark.parametrize("text, kind", [("Cuda failure 2 'out of memory'", RuntimeError), ("Connection reset", PeerLost)])
+@pytest.mark.parametrize("text, kind", [("Cuda failure 2 'out of memory'", RuntimeError),
+                                        ("Connection reset", PeerLost)])
 def test_a_collective_that_gets_no_memory_has_lost_nobody(text, kind):
     with pytest.raises(kind, match=text), distributed._peers():
         raise RuntimeError(text)

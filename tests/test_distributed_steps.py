@@ -271,3 +271,12 @@ def test_synchronised_norms_give_the_gradients_of_the_whole_batch(tmp_path):
 
 def test_every_method_is_compared():
     assert {case.split()[0] for case in CASES} | {"bn_adapt"} == set(known())
+
+
+def test_batch_norms_that_compute_more_are_not_synchronised():
+    class Active(nn.BatchNorm2d):
+        def forward(self, x):
+            return super().forward(x).relu()
+    synchronised([nn.BatchNorm2d(2), nn.SyncBatchNorm(2)])
+    with pytest.raises(ConfigError, match="sync_bn: the network's Active computes more"):
+        synchronised([nn.BatchNorm2d(2), Active(2)])

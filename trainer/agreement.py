@@ -102,7 +102,7 @@ def _require_shared(key, folder):
     missing, name = distributed.from_main(lambda: _leave_mark(key, folder))  # of the folder's path, what is not there
     try:
         same = folder.parts[len(folder.parts) - len(missing):] == missing
-        there = folder.parents[len(missing) - 1] if missing else folder
+        there = folder.parents[len(missing) - 1] if missing and same else folder
         blind = [rank for rank, seen in enumerate(distributed.gathered(same and (there / name).exists())) if not seen]
     finally:
         if distributed.is_main():
@@ -127,10 +127,9 @@ def require_as_many(batches: int) -> None:
     score candidates together. Collective."""
     counts = distributed.gathered(batches)
     if len(set(counts)) > 1:
-        error = TrainingError(f"the processes have {', '.join(map(str, sorted(set(counts))))} batches in this round: a "
-                              "method's `batches` must give all processes as many.")
-        error.said = not distributed.is_main()  # all raise it
-        raise error
+        raise distributed.of_all(TrainingError(
+            f"the processes have {', '.join(map(str, sorted(set(counts))))} batches in this round: a method's "
+            "`batches` must give all processes as many."))
 
 
 def stop_requested(here: bool, ended: bool) -> bool:
@@ -140,10 +139,9 @@ def stop_requested(here: bool, ended: bool) -> bool:
         return here
     stopped, over = distributed.total(torch.tensor([here, ended], dtype=torch.int64)).tolist()
     if not stopped and over not in (0, distributed.size()):
-        error = TrainingError(f"{over} of {distributed.size()} processes have no more batches in this round, the "
-                              "others have: a method's `batches` must give all processes as many.")
-        error.said = not distributed.is_main()  # all raise it
-        raise error
+        raise distributed.of_all(TrainingError(
+            f"{over} of {distributed.size()} processes have no more batches in this round, the others have: a method's "
+            "`batches` must give all processes as many."))
     return stopped > 0
 
 

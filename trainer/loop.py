@@ -351,10 +351,8 @@ class Trainer:
             self.interrupt.ignore_more()
         which = next(filter(None, distributed.gathered(self.interrupt.requested)), stop)
         where = f"its state is in {self._last_state}" if self._last_state else "no state had been saved yet"
-        result = Stopped(f"stopped by {which} at step {self.position.global_step}: {where}; the same command with "
-                         "--resume goes on.")
-        result.said = not distributed.is_main()
-        return result
+        return distributed.of_all(Stopped(f"stopped by {which} at step {self.position.global_step}: {where}; the same "
+                                          "command with --resume goes on."))
 
     def _ended_early(self):
         return self.cfg.stop_when == "collapse" and self.candidates is not None and self.candidates.collapsed
@@ -441,11 +439,9 @@ class Trainer:
             self._finish_saving()
             values = {name: loss.item() for name, loss in losses.items()}
             kept = f"the last good state is {self._last_state}" if self._last_state else "no state had been saved yet"
-            result = TrainingError(f"step {step}: the {which} is not finite (losses {values}, learning rates {rates}, "
-                                   f"images {self.parts.suspects(found)}); {kept}: lower learning_rate, or check these "
-                                   "images and init_weight.")
-            result.said = not distributed.is_main()  # the same in all processes
-            return result
+            return distributed.of_all(TrainingError(
+                f"step {step}: the {which} is not finite (losses {values}, learning rates {rates}, images "
+                f"{self.parts.suspects(found)}); {kept}: lower learning_rate, or check these images and init_weight."))
         return error
 
     def _report(self, losses, pace):

@@ -154,9 +154,10 @@ def _score_target(network, cfg, samples, share, device, buffer, check):
             keeper.submit(_keep, buffer, host_copy(selection.pack_scores(scores)), tuple(item["size"]))
     count, number = distributed.total(broken).item(), distributed.smallest(first).item()
     if count:
-        raise TrainingError(f"pseudo labels: the network's outputs are not finite for {count} of {len(samples)} "
-                            f"images, the first {samples[number].name!r}: lower learning_rate, set amp=off or bf16, or "
-                            "check these images and init_weight.")
+        raise distributed.of_all(TrainingError(
+            f"pseudo labels: the network's outputs are not finite for {count} of {len(samples)} images, the first "
+            f"{samples[number].name!r}: lower learning_rate, set amp=off or bf16, or check these images and "
+            "init_weight."))
     if cfg.bn_stats == "batch":
         _merge_statistics(network, tracked, len(share))
     return distributed.total(histogram)

@@ -23,6 +23,7 @@ _joined, _nccl, _at_once = False, False, False
 if all(name in os.environ for name in _NEEDED):  # torch reads it when it is imported; it warns while it connects, and
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # where all parameters of a network have gradients
 T = TypeVar("T")
+E = TypeVar("E", UserError, NothingToDo, Stopped)
 Mean = Callable[[Any], Any]  # a tensor -> its mean over several parts of a batch, of its shape
 
 
@@ -206,9 +207,14 @@ def from_main(call: Callable[[], T]) -> T:
     with _peers():
         dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
-        outcome[1].said = not is_main()  # by process 0
-        raise outcome[1]
+        raise of_all(outcome[1])
     return outcome[0]
+
+
+def of_all(error: E) -> E:
+    """An error that all processes are about to raise; the first says it."""
+    error.said = not is_main()
+    return error
 
 
 def wait() -> None:

@@ -55,8 +55,8 @@ class BatchNormAdaptation(Method):
 
     def end_round(self, round_index):
         if not self.statistics.finite:
-            raise TrainingError("batch-norm statistics are not finite: set amp=off or bf16, or check init_weight and "
-                                "the target's images.")
+            raise distributed.of_all(TrainingError("batch-norm statistics are not finite: set amp=off or bf16, or "
+                                                   "check init_weight and the target's images."))
 
     def parts(self):
         return {"statistics": self.statistics}
