@@ -113,10 +113,10 @@ def train_step(inputs: Inputs, variant: str, method: str, count: int, steps: int
     """A step of a method on one fixed batch of `count` crops, optimiser and teacher included; `steps` in one call.
 
     Variants: `baseline` (float32), `TF32` (the same with TF32 convolutions), `product` (with `keys`), `defaults`
-    (without), `checkpointing`, `floor` (forward and backward of the network alone), `matrices` (bf16 products of large
-    matrices with as many floating-point operations as the baseline's step). model: another network. memory: MiB that
-    building everything and two steps, the second with momentum, add at their peak. Pages of libraries that are first
-    touched there count as well: about 150 MiB, the same in all variants.
+    (without), `checkpointing`, `auto` (with amp=auto), `floor` (forward and backward of the network alone), `matrices`
+    (bf16 products of large matrices with as many floating-point operations as the baseline's step). model: another
+    network. memory: MiB that building everything and two steps, the second with momentum, add at their peak. Pages of
+    libraries that are first touched there count as well: about 150 MiB, the same in all variants.
     """
     torch.backends.cudnn.allow_tf32 = variant != "baseline"
     inputs = inputs.light(model) if model else inputs
@@ -125,7 +125,8 @@ def train_step(inputs: Inputs, variant: str, method: str, count: int, steps: int
     def build():
         if variant in ("baseline", "TF32", "matrices"):
             return plain_step(inputs, method, batch)
-        changed = {"product": keys, "checkpointing": {"checkpointing": True}}.get(variant, {})
+        changed = {"product": keys, "checkpointing": {"checkpointing": True},
+                   "auto": {"amp": "auto"}}.get(variant, {})
         return ProductStep(inputs, method, batch, **changed)
     if memory:
         return lambda: added_peak(lambda: build()(2)), 1

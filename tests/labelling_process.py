@@ -48,6 +48,7 @@ def labelled(root, device, folder, words, count, check=lambda: None, change=lamb
     cfg = load_config(root / "c.yml", words)
     samples = segmentation.find_samples("cityscapes", cfg.target_data, "train")[:count]
     if leave_out is not None:
+        samples = list(samples)
         samples[leave_out] = replace(samples[leave_out], image=root / "gone.png")
     network = network_of(cfg, device)
     change(network)

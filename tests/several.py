@@ -61,8 +61,8 @@ def main(plan, script, *words):
             happen(plan["do"])
         return step(self, *arguments)
 
-    def watched_save(self, *arguments, **named):
-        save(self, *arguments, **named)
+    def watched_save(self, wait=True):
+        save(self, wait)
         parts = {name: part.state_dict() for name, part in self._parts().items() if name != "log"}
         with open(f"known-{distributed.rank()}.txt", "a", encoding="utf-8") as file:
             print(self.position.global_step, known(parts, hashlib.sha256()).hexdigest(), file=file)

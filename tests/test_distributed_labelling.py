@@ -24,7 +24,7 @@ def root(tmp_path_factory):
     root = tmp_path_factory.mktemp("labelling")
     write_toy_world(root / "world", seed=3, size=(128, 64), source=0, synthia=0, train=7, val=1)
     (root / "c.yml").write_text("layers: [1, 1, 1, 1]\nwidth: 8\nchannels_last: False\nworker: 0\nscreen: False\n"
-                                "device: cpu\n"
+                                "device: cpu\namp: off\n"
                                 f"cityscapes: {{data_dir: {root / 'world/cityscapes'}, input_size: [96, 48]}}\n")
     label(root, "cpu", *PROCESSES)
     return root

@@ -265,8 +265,9 @@ def test_passes_give_what_one_process_gives(world, expected, tmp_path, processes
             assert of_rank["passes"][name] == one["passes"][name], name
         if processes > 1:
             signal_to = "SIGTERM" if rank == processes - 1 else "a signal to another process"
+            others = "process 1" if processes == 2 else "processes 1, 2"
             assert of_rank["stops"] == [["Stopped", signal_to]] * 4 + [
-                ["ConfigError", "the processes of this run differ: list: True in process 0, False in process 1: start "
+                ["ConfigError", f"the processes of this run differ: list: True in process 0, False in {others}: start "
                  "them with the same command and the same files."]]
     assert left(folder) == left(its_folder) and len(left(folder)) > 10
 

@@ -1,11 +1,8 @@
 """Stage 0: cross entropy on the labelled source."""
-import torch
-
 from dataset import inspection, loaders
-from dataset.labels import IGNORE_INDEX
 from trainer import losses
 from trainer.methods.base import ANY, Method
-from utils import distributed
+from trainer.seen_classes import SeenClasses
 from utils.config_values import UNUSED
 
 ENOUGH_CROPS = 1000  # after which a class without a single pixel is warned of, before the stage ends
@@ -48,29 +45,3 @@ class SourceOnly(Method):
 
     def parts(self):
         return {"seen": self.seen}
-
-
-class SeenClasses:
-    """The classes that the labels of all processes have shown so far. named: those that the last warning named."""
-
-    def __init__(self, num_classes: int, device: torch.device):
-        self.crops, self.num_classes, self.named = 0, num_classes, []
-        self._ids = torch.zeros(IGNORE_INDEX + 1, dtype=torch.bool, device=device)
-
-    def add(self, labels: torch.Tensor) -> None:
-        """Add a batch's labels, int64 [B, H, W], of each process, without waiting for a GPU. Collective."""
-        self.crops += len(labels) * distributed.size()
-        shown = torch.zeros_like(self._ids, dtype=torch.int32).index_fill_(0, labels.flatten(), 1)
-        self._ids |= distributed.total(shown) > 0
-
-    @property
-    def unseen(self) -> list[int]:
-        """The classes without a pixel so far."""
-        return (~self._ids[: self.num_classes]).nonzero().flatten().tolist()
-
-    def state_dict(self) -> dict:
-        return {"crops": self.crops, "ids": self._ids, "named": self.named}
-
-    def load_state_dict(self, state: dict) -> None:
-        self.crops, self.named = state["crops"], state["named"]
-        self._ids.copy_(state["ids"])
