@@ -21,14 +21,15 @@ from utils.cli import OneLineParser, guarded, tolerant_output
 
 WRITERS = 2  # threads that write labels in a process (trainer/rounds.py)
 BACKWARD = 2 / 3  # share of a step behind which gradients are summed
+SMALL = 5  # small collectives of a step: stop, counts, names, losses, running statistics
 
 
 @dataclass(frozen=True)
 class Constants:
     """Seconds of one unit of work. read, crop: of an image or crop, on one core. label: the network and the selection,
     of an image on one device. write: of one label file, on one core. step: of a batch on one device. bandwidth: bytes a
-    second that a process sends while gradients are summed; latency: seconds of a small collective. parameters: of the
-    network."""
+    second that a process sends while gradients are summed; latency: of a small collective. merge: of a line of the
+    manifest, which process 0 writes alone. parameters: of the network."""
 
     read: float
     crop: float
@@ -37,6 +38,7 @@ class Constants:
     step: float
     bandwidth: float
     latency: float
+    merge: float = 5.7e-6
     parameters: int = 43_901_000
 
 
@@ -79,8 +81,9 @@ def times(plan: Plan, c: Constants) -> Times:
     label = {"network": c.label, "decoding": c.read / plan.cores, "writing": c.write / min(WRITERS, plan.cores)}
     steps = max(1, plan.epochs * plan.images // (plan.processes * plan.accumulate * plan.batch))
     step = {"network": c.step, "decoding": plan.batch * c.crop / plan.cores}
-    training, labelling = steps * plan.accumulate * max(step.values()), share * max(label.values())
-    late = max(0.0, summed_bytes(plan, c) / c.bandwidth - BACKWARD * c.step) + c.latency
+    labelling = share * max(label.values()) + plan.images * c.merge
+    training = steps * plan.accumulate * max(step.values())
+    late = max(0.0, summed_bytes(plan, c) / c.bandwidth - BACKWARD * c.step) + SMALL * c.latency
     summing = steps * late if plan.processes > 1 else 0.0
     parts = {max(label, key=label.get): labelling, max(step, key=step.get): training, "summing gradients": summing}
     return Times(labelling, training, summing, max(parts, key=parts.get))

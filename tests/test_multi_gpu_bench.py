@@ -5,7 +5,7 @@ import pytest
 
 from bench.multi_gpu import Constants, Plan, main, scaling, summed_bytes, times
 
-FAST_LINK = Constants(read=0.04, crop=0.04, label=0.01, write=0.008, step=0.033, bandwidth=1e15, latency=0)
+FAST_LINK = Constants(read=0.04, crop=0.04, label=0.01, write=0.008, step=0.033, bandwidth=1e15, latency=0, merge=0)
 
 
 def test_with_free_links_and_cores_enough_time_falls_as_processes_grow():
