@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from model.parallel import require_plain
 from model.segmenter import Segmenter
 from model.statistics import TargetStatistics, batch_norms
 
@@ -17,11 +18,12 @@ class AlphaBatchNorm:
     begin as the mixture of the source's and the target's (`start`).
 
     share: of the source, 0..1. The source's statistics are those of the network when `start` is called; they are the
-    state, as the network's own statistics move on.
+    state, as the network's own statistics move on. Raises ConfigError for batch norms that compute more than torch's.
     """
 
     def __init__(self, network: nn.Module, share: float):
         self.share, self.norms = share, batch_norms(network)
+        require_plain(self.norms, "bn_source", "bn_source=0")
         self.source = [(norm.running_mean.clone(), norm.running_var.clone()) for norm in self.norms]
         self._index = {norm: i for i, norm in enumerate(self.norms)}
 

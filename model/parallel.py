@@ -54,14 +54,20 @@ def _trained(network):
     return [id(p) for p in network.parameters() if p.requires_grad]
 
 
+def require_plain(norms: list[_BatchNorm], key: str, advice: str) -> None:
+    """Raise ConfigError, which names the key and says what to set, if a batch norm computes more than one of torch does
+    (an activation as well, say): that would be left out where its forward pass is replaced."""
+    for norm in norms:
+        if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+            raise ConfigError(f"{key}: the network's {type(norm).__name__} computes more than a batch norm, which would "
+                              f"be left out: set {advice}.")
+
+
 def synchronised(norms: list[_BatchNorm]) -> Callable[[_BatchNorm, Tensor], Tensor]:
     """A forward pass for batch norms in training, forward(norm, x), that normalises by the statistics of all processes'
     batches together (torch's SyncBatchNorm, which needs CUDA). Collective, also in the backward pass. Raises
     ConfigError for a class of batch norms that computes something else, too."""
-    for norm in norms:
-        if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
-            raise ConfigError(f"sync_bn: the network's {type(norm).__name__} computes more than a batch norm, which "
-                              "would be left out: set sync_bn=false.")
+    require_plain(norms, "sync_bn", "sync_bn=false")
     # Twins, as a module that is a SyncBatchNorm would wait for the other processes whenever it uses batch statistics,
     # so in passes over images that only one process sees.
     twins = {norm: nn.SyncBatchNorm.convert_sync_batchnorm(norm).train() for norm in norms}

@@ -10,6 +10,7 @@ from distributed_steps import CASES, SIZE, World, trained
 from torch import nn
 from torchrun import ROOT, torchrun
 
+from model.alpha_bn import AlphaBatchNorm
 from model.parallel import PartStatistics, synchronised
 from model.recompute import copied_buffers
 from trainer.checks import require_device, require_start
@@ -273,10 +274,12 @@ def test_every_method_is_compared():
     assert {case.split()[0] for case in CASES} | {"bn_adapt"} == set(known())
 
 
-def test_batch_norms_that_compute_more_are_not_synchronised():
+def test_batch_norms_that_compute_more_are_replaced_by_no_key():
     class Active(nn.BatchNorm2d):
         def forward(self, x):
             return super().forward(x).relu()
     synchronised([nn.BatchNorm2d(2), nn.SyncBatchNorm(2)])
     with pytest.raises(ConfigError, match="sync_bn: the network's Active computes more"):
         synchronised([nn.BatchNorm2d(2), Active(2)])
+    with pytest.raises(ConfigError, match="bn_source: the network's Active computes more"):
+        AlphaBatchNorm(nn.Sequential(nn.BatchNorm2d(2), Active(2)), 0.5)
