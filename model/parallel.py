@@ -59,8 +59,8 @@ def require_plain(norms: list[_BatchNorm], key: str, advice: str) -> None:
     (an activation as well, say): that would be left out where its forward pass is replaced."""
     for norm in norms:
         if type(norm).forward not in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
-            raise ConfigError(f"{key}: the network's {type(norm).__name__} computes more than a batch norm, which would "
-                              f"be left out: set {advice}.")
+            raise ConfigError(f"{key}: the network's {type(norm).__name__} computes more than a batch norm, which "
+                              f"would be left out: set {advice}.")
 
 
 def synchronised(norms: list[_BatchNorm]) -> Callable[[_BatchNorm, Tensor], Tensor]:
