@@ -50,7 +50,7 @@ def results(folder: Path, note: str, stage: str) -> dict:
                if (p / "model.safetensors").is_file()}
     labels, events = {str(p.relative_to(folder)): p for p in (folder / "plabel" / note).rglob("*.png")}, {}
     for event in map(json.loads, (folder / "log" / note / f"{stage}.jsonl").read_text().splitlines()):
-        events.setdefault(event["event"], []).append({k: v for k, v in event.items() if k != "seconds"})
+        events.setdefault(event["event"], []).append({k: v for k, v in event.items() if k not in ("seconds", "memory")})
     return {"weights": {k: (v.dtype, v.shape, v.contiguous().numpy().tobytes()) for k, v in tensors.items()},
             "folders": folders,
             "pseudo labels": {k: (np.asarray(Image.open(p)).tolist(), p.read_bytes()) for k, p in labels.items()},
