@@ -187,7 +187,7 @@ def test_processes_that_were_started_differently_are_refused_by_name(world):
     alone = several(world, 2, [*LD, "note=differs"], plan={"rank": 1, "words": [f"snapshot={world}/world"]})
     listed.unlink()
     blind, = [line for line in alone.stderr.splitlines() if "error:" in line]
-    assert "snapshot" in blind and "of process 0 is not what process 1 see there" in blind
+    assert "snapshot" in blind and "of process 0 is not what process 1 sees there" in blind
     error, = [line for line in result.stderr.splitlines() if "error:" in line]
     assert "the training images (names and sizes): '5 images, " in error and "'4 images, " in error
     assert "validation" not in error and MAIN_REFUSES in result.stderr

@@ -97,8 +97,8 @@ def require_same(facts: Callable[[], Mapping[str, Any]]) -> None:
 def _require_shared(key, folder):
     def refuse():
         if blind:
-            raise ConfigError(f"{key}: {str(folder)!r} of process 0 is not what {_numbers(blind)} see there: choose a "
-                              "folder on a disk that all machines share.")
+            raise ConfigError(f"{key}: {str(folder)!r} of process 0 is not what {_numbers(blind)} "
+                              f"see{'s' * (len(blind) == 1)} there: choose a folder on a disk that all machines share.")
     missing, name = distributed.from_main(lambda: _leave_mark(key, folder))  # of the folder's path, what is not there
     try:
         same = folder.parts[len(folder.parts) - len(missing):] == missing

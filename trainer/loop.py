@@ -395,8 +395,9 @@ class Trainer:
         self.log.say(f"stage {cfg.stage}: {len(self.samples)} images, {cfg.num_classes} classes, {self.device}, "
                      f"amp {cfg.amp}, seed {cfg.seed}")
         if processes * cfg.accumulate > 1 and self.method.trains:
-            self.log.say(f"{processes} processes: a step takes {processes * cfg.accumulate * cfg.batch_size} images "
-                         f"(batch_size {cfg.batch_size} x accumulate {cfg.accumulate} x processes {processes})")
+            self.log.say(f"{processes} process{'es' * (processes > 1)}: a step takes "
+                         f"{processes * cfg.accumulate * cfg.batch_size} images (batch_size {cfg.batch_size} x "
+                         f"accumulate {cfg.accumulate} x processes {processes})")
         if not state:
             self.log.say(f"weights: {f'{cfg.init_weight}: ' if cfg.init_weight else ''}{report}")
         for remark in remarks + ([self.lock.remark] if self.lock and self.lock.remark else []):

@@ -131,10 +131,13 @@ def _require_same_batches(cfg, path, state):
     was = state.get("processes", 1), parse_yaml(state["config"], str(path)).get("accumulate", 1)
     now = distributed.size(), cfg.accumulate
     if was != now and state["position"]["step"]:
+        start = next(path.parent.glob(f"[0-9]*-round{state['position']['round']:02d}-start.pth"), None)
+        # A first round has none.
+        again = ("start over with overwrite=true and without resume" if start is None else "remove the states of this "
+                 f"round but the one at its start ({start.name}), from which the round is done again")
         raise ConfigError(f"resume: {path} was saved within a round, by processes: {was[0]} with accumulate: {was[1]}; "
                           f"now these are {now[0]} and {now[1]}, which may change between rounds alone: resume with as "
-                          "many as before, or remove the states of this round but the one at its start "
-                          f"(...-round{state['position']['round']:02d}-start.pth), from which the round is done again.")
+                          f"many as before, or {again}.")
 
 
 def _require_same_run(cfg, path, state, samples):

@@ -142,7 +142,7 @@ def guarded(main: Callable[[], int | None], debug: bool = False, several: bool =
         with signals_end():
             require_working_directory()
             if not several and distributed.size() > 1:
-                raise ConfigError("this command runs in one process: start it without torchrun.")
+                return _said(EXIT_USER_ERROR, "error: this command runs in one process: start it without torchrun.")
             distributed.join()
             code = main() or 0
         failed = False
