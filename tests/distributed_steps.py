@@ -33,7 +33,7 @@ CASES = {name: name.split() for name in (
     "source_only", "ld", "ld entropy_on=unselected entropy=shannon", "be conf_thresh=0.6 ema_alpha=0.5", "cbst",
     "crst_mrkld kld_weight=0.3", "entmin", "infomax freeze_head=False", "infomax", "maxsquare class_balance=0.2",
     "mean_teacher jitter_probability=0 blur_probability=0 conf_thresh=0.6", "pseudo", "pseudo_select")}
-NETWORKS = {"plain": [f"model={__file__}:plain"], "odd": [f"model={__file__}:odd"],
+NETWORKS = {"plain": [f"model={__file__}:plain"], "odd": [f"model={__file__}:odd"], "rare": [f"model={__file__}:rare"],
             "deeplab": ["layers=[1,1,1,1]", "width=4"], "frozen": ["layers=[1,1,1,1]", "width=4"]}
 
 
@@ -45,8 +45,9 @@ def plain(classes=CLASSES):
 class Odd(nn.Module):
     """A network with a branch that nothing uses, a block that is dropped at random, constants and a count."""
 
-    def __init__(self, classes=CLASSES):
+    def __init__(self, classes=CLASSES, kept=0.5):
         super().__init__()
+        self.kept = kept
         self.first = nn.Conv2d(3, 8, 3, 2, 1, bias=False)  # before a batch norm its gradient would be 0
         self.block, self.last = nn.Conv2d(8, 8, 3, 1, 1), nn.Conv2d(8, classes, 1)
         self.unused, self.norm = nn.Linear(3, 3), nn.BatchNorm2d(8)
@@ -56,11 +57,16 @@ class Odd(nn.Module):
     def forward(self, x):
         self.passes += 1
         x = self.norm(self.first(x))
-        return self.last(x + self.block(x).relu() if torch.rand(()) < 0.5 else x)
+        return self.last(x + self.block(x).relu() if torch.rand(()) < self.kept else x)
 
 
 def odd():
     return Odd()
+
+
+def rare():
+    """One whose block only some parts have, often none of the last parts of all processes."""
+    return Odd(kept=0.2)
 
 
 class Twice(Method):

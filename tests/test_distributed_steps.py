@@ -26,7 +26,7 @@ LIKE_ONE = [f"trained({case!r}, {network!r}, 'bn_stats=running', 'accumulate={{}
 LIKE_ACCUMULATE = [f"trained({case!r}, {network!r}, 'accumulate={{}}'{more})" for case, network, more in (
     ("be conf_thresh=0.6", "deeplab", ""), ("ld", "deeplab", ""), ("ld", "deeplab", ", 'checkpointing=true'"),
     ("infomax", "deeplab", ""), ("mean_teacher conf_thresh=0.6", "deeplab", ""), ("source_only", "odd", ""),
-    ("ld", "odd", ""), ("be", "odd", ""), (f"{steps.__file__}:Twice", "deeplab", ""),
+    ("ld", "odd", ""), ("be", "odd", ""), ("ld", "rare", ""), (f"{steps.__file__}:Twice", "deeplab", ""),
     ("ld", "plain", ", 'amp=bf16'"), ("ld", "plain", ", 'amp=fp16'"))]
 ALONE = ["broken({})", "without_losses({})"]
 
