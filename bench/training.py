@@ -26,7 +26,7 @@ RATE = 1e-6    # learning rate of steps that are timed
 EPOCHS = 4     # crops of each image in one call of the sample row
 READERS = 16   # processes that read, at most one a core
 READ = 50      # batches read in one call, for each image
-MATRIX = 8192  # side of the matrices whose product gives a GPU's rate
+MATRIX = {"cuda": 8192, "cpu": 2048}  # side of the matrices whose product gives a device's rate
 FIRST_STEP = """import os, run; from trainer.loop import Trainer; from utils.cli import run_stage
 Trainer.step = lambda *_: os._exit(0)
 run_stage('', 'config/ldbe_config.yml', run.run); raise SystemExit('no step was reached')"""
@@ -169,8 +169,10 @@ def matrix_products(step: baseline.Step):
     """(bf16 products of large matrices, how many times the work of `step` they are)"""
     with FlopCounterMode(display=False) as counter:
         step()
-    a, b = (torch.randn(MATRIX, MATRIX, device=step.label.device, dtype=torch.bfloat16) for _ in range(2))
-    return lambda: [a @ b for _ in range(10)], 10 * 2 * MATRIX**3 / counter.get_total_flops()
+    device = step.label.device
+    side = MATRIX[device.type]
+    a, b = (torch.randn(side, side, device=device, dtype=torch.bfloat16) for _ in range(2))
+    return lambda: [a @ b for _ in range(10)], 10 * 2 * side**3 / counter.get_total_flops()
 
 
 def reading(inputs: Inputs, variant: str, method: str, count: int, **keys):

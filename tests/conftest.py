@@ -1,4 +1,5 @@
 """What holds for all tests."""
+import os
 import signal
 
 import pytest
@@ -14,4 +15,12 @@ def float32_unless_said():
     """amp: auto is float32 in the tests' own process, whatever the machine: they compare numbers."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(machine, "computes_in_bf16", lambda device: False)
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_wait_for_the_disk():
+    """What is written in the tests' own process need not outlive the machine."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda descriptor: None)
         yield

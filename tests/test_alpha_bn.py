@@ -6,6 +6,7 @@ import pytest
 import torch
 from test_pipeline import call, weights
 from test_resume import BE, kill_at, prepared, world  # noqa: F401
+from tiers import mostly_slow
 from torch import nn
 
 import run as run_script
@@ -160,7 +161,7 @@ def test_its_state_is_the_sources_statistics():
     assert all(a.equal(b) for x, y in zip(other.source, alpha.source) for a, b in zip(x, y))
 
 
-@pytest.mark.parametrize("step", [1, 3])
+@pytest.mark.parametrize("step", mostly_slow([1, 3]))
 def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bits(world, monkeypatch, step):  # noqa: F811
     words = (*BE, "bn_source=0.5", "bn_stats=running", "score_images=0", "overwrite=true")
     assert call(monkeypatch, run_script, *words) == 0

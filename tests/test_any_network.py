@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from test_pipeline import TINY, call, toy_world, weights  # noqa: F401 (a fixture)
+from tiers import mostly_slow
 
 import eval as eval_script
 import run as run_script
@@ -91,8 +92,7 @@ def stage(monkeypatch, method, start, *words):
     return call(monkeypatch, script, *([f"method={method}"] if start else []), f"init_weight={start}", *words)
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in ("smp", "torchvision") else n
-                                  for n in NETWORKS])
+@pytest.mark.parametrize("name", mostly_slow(NETWORKS, lambda name: name in ("twenty outputs", "group norm")))
 def test_the_three_stages_and_bn_adapt_run_on(name, world, monkeypatch, capsys):
     words, folder = NETWORKS[name], "snapshot/tiny"
     assert stage(monkeypatch, "source_only", None, *words) == 0
@@ -135,7 +135,7 @@ def kill_at(monkeypatch, step):
     monkeypatch.setattr(Trainer, "step", watched)
 
 
-@pytest.mark.parametrize("method, start", [("be", "ld"), ("mean_teacher", "source_only")])
+@pytest.mark.parametrize("method, start", mostly_slow([("mean_teacher", "source_only"), ("be", "ld")]))
 def test_dropout_is_the_same_after_a_resume_and_when_it_is_computed_again(world, monkeypatch, capsys, method, start):
     """torch's generator is a function of seed, round and step, and recomputation draws the same masks."""
     words, folder = [*NETWORKS["twenty outputs"], "num_steps=4", "epochs=2"], "snapshot/tiny"

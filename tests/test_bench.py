@@ -149,7 +149,7 @@ def test_rows_of_a_gpu_run_where_there_is_none(inputs, name, index, monkeypatch)
     """Not their figures: that nothing in them breaks unseen. The tensors stay on the CPU."""
     monkeypatch.setattr(loaders, "whole_image_loader", loaders.whole_image_loader)  # put back at the end
     monkeypatch.setattr(labelling, "DECODED", 2)
-    monkeypatch.setattr(training, "MATRIX", 64)
+    monkeypatch.setitem(training.MATRIX, "cpu", 64)
     monkeypatch.setattr(training, "READ", 2)
     row = rows(QUICK, "cuda")[name][index]
     for variant in row.variants:

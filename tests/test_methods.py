@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from test_pipeline import TINY, call, toy_world, weights  # noqa: F401 (a fixture)
+from tiers import mostly_slow
 
 import run as run_script
 from model.build import build_model
@@ -66,7 +67,7 @@ def test_a_run_has_moved_the_network_and_nothing_is_broken(trained, name):
         assert all(k.endswith(("running_mean", "running_var", "num_batches_tracked")) for k in moved)
 
 
-@pytest.mark.parametrize("name", known())
+@pytest.mark.parametrize("name", mostly_slow(known(), lambda name: name in ("be", "ld", "mean_teacher", "infomax")))
 def test_the_same_seed_gives_the_same_bits_and_another_seed_others(trained, name):
     first, again = weights(f"snapshot/tiny/{name}.pth"), train(name, "note=again").network.state_dict()
     assert same(first, dict(again))

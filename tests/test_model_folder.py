@@ -17,6 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_networks import CPU, USER, config, images
 from test_pipeline import TINY, call
+from tiers import mostly_slow
 
 import run as run_script
 from dataset.class_sets import described
@@ -70,7 +71,10 @@ def ids(network, x):
     return (scores - scores.mean((0, 2, 3), keepdim=True)).argmax(1)
 
 
-@pytest.mark.parametrize("family", ["deeplab", "torchvision", "smp", "hf", "user"])
+FAMILIES = ["smp", "user", "deeplab", "torchvision", "hf"]
+
+
+@pytest.mark.parametrize("family", mostly_slow(FAMILIES, lambda family: family == "user"))
 def test_every_family_comes_back_bit_by_bit_and_as_from_a_pth_file(tmp_path, family):
     keys = keys_of(family, tmp_path)
     cfg, network = network_of(keys)
@@ -100,7 +104,7 @@ def test_every_family_comes_back_bit_by_bit_and_as_from_a_pth_file(tmp_path, fam
         assert {p: p.read_bytes() for p in (tmp_path / "net").rglob("*") if p.is_file()} == before
 
 
-@pytest.mark.parametrize("name", ["unet:resnet18", "fpn:resnet18", "segformer:mit_b0"])
+@pytest.mark.parametrize("name", mostly_slow(["unet:resnet18", "fpn:resnet18", "segformer:mit_b0"]))
 def test_smp_alone_loads_its_network_with_its_upsampling(tmp_path, name):
     smp = pytest.importorskip("segmentation_models_pytorch")
     cfg, network = network_of({"model": f"smp/{name}"})

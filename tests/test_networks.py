@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import torchvision
+from tiers import mostly_slow
 
 from model.build import build_model
 from model.networks import Network, deeplab, find, known
@@ -166,7 +167,7 @@ def test_what_torchvision_does_not_have():
 
 # ---- segmentation_models_pytorch -------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("name", SMP)
+@pytest.mark.parametrize("name", mostly_slow(SMP, lambda name: "upernet" in name))
 def test_smp_networks(name, tmp_path):
     smp = pytest.importorskip("segmentation_models_pytorch")
     network, _ = build(model=f"smp/{name}", channels_last=False)

@@ -15,6 +15,7 @@ import pytest
 import torch
 import yaml
 from test_pipeline import TINY, call, weights
+from tiers import mostly_slow
 
 import run as run_script
 import run_so as run_so_script
@@ -132,7 +133,7 @@ def kill_at(monkeypatch, trainer, step, number=signal.SIGTERM):
     monkeypatch.setattr(trainer, "step", watched)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", mostly_slow([signal.SIGTERM, signal.SIGINT, signal.SIGUSR1]))
 def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(world, monkeypatch, capsys, number):
     before = signal.getsignal(number)
     with monkeypatch.context() as patch:
@@ -151,7 +152,7 @@ def test_a_signal_finishes_the_step_saves_and_says_how_to_go_on(world, monkeypat
     assert records[0] == records[1]
 
 
-@pytest.mark.parametrize("val_freq", [2, 100])  # a validation within the first round, or after it
+@pytest.mark.parametrize("val_freq", mostly_slow([2, 100]))  # a validation within the first round, or after it
 def test_a_signal_in_a_validation_that_a_resumed_run_makes_up_for_loses_nothing(world, monkeypatch, capsys, val_freq):
     """The state that is saved there is whole: it has the run's own teacher, and knows its pseudo labels."""
     words = (f"val_freq={val_freq}", "epochs=2")
@@ -222,8 +223,8 @@ def test_keys_that_change_no_result_may_change(world, monkeypatch):
     assert all(a[k].equal(b[k]) for k in a)
 
 
-@pytest.mark.parametrize("harm", ["label", "manifest", "all"])
-@pytest.mark.parametrize("step", [1, 3])  # in the first and in the second round
+@pytest.mark.parametrize("step, harm", mostly_slow(  # in the first and in the second round
+    [(step, harm) for step in (1, 3) for harm in ("label", "manifest", "all")], lambda case: case == (3, "all")))
 def test_lost_or_foreign_pseudo_labels_are_made_again(world, monkeypatch, capsys, harm, step):
     stopped(monkeypatch, step=step)
     folder = sorted(Path("plabel/tiny/be").iterdir())[-1]
@@ -442,14 +443,13 @@ def test_readers_that_ignore_one_signal_do_not_outlive_the_run(world):
     assert done.returncode == 0 and "read on after the signals 2" in done.stdout, done.stderr
 
 
-@pytest.mark.parametrize("words", [("cb_prop=1", "portion_step=0"),
-                                   ("cb_prop=1e-9", "portion_step=0", "select_image=False"),
-                                   ("batch_size=7",), ("crop_tgt=8", "input_tgt=8"),
-                                   ("cityscapes.input_size=8,8",)])
+@pytest.mark.parametrize("words", mostly_slow([
+    "cb_prop=1 portion_step=0", "cb_prop=1e-9 portion_step=0 select_image=False", "batch_size=7",
+    "crop_tgt=8 input_tgt=8", "cityscapes.input_size=8,8"], lambda words: "crop" in words))
 def test_extreme_but_valid_numbers_run(world, monkeypatch, words):
     init_weight = "init_weight=snapshot/tiny/source_only.pth"
-    assert call(monkeypatch, run_script, "method=ld", init_weight, "note=x", *words) == 0
-    assert call(monkeypatch, run_script, "method=be", "init_weight=snapshot/x/ld.pth", "note=x", *words) == 0
+    assert call(monkeypatch, run_script, "method=ld", init_weight, "note=x", *words.split()) == 0
+    assert call(monkeypatch, run_script, "method=be", "init_weight=snapshot/x/ld.pth", "note=x", *words.split()) == 0
 
 
 def test_the_smallest_crop_leaves_batch_norm_enough(world, monkeypatch, capsys):

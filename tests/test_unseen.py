@@ -7,6 +7,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from tiers import mostly_slow
 
 import eval as eval_script
 import run as run_script
@@ -132,12 +133,12 @@ def test_the_check_says_it_in_the_same_words_and_lists_the_ids(world, monkeypatc
     ([7, 8, 11], {7: 0, 8: 1, 11: 2}, ""), ([7, 8, 11, 0], {7: 0, 8: 1, 11: 2}, "0"),
     ([7, 8, 11, 0], {7: 0, 8: 1, 11: 2, 0: 255}, ""), ([7, 8, 11, 0, 3], {7: 0, 8: 1, 11: 2, 0: 255}, "3"),
     ([0, 1, 2, *range(100, 109)], None, "100, 101, 102, 103, 104, 105 and 3 more")])
-@pytest.mark.parametrize("words", [(), ("on_bad_sample=skip",)])
+@pytest.mark.parametrize("words", mostly_slow(["", "on_bad_sample=skip"]))
 def test_ids_that_the_table_does_not_know_are_named_before_the_run(world, monkeypatch, capsys, ids, label_ids, unknown,
                                                                    words):
     world(ids, label_ids=label_ids)
     for script, start in ((run_so_script, ()), (run_script, ("init_weight=net.pth",)), (eval_script, ("net.pth",))):
-        _, printed = warnings(monkeypatch, capsys, script, *start, *words)
+        _, printed = warnings(monkeypatch, capsys, script, *start, *words.split())
         lines = [line for line in printed.splitlines() if "not in the table" in line]
         labels = 2 if script is run_so_script else 1  # its own, and validation's
         assert len(lines) == (labels if unknown else 0)

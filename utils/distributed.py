@@ -18,6 +18,7 @@ from utils.errors import ConfigError, NothingToDo, PeerLost, Stopped, UserError,
 from utils.memory import gpu_is_full
 
 TIMEOUT = timedelta(minutes=30)  # of a collective: longer than what one process does while others wait
+_ENDING = 10  # seconds that process 0 may take from disconnecting to its end
 _NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # set by torchrun
 _joined, _nccl, _at_once = False, False, False
 if all(name in os.environ for name in _NEEDED):  # torch reads it when it is imported; it warns while it connects, and
@@ -223,9 +224,11 @@ def wait() -> None:
 
 
 def await_main() -> None:
-    """Wait until process 0 has left, which says the error that all have: torchrun ends it when another has ended."""
+    """Wait until process 0, which says the error that all have, has ended, so that torchrun reports that one. Process 0
+    disconnects somewhat before it ends; torchrun then ends this process, or, on another machine, it ends by itself."""
     with contextlib.suppress(PeerLost):
         wait()
+    time.sleep(_ENDING)
 
 
 @contextlib.contextmanager

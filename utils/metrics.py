@@ -1,4 +1,6 @@
 """Confusion matrix and intersection over union."""
+import functools
+
 import torch
 from torch import Tensor
 
@@ -44,7 +46,8 @@ def grouped_iou(confusion: Tensor, labelled: Groups, predicted: Groups) -> tuple
     merged = kept @ columns.T
     intersection = merged.diagonal()
     union = merged.sum(0) + kept.sum(1) - intersection
-    per_class = [100 * (i / u).item() if u > 0 else None for i, u in zip(intersection, union)]
+    shares = (intersection / union).tolist()
+    per_class = [100 * share if u > 0 else None for share, u in zip(shares, union.tolist())]
     present = [iou for iou in per_class if iou is not None]
     return per_class, sum(present) / len(present) if present else None
 
@@ -59,8 +62,9 @@ def right_predictions(confusion: Tensor, labelled: Groups, predicted: Groups) ->
     return (kept * (rows.T @ columns)).sum(0), kept.sum(0)
 
 
-def _members(groups, count):
-    """float64 [K, count] on the CPU: 1 where number j belongs to group k, else 0."""
+@functools.lru_cache(64)
+def _members(groups: Groups, count: int) -> Tensor:
+    """float64 [K, count] on the CPU, to be read: 1 where number j belongs to group k, else 0."""
     members = torch.zeros(len(groups), count, dtype=torch.float64)
     for k, group in enumerate(groups):
         members[k, list(group)] = 1
