@@ -35,7 +35,7 @@ demo: .venv/.installed
 	@echo "figure: miou_result/toy/figure.png; page: miou_result/toy/report.html; checkpoints: snapshot/toy/"
 
 test: .venv/.installed-dev
-	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile -m "not slow" tests
+	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist loadfile --no-loadscope-reorder -m "not slow" tests
 
 test-slow: .venv/.installed-dev
 	OMP_NUM_THREADS=1 $(RUN) -m pytest -q -n auto --dist worksteal -m "$(SLOW)" tests

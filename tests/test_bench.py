@@ -78,6 +78,7 @@ def test_work_of_another_process_is_prepared_once_and_its_end_is_told(inputs, ca
     assert capfd.readouterr().out == ""
 
 
+@pytest.mark.slow
 def test_a_figure_that_is_no_time_is_taken_once(inputs):
     row = Row("row", counted, ("product", "floor"), (), {"start": 7}, "MiB")
     assert measure(row, inputs, 3) == {"product": Spread(7, 7, 7), "floor": Spread(7, 7, 7)}
@@ -103,6 +104,7 @@ def allocated(inputs, variant, mebibytes):
     return lambda: added_peak(lambda: torch.zeros(96 * 2**20, dtype=torch.uint8).fill_(1)), 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_peak_memory_is_that_of_the_work(inputs):
     held = torch.ones(2**29, dtype=torch.uint8)  # a peak of this process is none of the other's

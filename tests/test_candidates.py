@@ -85,6 +85,7 @@ def test_scoring_changes_nothing_that_is_trained(world, monkeypatch):
     assert not list(Path("snapshot").rglob("*.candidates"))
 
 
+@pytest.mark.slow
 def test_statistics_of_references_and_refreshed_states(world, monkeypatch):
     """Adapted ones are bn_adapt's, others are mixed with the untouched network's; nothing else differs."""
     for method in ("bn_adapt", "entmin"):
@@ -107,6 +108,7 @@ def test_statistics_of_references_and_refreshed_states(world, monkeypatch):
     assert not trained["step 5 refreshed"]["bn1.running_mean"].equal(trained["step 5"]["bn1.running_mean"])
 
 
+@pytest.mark.slow
 def test_pruned_candidates_leave_no_weights_and_a_finished_run_no_folder(world, monkeypatch):
     seen = []
     plain = Trainer.validate
@@ -140,7 +142,8 @@ def test_a_signal_while_candidates_are_scored_loses_nothing(world, monkeypatch, 
     assert verdict("be") == verdict("be", "whole")
 
 
-@pytest.mark.parametrize("harm", ["gone", pytest.param("changed", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("harm", ["gone", "changed"])
 def test_candidates_that_are_gone_or_changed_are_made_again(world, monkeypatch, capsys, harm):
     assert call(monkeypatch, run_script, "method=ld", START, "note=whole") == 0
     with monkeypatch.context() as patch:

@@ -191,6 +191,6 @@ def test_a_state_that_is_written_beside_steps_is_that_of_its_own(started):
     for _ in range(3):
         trainer.step(item(2))
     trainer.settle()
-    saved = read_state(trainer.states.paths()[-1])["parts"]["network"]
+    saved = read_state(trainer.folder.states.paths()[-1])["parts"]["network"]
     assert all(saved[k].equal(expected[k]) for k in expected)
     assert any(not v.detach().cpu().equal(expected[k]) for k, v in trainer.network.state_dict().items())

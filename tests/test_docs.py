@@ -1,6 +1,7 @@
 """What the README and docs/ say of the project is there: links, files, functions, tests, keys; their examples run."""
 import ast
 import fnmatch
+import functools
 import importlib.util
 import re
 import shlex
@@ -56,7 +57,11 @@ def names_of_tests(path):
             if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")}
 
 
-ALL_TESTS = {name for path in (ROOT / "tests").glob("test_*.py") for name in names_of_tests(path)}
+@functools.cache
+def all_tests():
+    return {name for path in (ROOT / "tests").glob("test_*.py") for name in names_of_tests(path)}
+
+
 by_page = pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 
 
@@ -84,7 +89,7 @@ def test_named_tests_exist(page):
     for file, name in named(page, r"(tests/test_\w+\.py)(?:::(test_\w+))?"):
         assert (ROOT / file).is_file(), file
         assert name is None or name in names_of_tests(ROOT / file), name
-    assert [name for name, in named(page, r"test_\w+") if name not in ALL_TESTS] == []
+    assert [name for name, in named(page, r"test_\w+") if name not in all_tests()] == []
 
 
 @by_page

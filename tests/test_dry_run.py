@@ -128,7 +128,7 @@ def test_beside_a_run_of_the_same_note(here, monkeypatch, capsys):
     assert "would stop" not in capsys.readouterr().out
     assert tree(here) == before and not any("tiny.state" in str(f) or str(f) == "snapshot/tiny" for f in lock)
     run.log.close()
-    run.lock.release()
+    run.folder.release()
 
 
 def truncated(here):

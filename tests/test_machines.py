@@ -423,6 +423,7 @@ def test_a_stop_saves_even_if_the_images_are_gone(world, monkeypatch, capfd):
     assert call(monkeypatch, run_script, *LD, "val=False", "--resume") == 0
 
 
+@pytest.mark.slow
 def test_a_process_with_stopped_readers_ends_on_a_signal_and_leaves_none(world):
     words = [sys.executable, ROOT / "run_so.py", "--config", "tiny.yml", "worker=2", "num_steps=100000", "val=False",
              "print_freq=1"]

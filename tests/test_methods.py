@@ -93,7 +93,7 @@ def test_state_survives_a_file_and_another_object(trained, name):
             value.load_state_dict(state[part])
             assert same(dict(value.state_dict()), dict(state[part]))
     finally:
-        fresh.lock.release()
+        fresh.folder.release()
 
 
 @pytest.mark.parametrize("name", known())

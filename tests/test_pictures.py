@@ -138,7 +138,7 @@ def test_an_image_that_cannot_be_read_is_left_out(started, monkeypatch):
         sample.image.write_bytes(b"no image")
     trainer.pictures.show(1, network, None)
     assert len(drawn) == 1
-    trainer.log.close(), trainer.lock.release()
+    trainer.log.close(), trainer.folder.release()
 
 
 # ---- drawing ---------------------------------------------------------------------------------------------------------

@@ -179,7 +179,8 @@ def test_sixteen_classes_from_synthia(world, monkeypatch):
     lambda case: not case[2].endswith("e=False") and case[2] not in ("fixbn=True", "scales=[1.0]", "head_branches=2")))
 def test_every_method_key_reaches_the_result(trained, monkeypatch, method, start, key):
     plain = weights(f"snapshot/tiny/{method}.pth")
-    assert call(monkeypatch, run_script, f"method={method}", f"init_weight=snapshot/tiny/{start}.pth", key) == 0
+    assert call(monkeypatch, run_script, f"method={method}", f"init_weight=snapshot/tiny/{start}.pth",
+                "score_images=0", key) == 0
     changed = weights(f"snapshot/tiny/{method}.pth")
     assert any(not plain[k].equal(changed[k]) for k in plain)
 

@@ -150,6 +150,7 @@ def test_a_resumed_run_counts_on(world, monkeypatch, capsys):  # noqa: F811
     assert [(m["done"], m["total"]) for m in found] == [(str(n), "6") for n in range(3, 7)]
 
 
+@pytest.mark.slow
 def test_every_long_pass_over_images_has_its_lines(world, monkeypatch, capfd):  # noqa: F811
     def passes(script, *words):
         capfd.readouterr()

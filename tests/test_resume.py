@@ -101,6 +101,7 @@ def test_a_method_from_a_file_of_its_own_is_killed_and_ends_with_the_same_bits(w
     assert not before["layer5.conv2d_list.0.weight"].equal(after["layer5.conv2d_list.0.weight"])
 
 
+@pytest.mark.slow
 def test_a_users_file_that_has_changed_is_named_when_its_run_is_resumed(world, monkeypatch, capsys):
     Path("mine.py").write_text(MINE)
     words = ("method=mine.py:Mine", "init_weight=snapshot/tiny/source_only.pth", "epochs=2")
@@ -187,11 +188,11 @@ def tree():
     return {p: p.read_bytes() for p in sorted(Path(".").rglob("*")) if p.is_file()}
 
 
-@pytest.mark.parametrize("words, said", [
+@pytest.mark.parametrize("words, said", mostly_slow([
     (["--resume", "batch_size=3"], "batch_size: was 2, is 3"), (["--resume", "ema_alpha=0.5"], "ema_alpha"),
     (["--resume", "seed=5", "round=3"], "seed"), (["--resume", "cityscapes.input_size=96,48"], "cityscapes.input_size"),
     ([], "overwrite=true"), (["--resume", "num_classes=16"], "num_classes"),
-])
+], lambda case: case[1] in ("batch_size: was 2, is 3", "overwrite=true")))
 def test_another_run_is_not_resumed_and_none_is_overwritten_unasked(world, monkeypatch, capsys, words, said):
     stopped(monkeypatch)
     capsys.readouterr()
@@ -241,7 +242,7 @@ def test_lost_or_foreign_pseudo_labels_are_made_again(world, monkeypatch, capsys
     assert all(a[k].equal(b[k]) for k in a)
 
 
-@pytest.mark.parametrize("harm", [lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\0" * len(b)])
+@pytest.mark.parametrize("harm", mostly_slow([lambda b: b[: len(b) // 2], lambda b: b"", lambda b: b"\0" * len(b)]))
 def test_a_damaged_state_falls_back_to_the_one_before(world, monkeypatch, capsys, harm):
     stopped(monkeypatch, "keep=3")
     newest = checkpoint.StateFolder(Path("snapshot/tiny/be.state"), 3).paths()[-1]
@@ -428,6 +429,7 @@ def test_batches_do_not_depend_on_the_workers_or_on_where_a_run_began(world):
             assert a["name"] == b["name"] and a["image"].equal(b["image"]) and a["label"].equal(b["label"])
 
 
+@pytest.mark.slow
 def test_readers_that_ignore_one_signal_do_not_outlive_the_run(world):
     """An iterator that is still open when the process ends, as in a traceback."""
     code = ("import multiprocessing, os, signal, sys; sys.path.insert(0, sys.argv[1])\n"

@@ -45,7 +45,7 @@ def trainer(world, monkeypatch):
         if made.method.trains:
             made.optimisation = Optimisation(made.cfg, made.network, META)
             made.optimisation._fused = made.optimisation.optimizer._step_supports_amp_scaling = True
-        made.lock.release()
+        made.folder.release()
         return made
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which knows no such device
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)

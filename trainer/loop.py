@@ -1,7 +1,7 @@
 """One run of one method: its assembly, the training loop, validation, saving and resuming."""
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,14 @@ from trainer.methods.base import Batch, Batches, Method, Setting
 from trainer.optimisation import Optimisation
 from trainer.parts import Parts
 from trainer.pictures import Pictures
+from trainer.run_folder import RunFolder
 from trainer.run_state import Position, newest_state, restore_parts, saved_state, with_saved_precision
 from trainer.validation import Validation
 from trainer.verdict import start_remark
 from utils import distributed
-from utils.background import host_copies, later
-from utils.checkpoint import RunLock, StateFolder, digest, remove_unfinished, write_atomically
-from utils.config import Config, config_remarks, drawn_seed, to_yaml
-from utils.errors import CheckpointError, ConfigError, NothingToDo, Stopped, TrainingError, one_line
+from utils.checkpoint import digest
+from utils.config import Config, config_remarks, drawn_seed
+from utils.errors import ConfigError, NothingToDo, Stopped, TrainingError, one_line
 from utils.interrupt import Interrupt
 from utils.logger import RunLog
 from utils.machine import machine, peak_memory, versions
@@ -62,17 +62,13 @@ class Trainer:
         remarks += [r for r in self.validation.remarks if r not in remarks]  # one list or folder may serve both splits
         agreement.require_same_images(self.samples, self.fingerprint, self.validation.samples)
         agreement.require_shared_folders(cfg)
-        self.snapshot = Path(cfg.snapshot) / cfg.note
-        self.states = StateFolder(self.snapshot / f"{cfg.stage}.state", cfg.keep)
-        self.lock: RunLock | None = None  # of process 0
-        distributed.from_main(self._lock)  # before its files are read
+        self.folder = RunFolder(cfg)
         try:
-            self._last_state, self._resumed = newest_state(
-                cfg, self.states, self.samples,
+            self.folder.last_state, self._resumed = newest_state(
+                cfg, self.folder.states, self.samples,
                 lambda state: all([method.usable(cfg, self.samples, state), candidates.intact(cfg, state)]), remarks)
         except NothingToDo:
-            if distributed.is_main():
-                candidates.clear(cfg, finished=True)  # an earlier call may have been cut off before that
+            self.folder.finish()  # an earlier call may have been cut off before that
             raise
         if not cfg.fix_seed:
             cfg = (dataclasses.replace(cfg, seed=self._resumed["seed"], fix_seed=True) if self._resumed else
@@ -97,7 +93,6 @@ class Trainer:
         self.parts = Parts(cfg, self.network, self.position)
         self.optimisation: Optimisation | None = None  # of the round that runs, where the method trains
         self.finite = FiniteCheck()
-        self._saving: Callable[[], Path] | None = None  # waits for the state that is being saved
         self.log = self._new_log()
         self.method = self.new_method(self.samples)
         self.position.round = self.method.first_round
@@ -125,14 +120,13 @@ class Trainer:
                 distributed.from_main(self.validation.write)
                 self.log.event("cost", self.position.global_step, **peak_memory(self.device))
                 if self.cfg.train:
-                    distributed.from_main(self._finish)
+                    self.folder.finish()
         except Stopped as stop:
             raise self._stopped(stop) from None
         finally:
-            self._finish_saving()
+            self.folder.settle(self.log)
             self.log.close()
-            if self.lock:
-                self.lock.release()
+            self.folder.release()
         return self.validation.scores
 
     def train(self) -> None:
@@ -247,7 +241,7 @@ class Trainer:
         distributed.from_main(self._save)
 
     def _save(self):
-        path = self.snapshot / f"{self.cfg.stage}.pth"
+        path = self.folder.path / f"{self.cfg.stage}.pth"
         save_weights(self.network, path)
         chosen, verdict = self.candidates.hand_back() if self.candidates else (None, None)
         origin = provenance(self.cfg, self.start if self.cfg.init_weight else None, self.fingerprint, len(self.samples))
@@ -260,28 +254,13 @@ class Trainer:
         All processes have the same; the first saves it. wait: for that, in all of them; False: the state is written
         while the run goes on, and `settle` waits for it."""
         self.settle()
-        if distributed.is_main():
-            state = saved_state(self.cfg, self.fingerprint, self.start, self.position, self._parts())
-            if wait:
-                self._saving = lambda: self.states.save(state)
-            else:
-                copies = host_copies(state)
-                self._saving = later(lambda: self.states.save(copies()))
-        if wait:
-            distributed.from_main(self._finish_saving)
+        self.folder.save(lambda: saved_state(self.cfg, self.fingerprint, self.start, self.position, self._parts()),
+                         self.log, wait)
 
     def settle(self) -> None:
         """Wait for what is under way: the check of the last step, and the state that is being saved."""
         self.finite.settle()
-        self._finish_saving()
-
-    def _finish_saving(self):
-        saving, self._saving = self._saving, None
-        try:
-            if saving:
-                self._last_state = saving()
-        except CheckpointError as error:
-            self.log.say(f"warning: {error}")
+        self.folder.settle(self.log)
 
     def _parts(self) -> dict[str, Any]:
         """Name -> object whose `state_dict` is a part of the saved state."""
@@ -309,7 +288,7 @@ class Trainer:
         self.position.restore(state["position"])
         if "optimizer" in saved:
             self.begin_optimisation()
-        restore_parts(self.cfg, self._last_state, self._parts(), saved)
+        restore_parts(self.cfg, self.folder.last_state, self._parts(), saved)
         position = self.position
         if position.global_step and (position.step == 0 or position.global_step % self.cfg.val_freq == 0):
             self.validate()
@@ -350,7 +329,8 @@ class Trainer:
         if distributed.joined():
             self.interrupt.ignore_more()
         which = next(filter(None, distributed.gathered(self.interrupt.requested)), stop)
-        where = f"its state is in {self._last_state}" if self._last_state else "no state had been saved yet"
+        last = self.folder.last_state
+        where = f"its state is in {last}" if last else "no state had been saved yet"
         return distributed.of_all(Stopped(f"stopped by {which} at step {self.position.global_step}: {where}; the same "
                                           "command with --resume goes on."))
 
@@ -387,8 +367,7 @@ class Trainer:
     def _start_writing(self, remarks, report):
         """Lock the run's folder and write the configuration and the first lines, once everything is checked."""
         cfg, state, processes = self.cfg, self._resumed, distributed.size()
-        launchers = distributed.gathered(distributed.launcher())
-        distributed.from_main(lambda: self._clean(launchers))
+        self.folder.begin(cfg, resumed=bool(state))
         several = {"processes": processes} if processes > 1 else {}
         self.log.event("machine", state["position"]["global_step"] if state else 0, versions=versions(),
                        **machine(self.device), **several)
@@ -400,31 +379,8 @@ class Trainer:
                          f"accumulate {cfg.accumulate} x processes {processes})")
         if not state:
             self.log.say(f"weights: {f'{cfg.init_weight}: ' if cfg.init_weight else ''}{report}")
-        for remark in remarks + ([self.lock.remark] if self.lock and self.lock.remark else []):
+        for remark in remarks + self.folder.remarks:
             self.log.say(one_line(remark))
-
-    def _clean(self, launchers):
-        """Make the run's folder, lock it, and remove what an earlier run or a killed writer has left there."""
-        cfg = self.cfg
-        self.snapshot.mkdir(parents=True, exist_ok=True)
-        self._lock()
-        if cfg.train and not self._resumed:
-            self.states.clear()
-            candidates.clear(cfg, finished=False)
-        if cfg.train and distributed.launched():
-            self.states.note_launchers(launchers)
-        remove_unfinished(self.snapshot)
-        write_atomically(self.snapshot / f"{cfg.stage}.yml", lambda file: file.write(to_yaml(cfg).encode()))
-
-    def _lock(self):
-        """Lock the run's folder, if it is there and not locked yet."""
-        if not self.lock and self.snapshot.is_dir():
-            self.lock = RunLock(self.snapshot)
-
-    def _finish(self):
-        """Remove what a run needs only while it is under way."""
-        self.states.finish()
-        candidates.clear(self.cfg, finished=True)
 
     def _say_remarks(self):
         """Print the network's remarks on how it is used, each once."""
@@ -437,9 +393,10 @@ class Trainer:
         losses = {name: loss.detach() for name, loss in losses.items()}
 
         def error(which):
-            self._finish_saving()
+            self.folder.settle(self.log)
+            last = self.folder.last_state
             values = {name: loss.item() for name, loss in losses.items()}
-            kept = f"the last good state is {self._last_state}" if self._last_state else "no state had been saved yet"
+            kept = f"the last good state is {last}" if last else "no state had been saved yet"
             return distributed.of_all(TrainingError(
                 f"step {step}: the {which} is not finite (losses {values}, learning rates {rates}, images "
                 f"{self.parts.suspects(found)}); {kept}: lower learning_rate, or check these images and init_weight."))

@@ -55,7 +55,7 @@ class Trial:
     def close(self) -> None:
         """Let go of the files."""
         self.trainer.log.close()
-        self.trainer.lock.release()
+        self.trainer.folder.release()
 
     def run(self) -> None:
         """Do every part, in the order of a run."""
