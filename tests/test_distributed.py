@@ -5,7 +5,7 @@ import time
 
 import pytest
 import torch
-from torchrun import ROOT, torchrun
+from torchrun import MAIN_REFUSES, ROOT, torchrun
 
 from utils import cli, distributed
 from utils.config import load_config
@@ -69,7 +69,7 @@ def test_a_set_world_size_of_one_is_no_several_processes(monkeypatch):
 
 
 COLLECTIVES = """
-import sys, torch
+import atexit, sys, time, torch
 from utils import distributed
 from utils.cli import guarded, leave
 from utils.errors import ConfigError, NothingToDo, Stopped
@@ -99,7 +99,9 @@ def main():
     say("one line")
     say("from each", everywhere=True)
     distributed.wait()
-    if "fail" in sys.argv:
+    if "late" in sys.argv and r == 0:
+        atexit.register(time.sleep, 2)
+    if {"fail", "late"} & set(sys.argv):
         distributed.from_main(lambda: (_ for _ in ()).throw(ConfigError("key: wrong")))
     if "die" in sys.argv and r == 1:
         raise ConfigError("this one ends")
@@ -125,9 +127,10 @@ def test_collectives(tmp_path, processes):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("how, shown", [("die", "process 1: error: this one ends"), ("kill", "has lost the others"),
-                                        ("fail", "process 0: error: key: wrong"),
-                                        ("alone", "start it without torchrun")])
+@pytest.mark.parametrize("how, shown", [("die", "process 1: error: this one ends"), ("kill", "Signal 9 (SIGKILL)"),
+                                        ("fail", "process 0: error: key: wrong"), ("late", MAIN_REFUSES),
+                                        ("alone", "start it without torchrun")],
+                         ids=lambda value: value.split()[0])
 def test_a_process_that_fails_ends_the_job_soon_and_says_why(tmp_path, how, shown):
     (tmp_path / "run.py").write_text(COLLECTIVES)
     start = time.monotonic()

@@ -12,7 +12,7 @@ import pytest
 import torch
 import yaml
 from test_pipeline import TINY, call, weights
-from torchrun import ROOT, torchrun
+from torchrun import MAIN_REFUSES, ROOT, torchrun
 
 import run as run_script
 import run_so as run_so_script
@@ -26,7 +26,6 @@ from utils.errors import ConfigError, NothingToDo, TrainingError
 from utils.interrupt import Interrupt, signals_end
 
 LD = ("run.py", "method=ld", "init_weight=snapshot/tiny/source_only.pth", "epochs=5")  # 2 rounds of 6 steps
-MAIN_REFUSES = "rank      : 0 (local_rank: 0)\n  exitcode  : 2 "  # of torchrun's report
 BE = ("run.py", "method=be", "init_weight=snapshot/tiny/ld.pth", "epochs=5")
 
 

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+MAIN_REFUSES = "rank      : 0 (local_rank: 0)\n  exitcode  : 2 "  # of torchrun's report
 
 
 def torchrun(processes, *words, folder=ROOT, options=(), timeout=300, **environment):

@@ -226,9 +226,10 @@ def wait() -> None:
 def await_main() -> None:
     """Wait until process 0, which says the error that all have, has ended, so that torchrun reports that one. Process 0
     disconnects somewhat before it ends; torchrun then ends this process, or, on another machine, it ends by itself."""
-    with contextlib.suppress(PeerLost):
-        wait()
-    time.sleep(_ENDING)
+    with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(PeerLost):
+            wait()
+        time.sleep(_ENDING)
 
 
 @contextlib.contextmanager
