@@ -50,6 +50,7 @@ class Head(nn.Module):
         self.branches = branches
         self.conv2d_list = nn.ModuleList(
             nn.Conv2d(in_channels, num_classes, 3, padding=d, dilation=d) for d in DILATIONS)
+        self.conv2d_list[branches:].requires_grad_(False)  # else several processes would wait to learn who uses them
 
     def forward(self, x: Tensor) -> Tensor:
         """float [B, in_channels, h, w] -> logits float32 (float64 for float64) [B, C, h, w].

@@ -6,6 +6,7 @@ import pytest
 
 from utils import machine
 
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # torch reads it once, at the first product on a GPU
 # A shell without job control starts background jobs with SIGINT ignored, and so would be every process of a test.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 

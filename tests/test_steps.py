@@ -200,6 +200,22 @@ def test_nothing_moves_where_a_loss_or_gradient_is_not_finite(tmp_path, fused, a
         torch.testing.assert_close(p, q, rtol=1e-12, atol=0)
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_nothing_moves_where_fp16_has_spoilt_a_statistic_but_no_gradient(tmp_path, fused):
+    """The loss scaler looks at gradients alone."""
+    (tmp_path / "c.yml").write_text("method: ld\namp: fp16\nbatch_size: 1")
+    network = nn.Linear(3, 2)
+    network.register_buffer("running_mean", torch.zeros(2))
+    network.parameter_groups = lambda *_: [{"name": "head", "lr_mult": 1.0, "params": list(network.parameters())}]
+    made = Optimisation(load_config(tmp_path / "c.yml"), network, torch.device("cpu"), fused)
+    made.schedule(0.1, 0)
+    for spoilt in (True, False):
+        network.running_mean.fill_(torch.inf if spoilt else 1.0)
+        before = [p.detach().clone() for p in network.parameters()]
+        assert minimise(made, {"a": network(torch.ones(1, 3)).sum()}).tolist() == [spoilt, False]
+        assert all(p.equal(q) == spoilt for p, q in zip(network.parameters(), before))
+
+
 def test_a_state_of_another_device_is_taken_over(tmp_path):
     """The saved options of the kernel are not; and parameters that have had no gradient yet get one later."""
     (tmp_path / "c.yml").write_text("method: ld\nbatch_size: 1")

@@ -1,6 +1,7 @@
 """A training step never waits for a GPU. It is shown on torch's `meta` device, whose tensors have no values: whatever
 would have to read one raises an error there. Where there is a GPU, tests/test_cuda.py asks CUDA itself."""
 import contextlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.build import build_model
 from model.weights import save_weights
-from trainer import checks
+from trainer import checks, prediction
 from trainer.loop import Trainer
 from trainer.methods import find, known
 from trainer.optimisation import Optimisation
@@ -84,6 +85,19 @@ def test_a_step_of_a_method_waits_for_nothing(trainer, name):
             found = made.step(item(2 if made.method.trains else 1))
         assert bool(found) == made.method.trains == find(name).trains
     assert copies.waited == []
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_predicting_waits_for_nothing(trainer, monkeypatch, batch):
+    """Writing the pictures does, in threads of its own."""
+    made, written = trainer("ld"), []
+    monkeypatch.setattr(prediction.Background, "submit", lambda self, call, item, *found: written.append(found))
+    request = prediction.Request(("world",), Path("out"), ("ids", "confidence"), batch=batch)
+    images = prediction.InputImages(made.samples, (128, 64), (1.0,))
+    with Copies() as copies:
+        failed = prediction._predict(made.network, made.cfg, request, images, None, None, None, 0)
+    assert failed == {} and len(written) == len(made.samples) and copies.waited == []
+    assert all(part().device == META for found in written for part in found)
 
 
 @pytest.mark.parametrize("words", [["amp=fp16"], ["bn_source=0.5"], ["fixbn=true"]])

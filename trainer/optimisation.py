@@ -50,10 +50,14 @@ class Optimisation:
         whole batch's. Returns what `checks.not_finite` has found."""
         total: Any = sum(losses.values())
         found = not_finite(self.cfg.method, self.network, total, self.scaler)
-        if self._fused:
-            self.optimizer.found_inf = found.any().float()  # with fp16 the scaler puts its own there
-        elif found.any():
-            return found
+        if not self._fused:
+            if found.any():
+                return found
+        elif self.scaler.is_enabled():  # it tells the optimiser what it finds in the gradients, and nothing else
+            gradient = next(p.grad for p in self.network.parameters() if p.grad is not None)
+            gradient.mul_(torch.where(found.any(), torch.nan, 1.0))
+        else:
+            self.optimizer.found_inf = found.any().float()
         self.scaler.step(self.optimizer)
         self.scaler.update()
         return found

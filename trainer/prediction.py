@@ -21,7 +21,7 @@ from trainer import agreement
 from trainer.evaluate import NO_AUGMENTATION, trained_network
 from trainer.prediction_manifest import Manifest
 from utils import distributed
-from utils.background import Background, host_copy
+from utils.background import Background, host_copy, to_device
 from utils.checkpoint import digest, write_atomically
 from utils.config import Config
 from utils.config_values import nearest, plain
@@ -147,7 +147,11 @@ def _predict(network: Segmenter, cfg: Config, request: Request, images: InputIma
     loader = ReadingLoader(images.__getitem__, range(len(images)), workers,
                            lambda index: str(images.samples[index].image), device.type == "cuda")
 
-    def write(item, ids, confidence):
+    def write(item, finite, ids, confidence):
+        if not finite():
+            failed[item["name"]] = (f"{samples[item['name']].image}: the network's outputs are not finite: set amp=off "
+                                    "or bf16, or check the image and the checkpoint.")
+            return
         drawn = outputs.pictures(request.save, ids().numpy(), key, confidence and confidence().numpy(),
                                  item["photo"].numpy())
         sizes = {kind: outputs.write_png(outputs.output_path(request.output, kind, item["name"]), picture)
@@ -157,13 +161,12 @@ def _predict(network: Segmenter, cfg: Config, request: Request, images: InputIma
     with Background(_WRITERS, pending=_WRITERS if cut else 2 * _WRITERS) as writers:
         shown = Progress(loader, "predict", cfg.print_freq, cfg.screen, first=skipped)
         for item, found in _predictions(network, shown, request, cut, device):
-            if found is None or not found.finite:
-                failed[item["name"]] = item.get("error") or (
-                    f"{samples[item['name']].image}: the network's outputs are not finite: set amp=off or bf16, or "
-                    "check the image and the checkpoint.")
+            if found is None:
+                failed[item["name"]] = item["error"]
                 continue
             writers.submit(write, {"name": item["name"], "photo": item.get("photo", item["image"][0])},
-                           host_copy(found.ids), host_copy(_grey(found.confidence)) if confident else None)
+                           host_copy(found.finite), host_copy(found.ids),
+                           host_copy(_grey(found.confidence)) if confident else None)
     return failed
 
 
@@ -195,7 +198,8 @@ def _tiled(network, pixels, cut, request):
 @torch.no_grad()
 def _whole(network, items, augmentation, confidence, device):
     """The predictions for a batch of items, whose images have the same size."""
-    at_scales = [torch.cat(images).to(device, non_blocking=True) for images in zip(*map(sizes_of, items))]
+    at_scales = [to_device(images[0] if len(images) == 1 else torch.cat(images), device)
+                 for images in zip(*map(sizes_of, items))]
     scores = inference.image_scores(network, at_scales, [item["size"] for item in items], augmentation.flip)
     return iter([inference.prediction(found, augmentation.passes == 1, confidence) for found in scores])
 

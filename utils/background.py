@@ -65,11 +65,12 @@ def host_copies(tree: Any, clone: bool = True) -> Callable[[], Any]:
         return type(value)(map(copied, value)) if type(value) in (list, tuple) else value
 
     copies = copied(tree)
-    events = [_recorded(device) for device in devices]
+    events = [(device, _recorded(device)) for device in devices]
 
     def wait():
-        for event in events:
-            event.synchronize()
+        for device, event in events:
+            with torch.cuda.device(device):  # a thread begins with the first GPU, where waiting would take memory
+                event.synchronize()
         return copies
     return wait
 

@@ -27,6 +27,12 @@ def compute_deterministically(device: torch.device) -> None:
     torch.backends.cudnn.deterministic = True
     torch.use_deterministic_algorithms(True)
     _memory.fill_uninitialized_memory = False  # nothing here reads memory before it is written
+    if torch.cuda.is_available():
+        try:
+            torch.ones(1, 1, device=device) @ torch.ones(1, 1, device=device)
+        except RuntimeError as error:  # torch reads the variable once
+            raise ConfigError(f"deterministic: this process has computed matrix products on a GPU before {_CUBLAS} was "
+                              f"set: set {_CUBLAS}={_SAME_BITS[0]} in the environment before it starts.") from error
 
 
 @contextlib.contextmanager
