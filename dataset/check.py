@@ -16,7 +16,7 @@ from dataset.part_report import PARTS, SHOWN, Report, check_part, find_shared
 from utils import distributed
 from utils.cli import guarded, leave, parser
 from utils.config import Config, load_config
-from utils.errors import one_line
+from utils.errors import ConfigError, one_line
 from utils.progress import say
 
 EXIT_WOULD_STOP = 1
@@ -108,11 +108,15 @@ def main(arguments: list[str] | None = None) -> int:
 
     def run():
         cfg = load_config(given.config, [*given.overrides, *(word for word in given.split if "=" in word)])
+        asked = split, cfg.method, cfg.source, cfg.target
+        if any(others != asked for others in distributed.gathered(asked)):
+            raise distributed.of_all(ConfigError("--split, method, source, target: they differ between the processes "
+                                                 "of this run: start all with the same command."))
         parts, left_out = split or list(PARTS), None
         if not split and not cfg.method_class.needs_source:
             if cfg.source == cfg.target:
                 left_out = f"source_train ({cfg.source}): not read, it is the target's own section"
-            elif not os.path.isdir(cfg.source_data.data_dir):
+            elif distributed.any_of(not os.path.isdir(cfg.source_data.data_dir)):  # another machine may have it
                 left_out = (f"source_train ({cfg.source}): not read, no folder {cfg.source_data.data_dir!r}; run_so.py "
                             f"would stop, method {cfg.method} opens nothing of it")
         if left_out:

@@ -5,7 +5,8 @@
 In the middle of step 3, counted from 1 in each process, process 1 does this to itself: it sends itself the signal, or,
 by `launcher:SIGTERM`, the signal to torchrun, or raises the error of that name. A restarted process does nothing.
 `words`: more words, of process `rank` alone. Each process appends a line to `known-RANK.txt` at every saved state: the
-step, and a hash of all parts of the state but the log's.
+step, and a hash of all parts of the state but the log's. `end`: seconds that closing a run's log takes longer, as on a
+slow disk.
 """
 import builtins
 import hashlib
@@ -13,6 +14,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -23,6 +25,7 @@ import run_so as run_so_script
 from trainer.loop import Trainer
 from utils import distributed
 from utils.cli import leave, run_stage
+from utils.logger import RunLog
 
 
 def happen(what):
@@ -53,12 +56,14 @@ def known(value, result):
 def main(plan, script, *words):
     plan, steps = json.loads(plan), [0]
     mine = plan.get("rank") == distributed.rank()
-    step, save = Trainer.step, Trainer.save_state
+    step, save, close = Trainer.step, Trainer.save_state, RunLog.close
 
     def watched_step(self, *arguments):
         steps[0] += 1
         if mine and steps[0] == plan.get("step") and not distributed.restarted():
             happen(plan["do"])
+            while plan["do"].startswith("launcher:") and not self.interrupt.requested:
+                time.sleep(0.01)  # until torchrun has passed it on
         return step(self, *arguments)
 
     def watched_save(self, wait=True):
@@ -66,7 +71,11 @@ def main(plan, script, *words):
         parts = {name: part.state_dict() for name, part in self._parts().items() if name != "log"}
         with open(f"known-{distributed.rank()}.txt", "a", encoding="utf-8") as file:
             print(self.position.global_step, known(parts, hashlib.sha256()).hexdigest(), file=file)
-    Trainer.step, Trainer.save_state = watched_step, watched_save
+
+    def slow_close(self):
+        time.sleep(plan.get("end", 0))
+        close(self)
+    Trainer.step, Trainer.save_state, RunLog.close = watched_step, watched_save, slow_close
     sys.argv = [script, *words, *(plan.get("words", []) if mine else [])]
     module, fixed = (run_so_script, {"method": "source_only"}) if script == "run_so.py" else (run_script, {})
     return run_stage("a test", "tiny.yml", module.run, **fixed)

@@ -351,7 +351,7 @@ def test_predictions_are_those_of_one_process(predicted, tmp_path):
     folder = copied(fresh, tmp_path / "run")
     done = torchrun(3, ROOT / "predict.py", *PREDICT, folder=folder)
     codes = set(re.findall(r"exitcode +: (-?\d+)", done.stderr))
-    assert done.returncode != 0 and "2" in codes and codes <= {"2", "-15"}  # -15: torchrun was faster
+    assert done.returncode != 0 and "2" in codes and codes <= {"2", "-15", "130"}  # a signal: torchrun was faster
     assert done.stdout.count("predicted 14 images, 1 failed: out/ids, out/confidence") == 1
     assert done.stderr.count("3x.png: cannot be read as an image") == 1
     assert pictures(folder) == pictures(one) and len(pictures(one)) == 28

@@ -101,7 +101,7 @@ def test_processes_hold_the_same_state_and_the_first_alone_writes(whole, stage):
 
 @pytest.mark.slow
 def test_a_killed_process_ends_the_job_and_a_restart_resumes_exactly(world, whole):
-    plan = {"rank": 1, "step": 8, "do": "SIGKILL"}
+    plan = {"rank": 1, "step": 8, "do": "SIGKILL", "end": 1}  # within which torchrun sends SIGTERM
     result = done(world, 2, [*LD, "note=killed"], plan=plan, options=["--max_restarts", "1"])
     assert "resumed from snapshot/killed/ld.state/0000000" in result.stdout
     assert "process 0: error: process 0 of 2 has lost the others" in result.stderr
@@ -134,7 +134,7 @@ def test_a_signal_to_torchrun_stops_all_and_another_number_of_processes_goes_on_
     first, second = known(world)
     assert first == second
     state = max((world / "snapshot/all/ld.state").glob("*.pth"))
-    assert state.name in said[0] and 9 <= int(state.name[:8]) < 12
+    assert state.name in said[0] and int(state.name[:8]) == 9
     refused = several(world, 3, [*LD, "note=all", "--resume"])
     error, = [line for line in refused.stderr.splitlines() if "error:" in line]
     assert "processes: 2 with accumulate: 1; now these are 3 and 1" in error and "round01-start.pth" in error
@@ -163,7 +163,7 @@ def configured(folder, note):
 
 @pytest.mark.slow
 def test_an_error_in_one_process_ends_the_job_and_is_shown(world):
-    plan = {"rank": 1, "step": 3, "do": "ZeroDivisionError"}
+    plan = {"rank": 1, "step": 3, "do": "ZeroDivisionError", "end": 1}
     result = several(world, 2, [*LD, "note=error", "fix_seed=False"], plan=plan)
     assert result.returncode == 1
     lines = [line for line in result.stderr.splitlines() if line.startswith("process ")]
@@ -362,10 +362,10 @@ def test_a_folder_that_another_process_does_not_see_is_refused_and_nothing_is_le
     folder = tmp_path.joinpath(*("ab"[:missing]))
     seen = []
     monkeypatch.setattr(distributed, "gathered", lambda value: seen.append(value) or [value, True])
-    agreement._require_shared("plabel", folder)
+    agreement.require_shared("plabel", folder)
     monkeypatch.setattr(distributed, "gathered", lambda value: seen.append(value) or [value, False, False])
     with pytest.raises(ConfigError, match="plabel: .* of process 0 is not what processes 1, 2 see there"):
-        agreement._require_shared("plabel", folder)
+        agreement.require_shared("plabel", folder)
     assert seen == [True, True] and [p.name for p in tmp_path.iterdir()] == ["tiny.yml"]
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from test_segmenter import Answer, segmenter
 
-from utils import distributed
+from utils import cli, distributed
 from utils.cli import EXIT_UNEXPECTED, EXIT_USER_ERROR, guarded
 from utils.memory import gpu_is_full
 
@@ -34,6 +34,7 @@ def number(error):
 @pytest.mark.parametrize("error", FULL, ids=number)
 def test_it_is_one_line_that_says_what_helps(error, joined, monkeypatch, capsys):
     monkeypatch.setattr(distributed, "_joined", joined)  # an error of nccl's is no lost process then
+    monkeypatch.setattr(cli, "ignore_signals", lambda: None)
 
     def main():
         raise error

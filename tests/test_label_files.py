@@ -352,5 +352,8 @@ def test_memory_does_not_grow_with_the_images(tmp_path, process, shard, monkeypa
         most = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         return most
+
+    def least(count):  # in which order the threads write only adds to it
+        return min(peak(count) for _ in range(3))
     peak(20)  # what is imported and cached once
-    assert peak(1000) - peak(200) < 800 * 20  # bytes; a hash alone takes 32
+    assert least(1000) - least(200) < 800 * 20  # bytes; a hash alone takes 32

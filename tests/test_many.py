@@ -526,6 +526,33 @@ def test_processes_with_other_lists_are_refused_before_they_share_out_the_readin
     assert "process 0: error: the processes of this run differ: the images (names and sizes)" in error
 
 
+MACHINES = """
+import os, sys
+from dataset import check
+from utils import distributed
+from utils.cli import leave
+plain, (what, *words) = os.path.isdir, sys.argv[1:]
+if what == "folder" and distributed.rank() == 1:
+    os.path.isdir = lambda path: not str(path).endswith("gta5") and plain(path)
+parts = ["--split", "target_val"] if what == "words" and distributed.rank() == 1 else []
+leave(check.main(["--config", "c.yml", *words, *parts]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["folder", "words"])
+def test_machines_without_the_source_or_with_other_words_do_not_wait_for_each_other(world, tmp_path, what):
+    (tmp_path / "c.yml").write_text((world / "c.yml").read_text())
+    (tmp_path / "program.py").write_text(MACHINES)
+    done = torchrun(2, "program.py", what, "method=ld", folder=tmp_path, timeout=120)
+    if what == "folder":
+        assert done.returncode == 0 and done.stdout.count("source_train (gta5): not read, no folder") == 1, done.stderr
+        assert "target_train" in done.stdout and "Traceback" not in done.stderr
+    else:
+        error, = [line for line in done.stderr.splitlines() if "error:" in line]
+        assert "process 0: error: --split, method, source, target: they differ between the processes" in error
+
+
 @pytest.mark.slow
 def test_processes_find_what_one_finds(world, tmp_path):
     shutil.copytree(world / "world", tmp_path / "world")

@@ -330,18 +330,20 @@ def test_a_state_that_cannot_be_saved_is_a_warning_and_training_goes_on(world, m
 def test_a_state_that_is_written_beside_the_next_step_is_that_of_its_own(world, monkeypatch, capsys):
     """Writing is held up until the next step has moved the weights, and the run is broken off there: the state is
     written before the run ends, and from it on the bits are those of a run that was never stopped."""
-    moved, held = threading.Event(), []
+    moved, begun, held = threading.Event(), threading.Event(), []
     save, step = checkpoint.StateFolder.save, Trainer.step
 
     def late(self, state):
         if threading.current_thread() is not threading.main_thread():
             held.append(state["position"]["global_step"])
+            begun.set()
             assert moved.wait(60)
         return save(self, state)
 
     def broken_off(self, item):
         losses = step(self, item)
-        if held:
+        if self.position.global_step == 1:  # this is the second
+            assert begun.wait(60)
             moved.set()
             raise KeyboardInterrupt
         return losses
@@ -374,7 +376,7 @@ def test_amp_auto_goes_on_in_the_precision_that_it_began_with(world, monkeypatch
 def test_a_second_process_on_the_same_note_is_refused(world, monkeypatch, capsys):
     code = "import sys, time; sys.path.insert(0, sys.argv[1])\n" \
            "from pathlib import Path\nfrom utils.checkpoint import RunLock\n" \
-           "held = RunLock(Path('snapshot/tiny')); print('held', flush=True); time.sleep(60)"
+           "held = RunLock(Path('snapshot/tiny')); print('held', flush=True); time.sleep(600)"
     other = subprocess.Popen([sys.executable, "-c", code, str(ROOT)], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "held\n"

@@ -79,7 +79,7 @@ def require_same_beginning(cfg: Config, state: dict[str, torch.Tensor]) -> None:
 def require_shared_folders(cfg: Config) -> None:
     """Raise ConfigError unless all processes see process 0's folders `snapshot` and `plabel`."""
     for key in ("snapshot", "plabel") if distributed.size() > 1 else ():
-        _require_shared(key, Path(getattr(cfg, key)).absolute())
+        require_shared(key, Path(getattr(cfg, key)).absolute())
 
 
 def require_same(facts: Callable[[], Mapping[str, Any]]) -> None:
@@ -94,7 +94,9 @@ def require_same(facts: Callable[[], Mapping[str, Any]]) -> None:
         distributed.from_main(refuse)
 
 
-def _require_shared(key, folder):
+def require_shared(key: str, folder: Path) -> None:
+    """Raise ConfigError, which names the key, unless all processes see process 0's folder, or where it would be made.
+    folder: an absolute path. Collective."""
     def refuse():
         if blind:
             raise ConfigError(f"{key}: {str(folder)!r} of process 0 is not what {_numbers(blind)} "

@@ -108,8 +108,8 @@ class Trainer:
 
         Raises Stopped, whose text says what to do, when a signal has ended the run and its state is saved.
         """
-        try:
-            with self.interrupt:
+        with self.interrupt:  # also at its end: a signal must not take the place of an error
+            try:
                 if self._resumed:
                     self._restore(self._resumed)
                     self._resumed = None
@@ -121,12 +121,12 @@ class Trainer:
                 self.log.event("cost", self.position.global_step, **peak_memory(self.device))
                 if self.cfg.train:
                     self.folder.finish()
-        except Stopped as stop:
-            raise self._stopped(stop) from None
-        finally:
-            self.folder.settle(self.log)
-            self.log.close()
-            self.folder.release()
+            except Stopped as stop:
+                raise self._stopped(stop) from None
+            finally:
+                self.folder.settle(self.log)
+                self.log.close()
+                self.folder.release()
         return self.validation.scores
 
     def train(self) -> None:

@@ -110,6 +110,8 @@ def predict(network: Segmenter, cfg: Config, request: Request, found: tuple[list
     settings = {"weights": digest(network.state_dict()), **settings}
     agreement.require_same(lambda: {**agreement.of_configuration(cfg, next(network.parameters()).device), **settings,
                                     "images": fingerprint(samples)})
+    if distributed.size() > 1:
+        agreement.require_shared("--output", request.output.absolute())
     with Manifest(request.output, request.save, request.overwrite, samples, settings) as manifest:
         waiting, folder = manifest.waiting(), request.output
         distributed.from_main(lambda: write_atomically(folder / LEGEND, lambda file: file.write(key.json())))

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -14,7 +15,7 @@ from utils import distributed
 from utils.config import config_help, load_config
 from utils.config_values import HELP_WIDTH, expanded
 from utils.errors import ConfigError, NothingToDo, Stopped, UserError, first_line, one_line
-from utils.interrupt import signals_end
+from utils.interrupt import ignore_signals, signals_end
 from utils.memory import gpu_is_full
 from utils.user_code import fault_in_run
 
@@ -144,7 +145,12 @@ def guarded(main: Callable[[], int | None], debug: bool = False, several: bool =
             if not several and distributed.size() > 1:
                 return _said(EXIT_USER_ERROR, "error: this command runs in one process: start it without torchrun.")
             distributed.join()
-            code = main() or 0
+            try:
+                code = main() or 0
+            except Exception:
+                if distributed.joined():
+                    ignore_signals()  # torchrun sends one as soon as another process has ended: the error comes first
+                raise
         failed = False
         return code
     except NothingToDo as done:
@@ -156,6 +162,9 @@ def guarded(main: Callable[[], int | None], debug: bool = False, several: bool =
     except KeyboardInterrupt:
         return _said(EXIT_INTERRUPTED, "stopped: what had been saved before is kept")
     except Exception as error:
+        if debug and distributed.size() > 1:
+            traceback.print_exc()  # before the others learn that this one ends
+            return EXIT_UNEXPECTED
         if debug:
             raise
         if isinstance(error, UserError):

@@ -6,6 +6,7 @@ is a collective: it waits for all of them, at most `TIMEOUT`, and raises PeerLos
 """
 import contextlib
 import os
+import signal
 import socket
 import time
 import uuid
@@ -112,16 +113,26 @@ def _start(store: Any) -> str:
     if process == 0:
         store.set("start", own)
         for other in range(1, size()):
-            store.set(f"{own}/{other}/seen", store.get(f"{own}/{other}"))
+            store.set(f"{own}/{other}/seen", _awaited(store, f"{own}/{other}"))
         return own
     end = time.monotonic() + TIMEOUT.total_seconds()
     while time.monotonic() < end:
-        start = store.get("start").decode()  # it may be the one before
+        start = _awaited(store, "start").decode()  # it may be the one before
         store.set(f"{start}/{process}", own)
         if store.check([f"{start}/{process}/seen"]) and store.get(f"{start}/{process}/seen").decode() == own:
             return start
         time.sleep(0.05)
     raise RuntimeError("process 0 has not come")
+
+
+def _awaited(store, key):
+    """A value of the store, once it is there; a signal ends this wait, unlike one of the store's own."""
+    end = time.monotonic() + TIMEOUT.total_seconds()
+    while not store.check([key]):
+        if time.monotonic() > end:
+            raise RuntimeError("a process has not come")
+        time.sleep(0.05)
+    return store.get(key)
 
 
 def leave(failed: bool = False) -> None:
@@ -226,10 +237,10 @@ def wait() -> None:
 def await_main() -> None:
     """Wait until process 0, which says the error that all have, has ended, so that torchrun reports that one. Process 0
     disconnects somewhat before it ends; torchrun then ends this process, or, on another machine, it ends by itself."""
-    with contextlib.suppress(KeyboardInterrupt):
-        with contextlib.suppress(PeerLost):
-            wait()
-        time.sleep(_ENDING)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    with contextlib.suppress(PeerLost):
+        wait()
+    time.sleep(_ENDING)
 
 
 @contextlib.contextmanager

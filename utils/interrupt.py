@@ -108,6 +108,13 @@ def signals_end() -> Iterator[None]:
                 signal.signal(number, signal.SIG_DFL)
 
 
+def ignore_signals() -> None:
+    """Ignore SIGNALS until the process ends."""
+    if threading.current_thread() is threading.main_thread():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
 @contextlib.contextmanager
 def signals_held() -> Iterator[None]:
     """Hold SIGNALS back until the end of the block. Child processes that are started in it hold them back as well."""
