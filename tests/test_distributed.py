@@ -103,7 +103,7 @@ def main():
         atexit.register(time.sleep, 2)
     if {"fail", "late"} & set(sys.argv):
         distributed.from_main(lambda: (_ for _ in ()).throw(ConfigError("key: wrong")))
-    if "die" in sys.argv and r == 1:
+    if {"die", "debug"} & set(sys.argv) and r == 1:
         raise ConfigError("this one ends")
     if "kill" in sys.argv and r == 1:
         import os, signal
@@ -111,7 +111,7 @@ def main():
     distributed.wait()
     return 0
 
-leave(guarded(main, several="alone" not in sys.argv))
+leave(guarded(main, "debug" in sys.argv, several="alone" not in sys.argv))
 """
 
 
@@ -129,6 +129,7 @@ def test_collectives(tmp_path, processes):
 @pytest.mark.slow
 @pytest.mark.parametrize("how, shown", [("die", "process 1: error: this one ends"), ("kill", "Signal 9 (SIGKILL)"),
                                         ("fail", "process 0: error: key: wrong"), ("late", MAIN_REFUSES),
+                                        ("debug", "utils.errors.ConfigError: this one ends"),
                                         ("alone", "start it without torchrun")],
                          ids=lambda value: value.split()[0])
 def test_a_process_that_fails_ends_the_job_soon_and_says_why(tmp_path, how, shown):
