@@ -26,8 +26,7 @@ class Parallel:
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
             inner, [name for name, _ in inner.named_buffers()])
         self.trained = _trained(network)
-        self._wrapped = DistributedDataParallel(inner, find_unused_parameters=True,
-                                                gradient_as_bucket_view=True)
+        self._wrapped = DistributedDataParallel(inner, find_unused_parameters=True, gradient_as_bucket_view=True)
 
     def __call__(self, x: Tensor) -> Tensor:
         """The forward pass."""

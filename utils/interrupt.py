@@ -21,7 +21,6 @@ class Interrupt:
     def __init__(self) -> None:
         self.requested: str | None = None  # name of the signal
         self._before: dict = {}
-        self._taken: tuple = ()
 
     def check(self) -> None:
         """Raise Stopped if a signal has come."""
@@ -31,8 +30,7 @@ class Interrupt:
     def ignore_more(self) -> None:
         """Ignore further signals until the process ends. A process of several says so once all have agreed to stop:
         torchrun sends another signal as soon as the first of them has ended."""
-        for number in self._taken:
-            signal.signal(number, signal.SIG_IGN)
+        ignore_signals()
         self._before = {}
 
     def __enter__(self):
@@ -40,7 +38,6 @@ class Interrupt:
         if threading.current_thread() is threading.main_thread():
             _current = self
             self._before = {number: signal.signal(number, self._note) for number in SIGNALS}
-            self._taken = tuple(self._before)
         return self
 
     def __exit__(self, *_):
